@@ -16,9 +16,12 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from chexspark import evaluate, report, train
+from chexspark.cluster.job import check_inputs
+from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, UserError
 from chexspark.findings import FINDINGS
 from chexspark.session import check_ranks, task_slots
+from chexspark.settings import build
 from chexspark.storage import locate
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -135,6 +138,31 @@ def test_the_report_is_one_file_that_says_what_was_found(run):
     assert targets <= set(re.findall(r'id="([a-z]+)"', page))
     card = (place / "model_card.md").read_text()
     assert f"| mean | {mean:.3f} |" in card and "Not a medical device" in card
+
+
+def test_a_plan_shows_what_would_run_and_starts_nothing(store, manifest, tmp_path, capsys):
+    new = tmp_path / "new"
+    train(None, data=store.path, run=str(new), plan=True, num_proc=4, batch_size=4, epochs=3,
+          model="vgg16", schedule="cosine", scale_learning_rate="linear", warmup_epochs=1)  # fmt: skip
+    shown = capsys.readouterr().out
+    steps = -(-manifest.splits["train"].images // 16)
+    assert f"{steps} steps per epoch of 16 images, {3 * steps} steps in all" in shown
+    assert "14,721,870 trainable parameters" in shown and "learning rate (cosine):" in shown
+    assert "█" in shown and not new.exists()
+
+
+def test_the_learning_rate_of_an_earlier_run_is_taken_up(run, store, tmp_path):
+    place, history, *_ = run
+    best = history[history["best"]].iloc[0]
+    settings = {
+        "data": store.path,
+        "run": str(tmp_path / "new"),
+        "learning_rate_from_weights": True,
+    }
+    config, *_ = check_inputs(build(TrainConfig, settings | {"weights": place.path, "plan": True}))
+    assert config.learning_rate == best["learning_rate"]
+    with pytest.raises(UserError, match="needs --weights to name a run"):
+        check_inputs(build(TrainConfig, settings | {"plan": True}))
 
 
 def test_a_run_is_not_written_over(run, store):

@@ -6,15 +6,13 @@ memory; ``silent`` the same step without a word to other ranks, on both at the s
 machine gives to processes that run side by side.
 """
 
-import os
 import time
 
 from chexspark.config import TrainConfig
-from chexspark.data.plan import RankFacts
 from chexspark.manifest import read_manifest
 from chexspark.storage import locate
 from chexspark.training.events import EventAddress, EventSender
-from chexspark.training.rank import CPU_CYCLE_MILLISECONDS
+from chexspark.training.rank import join_ring
 
 
 def measure_rank(address: EventAddress, config: TrainConfig, rounds: int) -> list[dict]:
@@ -24,7 +22,6 @@ def measure_rank(address: EventAddress, config: TrainConfig, rounds: int) -> lis
 
     from chexspark.data.augmentation import draw
     from chexspark.data.pipeline import tensors
-    from chexspark.training.devices import claim_device
     from chexspark.training.loop import Training
     from chexspark.training.step import Steps
 
@@ -34,11 +31,7 @@ def measure_rank(address: EventAddress, config: TrainConfig, rounds: int) -> lis
         def _sum(self, tensors, name, compressed=False):
             return tensors
 
-    # As on a rank that trains.
-    os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_MILLISECONDS)
-    hvd.init()
-    facts = RankFacts(hvd.rank(), hvd.size())
-    claim_device(hvd.local_rank(), hvd.local_size(), config.threads)
+    facts, *_ = join_ring(config.threads)
     with EventSender(address, facts.rank) as events:
         training = Training(config, read_manifest(locate(config.data)), facts, events)
         steps = training.steps

@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import tempfile
-import time
 from pathlib import Path
 
 import horovod.tensorflow as hvd
@@ -28,6 +27,7 @@ from chexspark.manifest import Manifest
 from chexspark.models.weights import train_trunk
 from chexspark.storage import Location, locate
 from chexspark.training.checkpoint import Writer, latest
+from chexspark.training.clock import Clock
 from chexspark.training.events import EventSender
 from chexspark.training.faults import StoppedByUser, check_finite
 from chexspark.training.schedule import Plateau, make_schedule
@@ -35,7 +35,6 @@ from chexspark.training.setup import global_batch, make_model, make_steps
 from chexspark.training.validation import average_statistics, averaged_weights, validate
 from chexspark.training.watch import Watch
 
-EVENT_SECONDS = 0.5
 WATCH_STEPS = 10  # between two points of TensorBoard's curves
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ class Training:
         self.schedule = make_schedule(config, self.steps_per_epoch)
         self.plateau = Plateau(1.0, config.plateau_factor, config.plateau_patience)
         self.history, self.best, self.watch = [], (-math.inf, -math.inf), None
-        self.frozen, self.writer = False, None
+        self.frozen, self.writer, self.rate = False, None, None
 
     def epochs(self) -> None:
         """Train; after each epoch validate, keep the best, write the history and a checkpoint."""
@@ -85,7 +84,6 @@ class Training:
 
     def checkpoint(self, epoch: int, step: int, losses: float, finished: bool = False) -> None:
         """Write where the run stands before a step of an epoch; `losses`: sum of the epoch so far."""
-        average_statistics(self.steps)  # each rank has its own: one that resumes has the average
         if self.facts.rank:
             return
         state = {
@@ -197,6 +195,8 @@ class Training:
             done, every = step + 1, self.config.checkpoint_steps
             is_due = every and (epoch * len(plan) + done) % every == 0
             if result.stopping or (is_due and done < len(plan)):
+                # Each rank has its own, and all that go on from here have the average.
+                average_statistics(self.steps)
                 self.checkpoint(epoch, done, clock.losses)
             if result.stopping:
                 raise StoppedByUser(f"stopped after epoch {epoch + 1}, step {done}")
@@ -204,12 +204,12 @@ class Training:
 
     def set_rate(self, step: int) -> float:
         rate = self.schedule.at(step) * self.plateau.learning_rate
-        if rate != getattr(self, "rate", None):
+        if rate != self.rate:
             self.rate = rate
             self.steps.optimizer.learning_rate.assign(rate)
         return rate
 
-    def tell(self, epoch: int, step: int, steps: int, rate: float, clock: "Clock") -> None:
+    def tell(self, epoch: int, step: int, steps: int, rate: float, clock: Clock) -> None:
         """Send the step to the driver, now and then, and to TensorBoard."""
         if self.watch and step % WATCH_STEPS == 0:
             self.watch.step(
@@ -223,59 +223,6 @@ class Training:
                 loss=clock.mean_loss, learning_rate=rate, images_per_second=clock.rate,
                 seconds_left=left * clock.images / clock.rate,
             )  # fmt: skip
-
-
-class Clock:
-    """Adds up where the time of an epoch goes. `images`: of a step, over all ranks."""
-
-    def __init__(self, images: float, first: int, losses: float):
-        self.images, self.before, self.steps = images, first, 0
-        self.started = self.told = self.now = time.monotonic()
-        self.first = None  # when the first step, which may have compiled, was done
-        self.loss = self.input = self.allreduce = 0.0
-        self.losses = losses
-
-    def asks(self) -> None:
-        self.now = time.monotonic()
-
-    def gets(self) -> None:
-        self.input += time.monotonic() - self.now
-
-    def stepped(self, result) -> None:
-        self.steps += 1
-        self.loss, self.losses = result.loss, self.losses + result.loss
-        self.allreduce += result.allreduce_seconds
-        self.now = time.monotonic()
-        self.first = self.first or self.now
-
-    @property
-    def mean_loss(self) -> float:
-        return self.losses / (self.before + self.steps)
-
-    @property
-    def rate(self) -> float:
-        """Images per second over all ranks, from the second step on."""
-        if self.steps < 2:
-            return self.images / max(self.now - self.started, 1e-9)
-        return (self.steps - 1) * self.images / (self.now - self.first)
-
-    def is_time_to_tell(self) -> bool:
-        if self.steps < 2 or self.now - self.told < EVENT_SECONDS:
-            return False
-        self.told = self.now
-        return True
-
-    def figures(self) -> dict:
-        """The epoch's row of the history. The shares are of the epoch's time on this rank."""
-        seconds = time.monotonic() - self.started
-        shares = {"input_share": self.input / seconds, "allreduce_share": self.allreduce / seconds}
-        return {
-            "train_loss": self.mean_loss,
-            "seconds": seconds,
-            "images_per_second": self.steps * self.images / seconds,
-            **shares,
-            "compute_share": 1 - sum(shares.values()),
-        }
 
 
 def run_epochs(

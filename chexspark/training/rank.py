@@ -61,24 +61,13 @@ def run_rank(address: EventAddress, config: TrainConfig) -> dict:
 
 
 def train_as_rank(config: TrainConfig, events: EventSender) -> dict:
-    """Join the ring, claim a device, train."""
+    """Join the ring and train."""
     events.send("starting", what="TensorFlow")
     import horovod.tensorflow as hvd
-    import pyarrow as pa
 
-    from chexspark.training.devices import claim_device
     from chexspark.training.loop import run_epochs
 
-    local_rank, local_size = (int(os.environ[f"HOROVOD_LOCAL_{n}"]) for n in ("RANK", "SIZE"))
-    device, threads = claim_device(local_rank, local_size, config.threads)
-    if device == "CPU":
-        # Each cycle is a word among all ranks, which a CPU that trains has to stop for.
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_MILLISECONDS)
-    hvd.init()
-    # Arrow's own pool gives large buffers back to the system and takes them again, page by page:
-    # reading a row group then costs several times the copy.
-    pa.set_memory_pool(pa.system_memory_pool())
-    facts = RankFacts(hvd.rank(), hvd.size())
+    facts, device, threads = join_ring(config.threads)
     mine = {"rank": facts.rank, "host": socket.gethostname(), "device": device, "threads": threads}
     ranks = hvd.allgather_object(mine)
     manifest = read_manifest(locate(config.data))
@@ -102,6 +91,25 @@ def train_as_rank(config: TrainConfig, events: EventSender) -> dict:
     run_epochs(config, manifest, facts, events)
     hvd.shutdown()
     return mine
+
+
+def join_ring(threads: int | None) -> tuple[RankFacts, str, int]:
+    """Claim this rank's device and start Horovod. Returns who it is, its device, its threads."""
+    import horovod.tensorflow as hvd
+    import pyarrow as pa
+
+    from chexspark.training.devices import claim_device
+
+    local_rank, local_size = (int(os.environ[f"HOROVOD_LOCAL_{n}"]) for n in ("RANK", "SIZE"))
+    device, threads = claim_device(local_rank, local_size, threads)
+    if device == "CPU":
+        # Each cycle is a word among all ranks, which a CPU that trains has to stop for.
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_MILLISECONDS)
+    hvd.init()
+    # Arrow's own pool gives large buffers back to the system and takes them again, page by page:
+    # reading a row group then costs several times the copy.
+    pa.set_memory_pool(pa.system_memory_pool())
+    return RankFacts(hvd.rank(), hvd.size()), device, threads
 
 
 class Warnings(logging.Handler):
