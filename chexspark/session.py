@@ -3,8 +3,11 @@
 In: a session or none. Out: a session, and the facts about it that the rooms need.
 """
 
+import contextlib
+import socket
 import time
 
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from chexspark.errors import RunFailed, UserError
@@ -15,11 +18,20 @@ SETTLED_SECONDS = 10.0  # without another one after that
 UNBOUNDED = 2**31 - 1  # slots, as Spark's own default of spark.dynamicAllocation.maxExecutors
 
 
-def start_session(spark: SparkSession | None, name: str) -> SparkSession:
-    """Return `spark` itself, or a new session under ``spark-submit``'s settings."""
+def start_session(spark: SparkSession | None, name: str, settings=None) -> SparkSession:
+    """Return `spark` itself, or a new session under ``spark-submit``'s settings.
+
+    `settings` hold where ``spark-submit`` has none.
+    """
     if spark is not None:
         return spark
-    return SparkSession.builder.appName(f"chexspark {name}").getOrCreate()
+    builder = SparkSession.builder.appName(f"chexspark {name}")
+    if settings and SparkSession.getActiveSession() is None:
+        SparkContext._ensure_initialized()  # so that SparkConf knows what spark-submit was given
+        given = SparkConf()
+        for key, value in settings.items():
+            builder = builder.config(key, given.get(key, value))
+    return builder.getOrCreate()
 
 
 def stop_session() -> None:
@@ -68,6 +80,22 @@ def slots_again(spark: SparkSession, wanted: int, least: int) -> int:
     if slots < least:
         raise RunFailed(f"{slots} task slots are left, fewer than --min-proc {least}")
     return min(slots, wanted)
+
+
+def replace_executors(spark: SparkSession, address: str) -> None:
+    """Have Spark give up the executors of a host that does not answer, and ask for others.
+
+    Spark itself would take tasks there for ``spark.network.timeout``, which is two minutes.
+    """
+    if is_local(spark):
+        return
+    scala = spark.sparkContext._jsc.sc()
+    executors = scala.statusStore().executorList(True)
+    for number in range(executors.size()):
+        executor = executors.apply(number)
+        with contextlib.suppress(OSError):  # a name that is not known any more
+            if socket.gethostbyname(executor.hostPort().rsplit(":", 1)[0]) == address:
+                scala.killAndReplaceExecutor(executor.id())
 
 
 def check_ranks(spark: SparkSession, num_proc: int | None) -> int:

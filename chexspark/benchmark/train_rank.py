@@ -48,7 +48,7 @@ def measure_rank(address: EventAddress, config: TrainConfig, rounds: int) -> lis
                 one.train(batch)
 
         ways = {
-            "loop": lambda number: training.train_epoch(number),
+            "loop": lambda number: training.train_epoch(number, 0, 0.0),
             "step": lambda number: repeat(steps),
             "silent": lambda number: repeat(silent),
         }

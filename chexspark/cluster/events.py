@@ -6,6 +6,7 @@ what is known of each rank. Horovod carries the ranks' output too, but hands it 
 """
 
 import contextlib
+import errno
 import hmac
 import json
 import secrets
@@ -14,9 +15,11 @@ import threading
 import time
 from dataclasses import dataclass
 
-from chexspark.training.events import STOP, EventAddress
+from chexspark.training.events import STOP, EventAddress, keep_alive
 
 LONGEST_LINE = 1 << 16
+UNREACHABLE = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH}
+FIRST_STEP_SECONDS = 900.0  # that a rank may be silent while it starts and compiles
 
 
 @dataclass
@@ -27,9 +30,15 @@ class RankLine:
     host: str
     connection: object
     spoke: float
-    working: bool = False  # has taken a step; before, it may be silent for as long as it compiles
+    working: bool = False  # has taken a step
     done: bool = False
     lost: bool = False
+    answers: bool = True  # its host does
+
+    @property
+    def address(self) -> str:
+        """Of its host, as the driver sees it."""
+        return self.connection.client_address[0]
 
 
 class EventServer:
@@ -65,8 +74,11 @@ class EventServer:
     def listen(self, connection, handle) -> None:
         """Take a rank's events until its connection ends."""
         line = None
-        with contextlib.suppress(OSError):
+        keep_alive(connection.connection)
+        try:
             while text := connection.rfile.readline(LONGEST_LINE):
+                if not text.endswith(b"\n"):
+                    break  # the rank ended within a line
                 event = json.loads(text)
                 with self.lock:
                     if event["event"] == "connected":
@@ -80,19 +92,23 @@ class EventServer:
                         line.done |= event["event"] in ("done", "failed")
                     if event["event"] not in ("done", "alive"):
                         handle(event)
-        if line and not line.done:
-            line.lost = True
+        except OSError as error:
+            if line:
+                line.answers = error.errno not in UNREACHABLE
+        finally:
+            if line and not line.done:
+                line.lost = True
 
     def lost(self) -> RankLine | None:
         """A rank whose connection ended before its work did."""
         return next((line for line in list(self.lines.values()) if line.lost), None)
 
     def stalled(self, seconds: float) -> RankLine | None:
-        """A rank that has trained, and has said nothing for so long."""
-        now = time.monotonic()
+        """A rank that has said nothing for so long, or longer where it is about to take a first step."""
+        now, first = time.monotonic(), max(seconds, FIRST_STEP_SECONDS)
         silent = (
             line for line in list(self.lines.values())
-            if line.working and not line.done and now - line.spoke > seconds
+            if not line.done and now - line.spoke > (seconds if line.working else first)
         )  # fmt: skip
         return next(silent, None)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pandas as pd
 import yaml
@@ -18,11 +19,16 @@ from chexspark.manifest import Manifest, read_manifest
 from chexspark.models import MINIMUM_SIZE, check_model_name
 from chexspark.models.weights import check_weights
 from chexspark.progress import ProgressLine
-from chexspark.session import check_ranks, slots_again, start_session
+from chexspark.session import check_ranks, replace_executors, slots_again, start_session
 from chexspark.storage import Location, locate
 from chexspark.training.checkpoint import Checkpoint
 from chexspark.training.rank import run_rank
 from chexspark.training.schedule import make_schedule, steps_per_epoch
+
+# Or Spark waits two minutes at its end for hosts that are gone.
+SETTINGS = {"spark.cleaner.referenceTracking.blocking": "false"}
+START_UP = re.compile(r"WARNING: All log messages before absl|[EWI]0000 ")
+SAME_PLACE_TIMES = 3  # that a run may fall in one place before it is taken for a bug
 
 
 @takes(TrainConfig)
@@ -40,7 +46,7 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
     if config.plan and config.num_proc:
         num_proc = config.num_proc
     else:
-        spark = start_session(spark, "train")
+        spark = start_session(spark, "train", SETTINGS)
         num_proc = check_ranks(spark, config.num_proc or (earlier.num_proc if earlier else None))
     # A run keeps the global batch that it began with, whatever the number of ranks.
     config = dataclasses.replace(config, num_proc=earlier.num_proc if earlier else num_proc)
@@ -64,11 +70,13 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
 
 def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
     """Run the ranks; where some are lost, go on from the last checkpoint with those there are."""
-    run, restarts, fell_at = locate(config.run), 0, None
+    run, fell_at = locate(config.run), []
     least = config.min_proc or num_proc
     with ProgressLine() as line:
         view = EpochTable(line, config.epochs)
         while True:
+            view.at = place_in(standing(run))
+            line.show(f"waiting for Spark to start {ranks(num_proc)}")
             try:
                 run_ranks(
                     spark, run_rank, (config,), num_proc, view.take, horovod_settings(config),
@@ -76,36 +84,47 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                 )  # fmt: skip
                 return
             except Stopped:
-                found = standing(run)
-                raise Stopped(
-                    f"stopped; the same command goes on at {position(found)}: {run}"
-                ) from None
+                at = position(*place_in(standing(run)))
+                raise Stopped(f"stopped; the same command goes on at {at}: {run}") from None
             except RanksLost as error:
-                fell, fell_at = fell_at, view.at
-                if restarts == config.max_restarts:
-                    raise RunFailed(f"{error}; {restarts} restarts were allowed") from error
-                if fell == fell_at is not None:
-                    raise RunFailed(
-                        f"{error}; it fails at epoch {fell[0] + 1}, step {fell[1]} each time"
-                    ) from error
-                restarts += 1
                 for text in last_words(run, error.rank):
                     line.say(f"  {text}")
-                line.say(f"{error}; restart {restarts} of {config.max_restarts} at "
-                         f"{position(standing(run))}")  # fmt: skip
-                num_proc = slots_again(spark, num_proc, least)
+                if len(fell_at) == config.max_restarts:
+                    raise RunFailed(f"{error}; {len(fell_at)} restarts were allowed") from error
+                fell_at.append(view.at)
+                if fell_at[-SAME_PLACE_TIMES:] == [view.at] * SAME_PLACE_TIMES:
+                    raise RunFailed(
+                        f"{error}; it was the same {SAME_PLACE_TIMES} times, always at "
+                        f"{position(*view.at)}: this does not look like chance"
+                    ) from error
+                if error.silent_host:
+                    replace_executors(spark, error.silent_host)
+                line.say(f"{error}; restart {len(fell_at)} of {config.max_restarts} at "
+                         f"{position(*place_in(standing(run)))}")  # fmt: skip
+                before, num_proc = num_proc, slots_again(spark, num_proc, least)
+                if num_proc < before:
+                    line.say(f"there are no more slots: going on with {ranks(num_proc)}")
 
 
 def last_words(run: Location, rank: int | None, lines: int = 5) -> list[str]:
-    """The end of a rank's log."""
+    """The end of a rank's log, without what TensorFlow says at its start."""
     place = run / "logs" / f"rank-{rank}.log"
-    return place.read_text().splitlines()[-lines:] if place.is_file() else []
+    said = place.read_text().splitlines() if place.is_file() else []
+    return [text for text in said if not START_UP.match(text)][-lines:]
 
 
-def position(found: Checkpoint | None) -> str:
-    """Where a run goes on, in words."""
-    state = found.state if found else {"epoch": 0, "step": 0}
-    return f"epoch {state['epoch'] + 1}, step {state['step'] + 1}"
+def ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number != 1)}"
+
+
+def place_in(found: Checkpoint | None) -> tuple[int, int]:
+    """Epoch and step at which a run goes on, counted from 0."""
+    return (found.state["epoch"], found.state["step"]) if found else (0, 0)
+
+
+def position(epoch: int, step: int) -> str:
+    """Epoch and step in words, counted from 1."""
+    return f"epoch {epoch + 1}, step {step + 1}"
 
 
 def tell_best(run: Location) -> pd.DataFrame:

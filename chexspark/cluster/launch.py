@@ -10,11 +10,10 @@ import signal
 import threading
 import time
 
-import horovod.runner.gloo_run
-import horovod.runner.launch
 import horovod.spark
 from horovod.spark.driver import job_id
 
+from chexspark.cluster.adapted_horovod import adapted_horovod
 from chexspark.cluster.events import EventServer
 from chexspark.errors import RunFailed, Stopped, UserError
 
@@ -28,13 +27,19 @@ ENVIRONMENT = {
 }
 LAST_WORDS = 20  # lines of a rank that ended before it could say why
 LOOK_SECONDS = 0.2  # between two looks at the ranks
+STOP_SECONDS = 6.0  # for a step, and its checkpoint, after a signal
 CANCEL_SECONDS = 6.0  # for ranks to end by themselves, before their Spark job is cancelled
 
 
 class RanksLost(RunFailed):
-    """A rank died or stalled, through no fault of the program: the run may go on with others."""
+    """A rank died or stalled, through no fault of the program: the run may go on with others.
 
-    rank: int | None = None
+    `rank`: which, if that is known; `silent_host`: the address of its host, if that is gone too.
+    """
+
+    def __init__(self, message: str, rank: int | None = None, silent_host: str | None = None):
+        super().__init__(message)
+        self.rank, self.silent_host = rank, silent_host
 
 
 class Ranks:
@@ -43,35 +48,42 @@ class Ranks:
     def __init__(self, spark, events: EventServer, stall_seconds: float):
         self.spark, self.events, self.stall_seconds = spark, events, stall_seconds
         self.over, self.stopping = threading.Event(), threading.Event()
-        self.fault: str | None = None
-        self.lost: int | None = None
+        self.fault: RanksLost | None = None
+        self.silent: set[str] = set()  # addresses of hosts that do not answer
 
     def watch(self) -> None:
         """Look for lost and stalled ranks until the run is over; end the others then."""
         while not self.over.wait(LOOK_SECONDS):
             if self.stopping.is_set():
-                continue
-            if not self.loss() and (line := self.events.stalled(self.stall_seconds)):
-                self.lost = line.rank
-                self.fault = (
-                    f"rank {line.rank} on {line.host} has done nothing for "
-                    f"{self.stall_seconds:g} seconds"
+                self.over.wait(STOP_SECONDS)
+            elif not self.loss() and (line := self.events.stalled(self.stall_seconds)):
+                silence = time.monotonic() - line.spoke
+                self.fault = RanksLost(
+                    f"rank {line.rank} on {line.host} has done nothing for {silence:.0f} seconds",
+                    line.rank,
                 )
-            if self.fault:
+            if self.fault or self.stopping.is_set():
                 self.end()
                 return
 
-    def loss(self) -> str | None:
-        """Which rank has died or stalled, in words."""
+    def loss(self) -> RanksLost | None:
+        """What is known of a rank that has died or stalled."""
         if not self.fault and (line := self.events.lost()):
-            self.lost, self.fault = line.rank, f"rank {line.rank} on {line.host} died"
+            if line.answers:
+                self.fault = RanksLost(f"rank {line.rank} on {line.host} died", line.rank)
+            else:
+                self.silent.add(line.address)
+                self.fault = RanksLost(
+                    f"rank {line.rank} is lost: its host, {line.host}, does not answer",
+                    line.rank, line.address,
+                )  # fmt: skip
         return self.fault
 
     def end(self) -> None:
         """Hang up on all ranks; cancel their Spark job if that does not end them."""
         group = f"horovod.spark.run.{job_id.JOB_ID}"
         self.events.hang_up()
-        if not self.over.wait(CANCEL_SECONDS):
+        if not self.over.wait(CANCEL_SECONDS if self.events.lines else 0):
             self.spark.sparkContext.cancelJobGroup(group)
 
     def stop(self, *signal_and_frame) -> None:
@@ -106,7 +118,7 @@ def run_ranks(
     try:
         with EventServer(host, conf.get("spark.driver.bindAddress", host), handle) as events:
             ranks = Ranks(spark, events, stall_seconds)
-            with horovod_as_we_need_it(ranks), quiet_threads():
+            with adapted_horovod(host, ranks.silent), signals_to(ranks.stop), quiet_threads():
                 threading.Thread(target=ranks.watch, daemon=True).start()
                 try:
                     return horovod.spark.run(
@@ -130,36 +142,25 @@ def run_ranks(
             if not ranks or ranks.loss():
                 break
             time.sleep(LOOK_SECONDS)
-        if ranks and ranks.loss():
-            found = RanksLost(ranks.fault)
-            found.rank = ranks.lost
-            raise found from error
+        if ranks and ranks.fault:
+            raise ranks.fault from error
         last = "\n".join(errors.getvalue().splitlines()[-LAST_WORDS:])
         raise RanksLost(f"the ranks ended early ({error}); their last words:\n{last}") from error
 
 
 @contextlib.contextmanager
-def horovod_as_we_need_it(ranks: Ranks):
-    """Change two things of Horovod while it runs.
-
-    It looks whether it was built with Gloo by loading TensorFlow in a fork of the driver: six
-    seconds, and a driver that has no TensorFlow fails. On the ranks, where it matters, ``hvd.init``
-    finds out. And a signal would kill the ranks at once: ours lets them write a checkpoint.
-    """
-    launch, gloo = horovod.runner.launch, horovod.runner.gloo_run
-    kept = launch.gloo_built, gloo.register_shutdown_event
-    launch.gloo_built = lambda verbose=False: True
-    gloo.register_shutdown_event = threading.Event
-    in_front = threading.current_thread() is threading.main_thread()
-    handlers = {
-        s: signal.signal(s, ranks.stop) for s in (signal.SIGINT, signal.SIGTERM) if in_front
-    }
+def signals_to(handler):
+    """Inside, Ctrl-C and SIGTERM go to `handler`, where this is the thread that they come to."""
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        kept = {
+            number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     try:
         yield
     finally:
-        launch.gloo_built, gloo.register_shutdown_event = kept
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, before in kept.items():
+            signal.signal(number, before)
 
 
 @contextlib.contextmanager

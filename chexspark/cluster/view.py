@@ -53,7 +53,7 @@ class EpochTable:
     def __init__(self, line: ProgressLine, epochs: int):
         self.line, self.epochs, self.headed = line, epochs, False
         self.problems = set()
-        self.at = None  # the last epoch and step that rank 0 told of
+        self.at = 0, 0  # epoch and step that rank 0 is in, counted from 0
 
     def take(self, event: dict) -> None:
         """Show one event of rank 0, or a problem of any."""

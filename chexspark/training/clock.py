@@ -3,6 +3,7 @@
 In: the moments of each step. Out: rates, shares, and when it is time to tell the driver.
 """
 
+import math
 import time
 
 EVENT_SECONDS = 0.5  # between two events of steps
@@ -55,7 +56,7 @@ class Clock:
         return {
             "train_loss": self.mean_loss,
             "seconds": seconds,
-            "images_per_second": self.steps * self.images / seconds,
+            "images_per_second": self.steps * self.images / seconds if self.steps else math.nan,
             **shares,
             "compute_share": 1 - sum(shares.values()),
         }

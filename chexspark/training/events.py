@@ -13,6 +13,7 @@ from dataclasses import dataclass
 CONNECT_SECONDS = 30
 STOP = b"stop"
 GRACE_SECONDS = 3.0  # for a last checkpoint, when the driver is gone or has hung up
+SILENT_SECONDS, ASKED_EVERY, ASKED_TIMES = 4, 2, 3  # a host that is down is noticed after ten
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,21 @@ class EventAddress:
     host: str
     port: int
     token: str
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Let the system ask the other host, when it is silent, whether it is there.
+
+    Without it a connection to a host that lost power or network stays open for hours.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    lost_after = SILENT_SECONDS + ASKED_EVERY * ASKED_TIMES
+    for name, value in (
+        ("TCP_KEEPIDLE", SILENT_SECONDS), ("TCP_KEEPINTVL", ASKED_EVERY),
+        ("TCP_KEEPCNT", ASKED_TIMES), ("TCP_USER_TIMEOUT", lost_after * 1000),
+    ):  # fmt: skip
+        if hasattr(socket, name):  # not all systems have all
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class EventSender:
@@ -35,6 +51,7 @@ class EventSender:
         self.rank, self.stopping, self.done = rank, threading.Event(), False
         self.socket = socket.create_connection((address.host, address.port), CONNECT_SECONDS)
         self.socket.settimeout(None)
+        keep_alive(self.socket)
         self.socket.sendall(f"{address.token}\n".encode())
         threading.Thread(target=self._listen, daemon=True).start()
 

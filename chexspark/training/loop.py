@@ -125,17 +125,25 @@ class Training:
 
     def epoch(self, epoch: int, step: int, losses: float) -> None:
         """Train from `step` of an epoch to its end, and validate."""
-        figures = self.train_epoch(epoch, step, losses)
+        clock, rate = self.train_epoch(epoch, step, losses)
         self.events.send("validating", epoch=epoch)
         average_statistics(self.steps)
+        try:
+            self.after_epoch(epoch, {"learning_rate": rate, **clock.figures()})
+        except StoppedByUser:
+            self.checkpoint(epoch, self.steps_per_epoch, clock.losses)
+            raise
+
+    def after_epoch(self, epoch: int, figures: dict) -> None:
+        """Validate, keep the model if it is the best so far, write the history."""
         with averaged_weights(self.steps):
             plan = fixed_plan(self.val.row_groups, self.steps.rows, self.facts)
-            found = validate(self.steps, self.val, plan, lambda: self.events.send("alive"))
+            found = validate(self.steps, self.val, plan, self.goes_on)
             score = (-math.inf if math.isnan(found.mean) else found.mean, -found.loss)
             is_best = score > self.best
             names = [f"val_auroc_{name}" for name in FINDINGS]
             aurocs = [none_if_nan(float(value)) for value in found.aurocs]
-            row = {"epoch": epoch, **figures, "val_loss": found.loss,
+            row = {"epoch": epoch, "steps": self.steps_per_epoch, **figures, "val_loss": found.loss,
                    "val_auroc": none_if_nan(found.mean), **dict(zip(names, aurocs, strict=True)),
                    "best": is_best}  # fmt: skip
             if is_best and self.facts.rank == 0:
@@ -155,6 +163,11 @@ class Training:
             self.watch.epoch(row)
         self.events.send("epoch", **row)
 
+    def goes_on(self) -> bool:
+        """Tell the driver that this rank works; whether it is to."""
+        self.events.send("alive")
+        return not self.events.stopping.is_set()
+
     def is_over(self) -> bool:
         """Whether the last `early_stop` epochs brought nothing better."""
         patience = self.config.early_stop
@@ -168,8 +181,8 @@ class Training:
         more = self.steps.rows - plan.shape[1]  # so that it can be worked through in equal parts
         return np.pad(plan, ((0, 0), (0, more)), constant_values=FILLER)
 
-    def train_epoch(self, epoch: int, first: int = 0, losses: float = 0.0) -> dict:
-        """The steps of one epoch from `first`. Returns its mean loss and how fast it went."""
+    def train_epoch(self, epoch: int, first: int, losses: float) -> tuple[Clock, float]:
+        """The steps of one epoch from `first`. Returns how they went, and the last learning rate."""
         plan, draws = self.plan(epoch), draw(self.config.seed, epoch, self.images)
         clock = Clock(self.images / len(plan), first, losses)
         begin = first
@@ -200,7 +213,7 @@ class Training:
                 self.checkpoint(epoch, done, clock.losses)
             if result.stopping:
                 raise StoppedByUser(f"stopped after epoch {epoch + 1}, step {done}")
-        return {"learning_rate": rate, "steps": len(plan), **clock.figures()}
+        return clock, rate
 
     def set_rate(self, step: int) -> float:
         rate = self.schedule.at(step) * self.plateau.learning_rate
@@ -216,7 +229,8 @@ class Training:
                 epoch * steps + step, loss=clock.loss, learning_rate=rate,
                 images_per_second=clock.rate,
             )  # fmt: skip
-        if clock.is_time_to_tell():
+        # The driver knows of each step in which rank 0 has been: where a run falls may tell why.
+        if self.facts.rank == 0 or clock.is_time_to_tell():
             left = (self.config.epochs - epoch) * steps - step - 1
             self.events.send(
                 "step", epoch=epoch, epochs=self.config.epochs, step=step + 1, steps=steps,

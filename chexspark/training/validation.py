@@ -14,6 +14,7 @@ import tensorflow as tf
 from chexspark.auroc import auroc_per_finding, mean_auroc
 from chexspark.data.pipeline import tensors
 from chexspark.data.plan import FILLER
+from chexspark.training.faults import StoppedByUser
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,29 @@ def averaged_weights(steps):
             variable.assign(value)
 
 
-def validate(steps, reader, plan: np.ndarray, on_batch=None) -> Validation:
-    """Score the rank's rows and pool what all ranks found; `on_batch` is called now and then."""
-    logits, labels, rows, loss, count = [], [], [], 0.0, 0.0
+def validate(steps, reader, plan: np.ndarray, goes_on=lambda: True) -> Validation:
+    """Score the rank's rows and pool what all ranks found.
+
+    `goes_on` is asked after each batch. Raises StoppedByUser on all ranks where it says no on one.
+    """
+    logits, labels, rows, loss, count, stopped = [], [], [], 0.0, 0.0, False
     for inputs in tensors(reader.batches(plan)):
         batch_logits, batch_loss, batch_count = steps.score(inputs)
         logits.append(batch_logits)
         labels.append(inputs.labels.numpy())
         rows.append(inputs.rows)
         loss, count = loss + batch_loss, count + batch_count
-        if on_batch:
-            on_batch()
-    totals = hvd.allreduce(tf.constant([loss, count], tf.float64), op=hvd.Sum, name="val_loss")
+        stopped = not goes_on()
+        if stopped:
+            break
+    sums = tf.constant([loss, count, stopped], tf.float64)
+    loss, count, stopped = hvd.allreduce(sums, op=hvd.Sum, name="val_loss").numpy()
+    if stopped:
+        raise StoppedByUser("stopped while validating")
     pooled = {
         name: hvd.allgather(np.concatenate(values), name=f"val_{name}").numpy()
         for name, values in (("logits", logits), ("labels", labels), ("rows", rows))
     }
     real = pooled["rows"] != FILLER
     aurocs = auroc_per_finding(pooled["labels"][real], pooled["logits"][real])
-    return Validation(float(totals[0] / max(totals[1], 1.0)), aurocs, mean_auroc(aurocs))
+    return Validation(float(loss / max(count, 1.0)), aurocs, mean_auroc(aurocs))

@@ -1,0 +1,81 @@
+"""Horovod's launcher, changed where it would fail or wait on a cluster. Runs on the driver.
+
+In: the driver's address, and the hosts that are known to be gone. Out: Horovod's own modules with
+other functions in them, for as long as ranks run.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+import types
+
+import horovod.runner.common.util.network as network
+import horovod.runner.gloo_run as gloo_run
+import horovod.runner.launch as launch
+from horovod.spark.driver.driver_service import SparkDriverService
+
+from chexspark.training.events import keep_alive
+
+CONNECT_SECONDS = 5.0  # to a task whose host may be gone
+
+
+@contextlib.contextmanager
+def adapted_horovod(driver_host: str, silent_hosts: set[str]):
+    """Inside, Horovod differs in four things.
+
+    It does not load TensorFlow in a fork of the driver to see whether it was built with Gloo: that
+    takes six seconds, and fails where only executors have TensorFlow; ``hvd.init`` finds out too.
+    It leaves signals alone: its handler kills ranks that could still write a checkpoint.
+    It takes the network interface that leads to the driver, where it would take any that the ranks
+    have in common: with all ranks on one host that may be the loopback, and the driver elsewhere.
+    It gives up on a task whose host is silent (or among `silent_hosts`), and does not wait for hours.
+    """
+    plain_interfaces = SparkDriverService.get_common_interfaces
+
+    def interfaces(service):
+        return in_order(plain_interfaces(service), service.addresses(), driver_host)
+
+    def new_socket(*arguments, **settings):
+        return WatchedSocket(silent_hosts, *arguments, **settings)
+
+    with contextlib.ExitStack() as stack:
+        for owner, name, ours in (
+            (launch, "gloo_built", lambda verbose=False: True),
+            (gloo_run, "register_shutdown_event", threading.Event),
+            (SparkDriverService, "get_common_interfaces", interfaces),
+            (network, "socket", types.SimpleNamespace(**vars(socket) | {"socket": new_socket})),
+        ):
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, ours)
+        yield
+
+
+def in_order(common: set[str], addresses: dict, driver_host: str) -> list[str]:
+    """Interfaces that all have in common, the one with the driver's address first, no others' loopback.
+
+    `addresses`: of the driver, by interface, pairs of address and port.
+    """
+    with contextlib.suppress(OSError):
+        driver_host = socket.gethostbyname(driver_host)
+    own = {n for n, pairs in addresses.items() if driver_host in (address for address, _ in pairs)}
+    local = {n for n, pairs in addresses.items() if all(a.startswith("127.") for a, _ in pairs)}
+    return sorted(common - (local - own) or common, key=lambda name: (name not in own, name))
+
+
+class WatchedSocket(socket.socket):
+    """A socket that notices within seconds that the other host is gone."""
+
+    def __init__(self, silent_hosts: set[str], *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.silent_hosts = silent_hosts
+
+    def connect(self, address):
+        if address[0] in self.silent_hosts:
+            raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+        asked = self.gettimeout()
+        self.settimeout(asked or CONNECT_SECONDS)
+        super().connect(address)
+        self.settimeout(asked)
+        keep_alive(self)
