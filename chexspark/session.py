@@ -7,6 +7,7 @@ import contextlib
 import socket
 import time
 
+from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
@@ -39,6 +40,14 @@ def stop_session() -> None:
     active = SparkSession.getActiveSession()
     if active is not None:
         active.stop()
+
+
+def has_ended(spark: SparkSession) -> bool:
+    """Whether Spark's application is over: stopped, ended on the cluster, or its JVM is gone."""
+    try:
+        return spark.sparkContext._jsc.sc().isStopped()
+    except (Py4JError, OSError, AttributeError):
+        return True
 
 
 def is_local(spark: SparkSession) -> bool:

@@ -15,7 +15,7 @@ def facts(rank, host="a", **changes):
     """What a healthy task finds, one of two on two hosts unless told otherwise."""
     return {
         "rank": rank, "host": host, "executor": str(rank), "gpus": [], "visible_gpus": [],
-        "memory_bytes": ROOM, "temp_disk": {"/tmp": ROOM}, "run_disk": {}, "versions": VERSIONS,
+        "memory_bytes": ROOM, "temp_disk": {"/tmp": ROOM}, "run_disk": {}, "run_kept": 0, "versions": VERSIONS,
         "horovod_library": True, "driver": None, "driver_python": True,
         "interfaces": {"eth0": "10.0.0.1"}, "reached": {1 - rank: [["eth0", "eth0"]]},
         "store": None, "run": None,
@@ -107,6 +107,13 @@ def test_each_fault_is_one_line(name):
 )
 def test_what_is_well_is_no_fault(ranks):
     assert diagnosis.diagnose(ranks, 2, VERSIONS, "/store", "/run") == []
+
+
+def test_checkpoints_that_are_there_make_room_for_others():
+    rank = facts(0, run_disk={"/run": 200 << 20})
+    (fault,) = diagnosis.disk_faults([rank])
+    assert "4 checkpoints need 340 MiB" in fault
+    assert diagnosis.disk_faults([rank | {"run_kept": 2}]) == []
 
 
 def test_a_driver_need_not_have_tensorflow():

@@ -1,11 +1,15 @@
 """The parts of a rank, in this process: Horovod at world size 1 takes the same path as at N."""
 
+import threading
+
 import numpy as np
 import pytest
 
+from chexspark.config import TrainConfig
 from chexspark.data.pipeline import as_tensors
 from chexspark.data.plan import RankFacts, fixed_plan
 from chexspark.data.reader import Batch, SplitReader
+from chexspark.settings import build
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,48 @@ def test_validation_scores_every_row_once(hvd, store, manifest, tiny_model):
         assert found.aurocs[i] == pytest.approx(roc_auc_score(labels[:, i], logits[:, i]), abs=0.01)
     losses = np.log1p(np.exp(-np.where(labels == 1, logits, -logits)))
     assert found.loss == pytest.approx(losses.mean(), rel=1e-4)
+
+
+class Driver:
+    """Takes the events of a rank; says stop at the first of a kind."""
+
+    def __init__(self, stop_at=None):
+        self.stopping, self.stop_at, self.notes = threading.Event(), stop_at, []
+
+    def send(self, event, **values):
+        if event == self.stop_at:
+            self.stopping.set()
+        if event == "note":
+            self.notes.append(values["text"])
+
+
+def test_a_stop_while_validating_leaves_a_checkpoint_of_the_trained_epoch(
+    hvd, store, manifest, tmp_path
+):
+    import tf_keras as keras
+
+    from chexspark.training.faults import StoppedByUser
+    from chexspark.training.loop import Training
+
+    def training(name, driver):
+        keras.utils.set_random_seed(0)
+        settings = {"data": store.path, "run": str(tmp_path / name), "model": "vgg16", "epochs": 1,
+                    "batch_size": 32, "num_proc": 1, "ema": 0.9}  # fmt: skip
+        return Training(build(TrainConfig, settings), manifest, RankFacts(0, 1), driver)
+
+    clean = training("clean", Driver())
+    clean.epochs()
+    with pytest.raises(StoppedByUser, match="while validating"):
+        training("run", Driver("validating")).epochs()
+    assert not (tmp_path / "run" / "history").exists()
+    driver = Driver()
+    again = training("run", driver)
+    again.epochs()
+    assert driver.notes == [f"goes on at epoch 1, step {again.steps_per_epoch + 1}"]
+    (before,), (after,) = clean.history, again.history
+    for figure in ("train_loss", "val_loss"):
+        assert after[figure] == pytest.approx(before[figure], rel=1e-5)
+    assert after["learning_rate"] == before["learning_rate"]
 
 
 @pytest.fixture(scope="module")

@@ -163,17 +163,16 @@ def memory_faults(ranks: list[dict], facts: dict | None = None) -> list[str]:
 def disk_faults(ranks: list[dict], facts: dict | None = None) -> list[str]:
     """Folders on disks that do not hold the checkpoints of a run."""
     checkpoint = 12 * facts["parameters"] if facts else CHECKPOINT_BYTES
-    needed = CHECKPOINTS * checkpoint
     disks = {
-        (r["host"], folder): free
+        (r["host"], folder): (free, CHECKPOINTS - (r["run_kept"] if folder in r["run_disk"] else 0))
         for r in ranks
         for folder, free in (r["temp_disk"] | r["run_disk"]).items()
     }
     return [
-        f"{folder} on {host} has {size(free)} free, but {CHECKPOINTS} checkpoints need {size(needed)}: "
-        "free some, or use another disk"
-        for (host, folder), free in disks.items()
-        if free < needed
+        f"{folder} on {host} has {size(free)} free, but {more} checkpoints need "
+        f"{size(more * checkpoint)}: free some, or use another disk"
+        for (host, folder), (free, more) in disks.items()
+        if free < more * checkpoint
     ]
 
 

@@ -83,9 +83,9 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                     config.stall_seconds,
                 )  # fmt: skip
                 return
-            except Stopped:
+            except Stopped as error:
                 at = position(*place_in(standing(run)))
-                raise Stopped(f"stopped; the same command goes on at {at}: {run}") from None
+                raise Stopped(f"{error}; the same command goes on at {at}: {run}") from None
             except RanksLost as error:
                 for text in last_words(run, error.rank):
                     line.say(f"  {text}")

@@ -16,6 +16,7 @@ from horovod.spark.driver import job_id
 from chexspark.cluster.adapted_horovod import adapted_horovod
 from chexspark.cluster.events import EventServer
 from chexspark.errors import RunFailed, Stopped, UserError
+from chexspark.session import has_ended
 
 ENVIRONMENT = {
     # oneDNN's notice, missing CUDA drivers and the like: nothing that a user could act on.
@@ -102,7 +103,7 @@ def run_ranks(
 
     `on_event` takes the events of rank 0; `environment` is added to the ranks'. Raises UserError
     when a rank met a mistake of the user, RanksLost when one died or stalled, Stopped after a
-    signal, RunFailed when one failed otherwise.
+    signal or when Spark's application was ended, RunFailed when one failed otherwise.
     """
     conf = spark.sparkContext.getConf()
     host = conf.get("spark.driver.host")
@@ -142,6 +143,8 @@ def run_ranks(
             if not ranks or ranks.loss():
                 break
             time.sleep(LOOK_SECONDS)
+        if has_ended(spark):
+            raise Stopped("Spark's application was ended on the cluster") from error
         if ranks and ranks.fault:
             raise ranks.fault from error
         last = "\n".join(errors.getvalue().splitlines()[-LAST_WORDS:])

@@ -150,6 +150,7 @@ def meet(place: dict, asked: dict) -> dict:
     facts = place | {
         "met": True, "driver": None, "driver_python": os.path.exists(asked["python"]),
         "interfaces": mine["addresses"], "reached": {}, "store": None, "run": None, "run_disk": {},
+        "run_kept": 0,
     }  # fmt: skip
     with listener(asked["token"], rank) as port:
         try:
@@ -166,7 +167,11 @@ def meet(place: dict, asked: dict) -> dict:
         until = time.monotonic() + CHECK_SECONDS
         facts |= {name: answer(until) for name, answer in answers.items()}
         if asked["run_folder"] and not facts["run"]:
-            facts["run_disk"] = {asked["run_folder"]: shutil.disk_usage(asked["run_folder"]).free}
+            folder = asked["run_folder"]
+            facts["run_disk"] = {folder: shutil.disk_usage(folder).free}
+            facts["run_kept"] = len(
+                glob.glob(os.path.join(glob.escape(folder), "checkpoints", "step-*"))
+            )
         # The port stays open until all are done; and Spark hands over no result while a task waits
         # for a slot.
         with contextlib.suppress(OSError):

@@ -1,0 +1,204 @@
+"""What the driver does when ranks are lost, without ranks."""
+
+import errno
+import json
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from chexspark.cluster import adapted_horovod, events, job, launch
+from chexspark.config import TrainConfig
+from chexspark.errors import RunFailed, Stopped
+from chexspark.settings import build
+from chexspark.storage import locate
+from chexspark.training.checkpoint import save
+
+
+@pytest.fixture
+def run_with_losses(monkeypatch, tmp_path):
+    """A function that runs `losses` (of rank 1, at an epoch and step each) and then to the end.
+
+    Returns how many ranks each start had. `slots`: how many each restart finds.
+    """
+
+    def run(losses, slots=None, silent_host=None, **settings):
+        started, slots = [], list(slots or [2] * len(losses))
+
+        def run_ranks(spark, function, arguments, num_proc, on_event, *others):
+            started.append(num_proc)
+            if len(started) > len(losses):
+                return
+            epoch, step = losses[len(started) - 1]
+            on_event({"event": "step", "rank": 0, "epoch": epoch, "step": step, "epochs": 9,
+                      "steps": 99, "images_per_second": 1.0, "loss": 0.5, "learning_rate": 0.1,
+                      "seconds_left": 1.0})  # fmt: skip
+            raise launch.RanksLost("rank 1 on b died", 1, silent_host)
+
+        monkeypatch.setattr(job, "run_ranks", run_ranks)
+        monkeypatch.setattr(job, "slots_again", lambda spark, wanted, least: slots.pop(0))
+        given = {"data": "/none", "run": str(tmp_path), "num_proc": 2, "max_restarts": 5}
+        job.run_to_the_end(None, build(TrainConfig, given | settings), 2)
+        return started
+
+    return run
+
+
+def test_a_run_is_begun_again_with_the_slots_that_are_left(run_with_losses, capsys, tmp_path):
+    save(locate(str(tmp_path)) / "checkpoints", 7, [], {"epoch": 0, "step": 7})
+    (tmp_path / "logs").mkdir()
+    noise = "E0000 00:00:1795260240.266212 13421 cuda_dnn.cc:8310] Unable to register cuDNN"
+    (tmp_path / "logs" / "rank-1.log").write_text(f"out of luck\n{noise}\n")
+    assert run_with_losses([(0, 9), (1, 9)], slots=[2, 1], min_proc=1) == [2, 2, 1]
+    told = capsys.readouterr().err
+    assert "  out of luck\nrank 1 on b died; restart 1 of 5 at epoch 1, step 8\n" in told
+    assert "restart 2 of 5" in told and "no more slots: going on with 1 rank\n" in told
+    assert "cuDNN" not in told
+
+
+def test_restarts_are_counted(run_with_losses):
+    with pytest.raises(RunFailed, match="rank 1 on b died; 2 restarts were allowed"):
+        run_with_losses([(0, 1), (0, 2), (0, 3)], max_restarts=2)
+
+
+def test_what_fails_in_one_place_is_not_retried_for_ever(run_with_losses):
+    with pytest.raises(RunFailed, match="the same 3 times, always at epoch 1, step 8: this does"):
+        run_with_losses([(0, 7)] * 3)
+    assert len(run_with_losses([(0, 7), (0, 7), (0, 8), (0, 7), (0, 7)])) == 6
+
+
+def test_executors_of_a_silent_host_are_given_up(run_with_losses, monkeypatch):
+    given_up = []
+    monkeypatch.setattr(job, "replace_executors", lambda spark, host: given_up.append(host))
+    run_with_losses([(0, 1), (0, 2)], silent_host="10.0.0.9")
+    assert given_up == ["10.0.0.9", "10.0.0.9"]
+
+
+def test_an_application_that_was_ended_says_where_the_command_goes_on(monkeypatch, tmp_path):
+    def run_ranks(*arguments):
+        raise Stopped("Spark's application was ended on the cluster")
+
+    monkeypatch.setattr(job, "run_ranks", run_ranks)
+    config = build(TrainConfig, {"data": "/none", "run": str(tmp_path)})
+    with pytest.raises(Stopped, match="ended on the cluster; the same command goes on at epoch 1"):
+        job.run_to_the_end(None, config, 2)
+
+
+class Line:
+    """A rank's connection, of which each reading gives the next of what is given."""
+
+    def __init__(self, *readings):
+        self.readings = [*readings]
+        self.client_address = ("10.0.0.9", 4711)
+        self.connection, self.rfile = socket.socket(), self
+
+    def readline(self, most):
+        reading = self.readings.pop(0)
+        if isinstance(reading, OSError):
+            raise reading
+        return reading
+
+
+CONNECTED = json.dumps({"event": "connected", "rank": 1, "host": "b"}).encode() + b"\n"
+STEP = json.dumps({"event": "step", "rank": 1}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "last, message, host",
+    [
+        (b"", "rank 1 on b died", None),
+        (b'{"event": "st', "rank 1 on b died", None),
+        (OSError(errno.ECONNRESET, ""), "rank 1 on b died", None),
+        (OSError(errno.ETIMEDOUT, ""), "rank 1 is lost: its host, b, does not answer", "10.0.0.9"),
+    ],
+)
+def test_how_a_rank_is_lost_is_told_apart(last, message, host):
+    seen = []
+    with events.EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
+        server.listen(Line(CONNECTED, STEP, last), seen.append)
+        ranks = launch.Ranks(None, server, 300)
+        assert str(ranks.loss()) == message and ranks.loss().silent_host == host
+        assert ranks.silent == ({host} if host else set())
+    assert [event["event"] for event in seen] == ["step"]
+
+
+def test_a_rank_may_be_silent_for_longer_before_its_first_step(monkeypatch):
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        line = server.lines[0] = events.RankLine(0, "a", Line(), spoke=0.0)
+        monkeypatch.setattr(events.time, "monotonic", lambda: 301.0)
+        assert server.stalled(300) is None
+        line.working = True
+        assert server.stalled(300) is line
+        line.working = False
+        monkeypatch.setattr(events.time, "monotonic", lambda: events.FIRST_STEP_SECONDS + 1)
+        assert server.stalled(300) is line
+
+
+@pytest.mark.parametrize(
+    "common, driver_host, found",
+    [
+        ({"lo", "eth0", "docker0"}, "10.0.0.1", ["eth0", "docker0"]),
+        ({"lo", "eth0"}, "127.0.0.1", ["lo", "eth0"]),
+        ({"ens5"}, "10.0.0.1", ["ens5"]),
+        ({"lo"}, "10.0.0.1", ["lo"]),
+    ],
+)
+def test_ranks_use_the_interface_that_leads_to_the_driver(common, driver_host, found):
+    addresses = {
+        "lo": [("127.0.0.1", 1)],
+        "eth0": [("10.0.0.1", 1)],
+        "docker0": [("172.17.0.1", 1)],
+    }
+    assert adapted_horovod.in_order(common, addresses, driver_host) == found
+
+
+def test_a_silent_host_is_not_asked_again():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        silent = set()
+        with adapted_horovod.WatchedSocket(silent) as ours:
+            ours.connect(server.getsockname())
+            assert ours.gettimeout() is None
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        silent.add("127.0.0.1")
+        with adapted_horovod.WatchedSocket(silent) as ours, pytest.raises(OSError) as caught:
+            ours.connect(server.getsockname())
+        assert caught.value.errno == errno.EHOSTUNREACH
+
+
+def test_horovod_is_as_it_was_afterwards():
+    def parts():
+        return (
+            adapted_horovod.launch.gloo_built, adapted_horovod.gloo_run.register_shutdown_event,
+            adapted_horovod.SparkDriverService.get_common_interfaces, adapted_horovod.network.socket,
+        )  # fmt: skip
+
+    before = parts()
+    with adapted_horovod.adapted_horovod("127.0.0.1", set()):
+        assert all(a is not b for a, b in zip(parts(), before, strict=True))
+    assert parts() == before
+
+
+def test_executors_of_other_hosts_are_kept(monkeypatch):
+    from chexspark.session import replace_executors
+
+    names = {"a": "10.0.0.8", "b": "10.0.0.9"}
+
+    def look_up(name):
+        if name not in names:
+            raise OSError("unknown")
+        return names[name]
+
+    monkeypatch.setattr(socket, "gethostbyname", look_up)
+    executors = [
+        SimpleNamespace(id=lambda n=n: str(n), hostPort=lambda h=h: f"{h}:40000")
+        for n, h in enumerate(["a", "b", "gone", "b"])
+    ]
+    replaced = []
+    listed = SimpleNamespace(size=lambda: len(executors), apply=executors.__getitem__)
+    scala = SimpleNamespace(
+        statusStore=lambda: SimpleNamespace(executorList=lambda live: listed),
+        killAndReplaceExecutor=replaced.append,
+    )
+    context = SimpleNamespace(master="spark://m:7077", _jsc=SimpleNamespace(sc=lambda: scala))
+    replace_executors(SimpleNamespace(sparkContext=context), "10.0.0.9")
+    assert replaced == ["1", "3"]
