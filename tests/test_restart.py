@@ -51,7 +51,10 @@ def test_a_run_is_begun_again_with_the_slots_that_are_left(run_with_losses, caps
     (tmp_path / "logs" / "rank-1.log").write_text(f"out of luck\n{noise}\n")
     assert run_with_losses([(0, 9), (1, 9)], slots=[2, 1], min_proc=1) == [2, 2, 1]
     told = capsys.readouterr().err
-    assert "  out of luck\nrank 1 on b died; restart 1 of 5 at epoch 1, step 8\n" in told
+    assert (
+        "  out of luck\nrank 1 on b died, in epoch 1, step 10; restart 1 of 5 at epoch 1, step 8\n"
+        in told
+    )
     assert "restart 2 of 5" in told and "no more slots: going on with 1 rank\n" in told
     assert "cuDNN" not in told
 

@@ -99,8 +99,10 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                     ) from error
                 if error.silent_host:
                     replace_executors(spark, error.silent_host)
-                line.say(f"{error}; restart {len(fell_at)} of {config.max_restarts} at "
-                         f"{position(*place_in(standing(run)))}")  # fmt: skip
+                line.say(
+                    f"{error}, in {position(*view.at)}; restart {len(fell_at)} of "
+                    f"{config.max_restarts} at {position(*place_in(standing(run)))}"
+                )
                 before, num_proc = num_proc, slots_again(spark, num_proc, least)
                 if num_proc < before:
                     line.say(f"there are no more slots: going on with {ranks(num_proc)}")

@@ -6,6 +6,7 @@ the events that ranks send, handed to a function. A rank that dies or stalls end
 
 import contextlib
 import io
+import re
 import signal
 import threading
 import time
@@ -69,7 +70,8 @@ class Ranks:
 
     def loss(self) -> RanksLost | None:
         """What is known of a rank that has died or stalled."""
-        if not self.fault and (line := self.events.lost()):
+        line = None if self.fault else self.events.lost()
+        if line:
             if line.answers:
                 self.fault = RanksLost(f"rank {line.rank} on {line.host} died", line.rank)
             else:
@@ -147,6 +149,12 @@ def run_ranks(
             raise Stopped("Spark's application was ended on the cluster") from error
         if ranks and ranks.fault:
             raise ranks.fault from error
+        # A rank outlives its Spark task by a little, and hangs up with the others.
+        task = re.search(r"Process name: (\d+)", str(error))
+        if ranks and task and (line := ranks.events.lines.get(int(task[1]))):
+            raise RanksLost(
+                f"the Spark task of rank {line.rank} on {line.host} died", line.rank
+            ) from error
         last = "\n".join(errors.getvalue().splitlines()[-LAST_WORDS:])
         raise RanksLost(f"the ranks ended early ({error}); their last words:\n{last}") from error
 
