@@ -70,8 +70,7 @@ class Ranks:
 
     def loss(self) -> RanksLost | None:
         """What is known of a rank that has died or stalled."""
-        line = None if self.fault else self.events.lost()
-        if line:
+        if not self.fault and (line := self.events.lost()):
             if line.answers:
                 self.fault = RanksLost(f"rank {line.rank} on {line.host} died", line.rank)
             else:
