@@ -8,6 +8,7 @@ import contextlib
 import os
 import posixpath
 import tempfile
+import threading
 import urllib.parse
 import uuid
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pyarrow import fs
 from chexspark.errors import UserError
 
 SCHEMES = ("hdfs", "viewfs", "s3")
+ONE_AT_A_TIME = threading.Lock()  # two threads that come first to S3 crash in Arrow
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def locate(uri: str) -> Location:
     if uri.partition("://")[0] not in SCHEMES:
         raise UserError(f"{uri}: no file system for it; use a path, file://, hdfs:// or s3://")
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
+        with ONE_AT_A_TIME:
+            filesystem, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{uri} cannot be reached: {' '.join(str(error).split())}") from error
     return Location(filesystem, path, uri.rstrip("/"))

@@ -8,8 +8,9 @@ import time
 
 import numpy as np
 import pytest
+from pyarrow import fs
 
-from chexspark.storage import locate
+from chexspark.storage import Location, locate
 from chexspark.training.checkpoint import Writer, latest, save
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(7, np.int64), np.zeros(0)]
@@ -90,6 +91,47 @@ def test_a_full_disk_is_told_and_leaves_the_one_before(folder, tmp_path, monkeyp
     writer.wait()
     assert told == ["checkpoint of step 2 was not written: [Errno 28] No space left on device"]
     assert names(folder) == ["step-1"] and latest(folder).state["step"] == 1
+
+
+class ObjectStore:
+    """A file system like S3's: folders cannot be renamed."""
+
+    type_name = "s3"
+
+    def __init__(self):
+        self.plain = fs.LocalFileSystem()
+
+    def __getattr__(self, name):
+        return getattr(self.plain, name)
+
+    def move(self, source, target):
+        if os.path.isdir(source):
+            raise OSError("NO_SUCH_KEY during CopyObject operation")
+        self.plain.move(source, target)
+
+
+def test_an_object_store_keeps_checkpoints_too(folder, monkeypatch):
+    place = Location(ObjectStore(), folder.path, "s3://bucket/checkpoints")
+    for step in (1, 2, 3):
+        save(place, step, ARRAYS, {"step": step})
+    assert names(place) == ["step-2", "step-3"] and latest(place).state["step"] == 3
+
+    def cut(place, content):
+        if place.path.endswith("state.json"):
+            raise OSError("connection reset")
+        place.filesystem.open_output_stream(place.path).close()
+
+    monkeypatch.setattr("chexspark.training.checkpoint.write_synced", cut)
+    with pytest.raises(OSError, match="connection reset"):
+        save(place, 4, ARRAYS, {"step": 4})
+    assert names(place) == ["step-2", "step-3"] and latest(place).state["step"] == 3
+
+
+def test_what_a_killed_rank_left_is_cleared_away(folder):
+    save(folder, 1, ARRAYS, {"step": 1})
+    (folder / "unfinished-7").make_directory()
+    Writer(folder, print)
+    assert names(folder) == ["step-1"]
 
 
 def test_a_kill_inside_a_write_leaves_a_whole_one(folder, tmp_path):

@@ -1,6 +1,7 @@
 """The parts of a rank, in this process: Horovod at world size 1 takes the same path as at N."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -106,6 +107,25 @@ def test_validation_scores_every_row_once(hvd, store, manifest, tiny_model):
     assert found.loss == pytest.approx(losses.mean(), rel=1e-4)
 
 
+def test_each_rank_s_statistics_are_kept(hvd):
+    import tf_keras as keras
+
+    from chexspark.training.statistics import all_statistics, take_statistics
+
+    values = [np.array([1.0, 2.0], np.float32), np.array([[3.0], [4.0]], np.float32)]
+    variables = [keras.backend.variable(value) for value in values]
+    steps = SimpleNamespace(statistics=variables)
+    found = all_statistics(steps)
+    assert found.tolist() == [[1, 2, 3, 4]]
+    take_statistics(steps, found * 2, 0)
+    assert [v.numpy().tolist() for v in variables] == [[2, 4], [[6], [8]]]
+    # Written by three ranks, taken up by one: the mean of all.
+    take_statistics(steps, np.concatenate([found, found * 2, found * 6]), 0)
+    assert [v.numpy().tolist() for v in variables] == [[3, 6], [[9], [12]]]
+    none = SimpleNamespace(statistics=[])
+    take_statistics(none, all_statistics(none), 0)
+
+
 class Driver:
     """Takes the events of a rank; says stop at the first of a kind."""
 
@@ -176,8 +196,6 @@ def test_gray_becomes_three_channels_as_imagenet_s_weights_expect(densenet):
      ([], 1, False)],
 )  # fmt: skip
 def test_early_stopping_counts_epochs_since_the_best(best, patience, over):
-    from types import SimpleNamespace
-
     from chexspark.training.loop import Training
 
     history = [{"best": bool(value)} for value in best]

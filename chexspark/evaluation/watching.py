@@ -71,5 +71,6 @@ def reason(error: Exception) -> str:
     traces = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
     raised = [line for line in lines[traces[-1] if traces else 0 :] if EXCEPTION.match(line)]
     caused = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
-    found = (raised or caused[-1:] or lines or [type(error).__name__])[0]
+    java = [line.removeprefix(": ") for line in lines if line.startswith(": ")]
+    found = (raised or caused[-1:] or java or lines or [type(error).__name__])[0]
     return found.rpartition("chexspark.")[2][:LONGEST_REASON]

@@ -19,7 +19,7 @@ from pyarrow.fs import LocalFileSystem
 from chexspark.storage import Location
 
 KEPT = 2  # the last ones
-ARRAYS, STATE = "arrays.npz", "state.json"
+ARRAYS, STATE, UNFINISHED = "arrays.npz", "state.json", "unfinished-"
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ class Writer:
         self.folder, self.on_problem = folder, on_problem
         self.thread = None
         folder.make_directory()
+        for name in folder.list_folders():
+            if name.startswith(UNFINISHED):  # of a rank that was killed while it wrote
+                (folder / name).delete_directory()
 
     def write(self, step: int, arrays: list[np.ndarray], state: dict) -> None:
         """Begin to write ``step-<step>``, after the one before it is done."""
@@ -97,7 +100,9 @@ def save(folder: Location, step: int, arrays: list[np.ndarray], state: dict) -> 
     buffer = io.BytesIO()
     np.savez(buffer, **{f"{number:05}": array for number, array in enumerate(arrays)})
     content = buffer.getvalue()
-    aside, place = folder / f"unfinished-{step}", folder / f"step-{step}"
+    place = folder / f"step-{step}"
+    # An object store cannot rename folders: there the state, written last, makes it whole.
+    aside = place if folder.filesystem.type_name == "s3" else folder / f"{UNFINISHED}{step}"
     for old in (aside, place):
         old.delete_directory()
     aside.make_directory()
@@ -105,7 +110,8 @@ def save(folder: Location, step: int, arrays: list[np.ndarray], state: dict) -> 
     try:
         write_synced(aside / ARRAYS, content)
         write_synced(aside / STATE, (json.dumps(state, indent=1) + "\n").encode())
-        aside.move_to(place)
+        if aside is not place:
+            aside.move_to(place)
     except OSError:
         aside.delete_directory()
         raise

@@ -32,7 +32,8 @@ from chexspark.training.events import EventSender
 from chexspark.training.faults import StoppedByUser, check_finite
 from chexspark.training.schedule import Plateau, make_schedule
 from chexspark.training.setup import global_batch, make_model, make_steps
-from chexspark.training.validation import average_statistics, averaged_weights, validate
+from chexspark.training.statistics import all_statistics, average_statistics, take_statistics
+from chexspark.training.validation import averaged_weights, validate
 from chexspark.training.watch import Watch
 
 WATCH_STEPS = 10  # between two points of TensorBoard's curves
@@ -84,6 +85,7 @@ class Training:
 
     def checkpoint(self, epoch: int, step: int, losses: float, finished: bool = False) -> None:
         """Write where the run stands before a step of an epoch; `losses`: sum of the epoch so far."""
+        statistics = all_statistics(self.steps)
         if self.facts.rank:
             return
         state = {
@@ -94,7 +96,7 @@ class Training:
             "learning_rate": self.config.learning_rate,
         }  # fmt: skip
         arrays = [variable.numpy() for variable in self.variables()]
-        self.writer.write(epoch * self.steps_per_epoch + step, arrays, state)
+        self.writer.write(epoch * self.steps_per_epoch + step, [*arrays, statistics], state)
         if finished:
             self.writer.wait()
 
@@ -104,10 +106,13 @@ class Training:
         state = hvd.broadcast_object(found.state if found else None)
         if state is None:
             return 0, 0, 0.0
+        statistics = None
         if found:
-            for variable, array in zip(self.variables(), found.arrays(), strict=True):
+            *arrays, statistics = found.arrays()
+            for variable, array in zip(self.variables(), arrays, strict=True):
                 variable.assign(array)
         hvd.broadcast_variables(self.variables(), root_rank=0)
+        take_statistics(self.steps, hvd.broadcast_object(statistics), self.facts.rank)
         self.plateau = Plateau(**state["plateau"])
         self.best, self.history = tuple(state["best"]), state["history"]
         self.events.send(
@@ -127,7 +132,8 @@ class Training:
         """Train from `step` of an epoch to its end, and validate."""
         clock, rate = self.train_epoch(epoch, step, losses)
         self.events.send("validating", epoch=epoch)
-        average_statistics(self.steps)
+        if step < self.steps_per_epoch:  # or it has been done before
+            average_statistics(self.steps)
         try:
             self.after_epoch(epoch, {"learning_rate": rate, **clock.figures()})
         except StoppedByUser:
@@ -208,8 +214,6 @@ class Training:
             done, every = step + 1, self.config.checkpoint_steps
             is_due = every and (epoch * len(plan) + done) % every == 0
             if result.stopping or (is_due and done < len(plan)):
-                # Each rank has its own, and all that go on from here have the average.
-                average_statistics(self.steps)
                 self.checkpoint(epoch, done, clock.losses)
             if result.stopping:
                 raise StoppedByUser(f"stopped after epoch {epoch + 1}, step {done}")

@@ -26,15 +26,6 @@ class Validation:
     mean: float  # over those that have
 
 
-def average_statistics(steps) -> None:
-    """Average what is not trained (the statistics of batch normalisation) over the ranks."""
-    if not steps.statistics:
-        return
-    averages = hvd.grouped_allreduce([v.value() for v in steps.statistics], op=hvd.Average)
-    for variable, average in zip(steps.statistics, averages, strict=True):
-        variable.assign(average)
-
-
 @contextlib.contextmanager
 def averaged_weights(steps):
     """Inside, the model has the moving averages of its weights, if the recipe keeps them."""
