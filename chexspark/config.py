@@ -51,7 +51,9 @@ class TrainConfig:
     """A store in, a trained model out."""
 
     data: str = setting("the store that ingest wrote", "input and output")
-    run: str = setting("folder of this run; must be new", "input and output")
+    run: str = setting(
+        "folder of this run: a new one, or that of a run to go on with", "input and output"
+    )
     model: str = setting("the network", "model", "densenet121")
     weights: str | None = setting(
         "ImageNet weights without the top, a file in the layout of Keras applications; or a run, or "

@@ -11,11 +11,12 @@ from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
-from chexspark.errors import RunFailed, UserError
+from chexspark.errors import RunFailed, Stopped, UserError
 from chexspark.progress import ProgressLine
 
 EXECUTOR_SECONDS = 60.0  # that a cluster may take to start the first executor
 SETTLED_SECONDS = 10.0  # without another one after that
+ENDED = "Spark's application was ended on the cluster"
 UNBOUNDED = 2**31 - 1  # slots, as Spark's own default of spark.dynamicAllocation.maxExecutors
 
 
@@ -37,9 +38,10 @@ def start_session(spark: SparkSession | None, name: str, settings=None) -> Spark
 
 def stop_session() -> None:
     """Give executors back in good order, if a session was started."""
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        active.stop()
+    with contextlib.suppress(Py4JError, OSError):  # where its JVM is gone
+        active = SparkSession.getActiveSession()
+        if active is not None:
+            active.stop()
 
 
 def has_ended(spark: SparkSession) -> bool:
@@ -81,13 +83,17 @@ def slots_again(spark: SparkSession, wanted: int, least: int) -> int:
     """
     started = time.monotonic()
     with ProgressLine() as line:
-        while (slots := task_slots(spark)) < wanted:
+        while not has_ended(spark) and (slots := task_slots(spark)) < wanted:
             if time.monotonic() - started >= EXECUTOR_SECONDS / 2:
                 break
             line.show(f"waiting for executors: {slots} of {wanted} task slots")
             time.sleep(0.2)
+    if has_ended(spark):
+        raise Stopped(ENDED)
     if slots < least:
-        raise RunFailed(f"{slots} task slots are left, fewer than --min-proc {least}")
+        raise RunFailed(
+            f"{slots} task slots are left, but the run is to have {least} ranks or more (--min-proc)"
+        )
     return min(slots, wanted)
 
 

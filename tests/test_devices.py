@@ -33,7 +33,7 @@ builder = SparkSession.builder.master("local-cluster[1,2,1024]")
 for name, value in settings.items():
     builder = builder.config("spark." + name, value)
 spark = builder.getOrCreate()
-ranks = run_ranks(spark, claim, (), check_ranks(spark, 2), print)
+ranks = run_ranks(spark, claim, (), check_ranks(spark, 2), lambda event: None)
 print(json.dumps(ranks))
 spark.stop()
 """

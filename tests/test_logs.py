@@ -4,6 +4,9 @@ import logging
 import os
 import subprocess
 import sys
+import time
+
+import pytest
 
 from chexspark.cluster.view import EpochTable
 from chexspark.progress import ProgressLine
@@ -37,7 +40,9 @@ print(told)
         assert line in text
 
 
-def test_a_log_goes_where_files_cannot_grow_at_the_end(tmp_path):
+def test_a_log_goes_where_files_cannot_grow_every_few_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr("chexspark.training.rank.LOG_SECONDS", 0.1)
+
     class Remote:
         def __init__(self, plain):
             self.plain = plain
@@ -46,13 +51,23 @@ def test_a_log_goes_where_files_cannot_grow_at_the_end(tmp_path):
             return getattr(self.plain, name)
 
     local = locate(str(tmp_path / "rank-0.log"))
+    local.write_text("before\n")
     place = Location(Remote(local.filesystem), local.path, "s3://bucket/rank-0.log")
     before = logging.getLogger().handlers[:]
     with rank_log(place):
         os.write(1, b"printed\n")
-        assert not local.is_file()
+        wait_for(lambda: local.is_file() and local.read_text() == "before\nprinted\n")
+        os.write(1, b"more\n")
     logging.getLogger().handlers[:] = before
-    assert local.read_text() == "printed\n"
+    assert local.read_text() == "before\nprinted\nmore\n"
+
+
+def wait_for(condition):
+    for _ in range(100):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not happen within five seconds")
 
 
 def test_a_problem_is_shown_once_with_rank_and_host(capsys):

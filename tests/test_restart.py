@@ -3,16 +3,18 @@
 import errno
 import json
 import socket
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from chexspark.cluster import adapted_horovod, events, job, launch
 from chexspark.config import TrainConfig
-from chexspark.errors import RunFailed, Stopped
+from chexspark.errors import RunFailed, Stopped, UserError
 from chexspark.settings import build
 from chexspark.storage import locate
 from chexspark.training.checkpoint import save
+from chexspark.training.events import EventSender
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def run_with_losses(monkeypatch, tmp_path):
 
 
 def test_a_run_is_begun_again_with_the_slots_that_are_left(run_with_losses, capsys, tmp_path):
-    save(locate(str(tmp_path)) / "checkpoints", 7, [], {"epoch": 0, "step": 7})
+    save(locate(str(tmp_path)) / "checkpoints", 7, [], {"epoch": 0, "step": 7, "steps": 99})
     (tmp_path / "logs").mkdir()
     noise = "E0000 00:00:1795260240.266212 13421 cuda_dnn.cc:8310] Unable to register cuDNN"
     (tmp_path / "logs" / "rank-1.log").write_text(f"out of luck\n{noise}\n")
@@ -103,6 +105,7 @@ class Line:
 
 
 CONNECTED = json.dumps({"event": "connected", "rank": 1, "host": "b"}).encode() + b"\n"
+DONE = json.dumps({"event": "done", "rank": 1}).encode() + b"\n"
 STEP = json.dumps({"event": "step", "rank": 1}).encode() + b"\n"
 
 
@@ -118,11 +121,76 @@ STEP = json.dumps({"event": "step", "rank": 1}).encode() + b"\n"
 def test_how_a_rank_is_lost_is_told_apart(last, message, host):
     seen = []
     with events.EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
-        server.listen(Line(CONNECTED, STEP, last), seen.append)
-        ranks = launch.Ranks(None, server, 300)
+        server.listen(Line(CONNECTED, STEP, last))
+        ranks = launch.Ranks(None, server, 2, 300)
         assert str(ranks.loss()) == message and ranks.loss().silent_host == host
         assert ranks.silent == ({host} if host else set())
     assert [event["event"] for event in seen] == ["step"]
+
+
+FAILURE = {"rank": 0, "host": "a", "mendable": False, "own": True, "may_pass": False,
+           "message": "ValueError('x')"}  # fmt: skip
+HOROVOD = RuntimeError("the first process to do so was:\nProcess name: 1\nExit code: 1\n")
+
+
+@pytest.mark.parametrize(
+    "failures, last, kind, message",
+    [
+        ([FAILURE], b"", RunFailed, r"rank 0 on a failed: ValueError\('x'\)"),
+        ([FAILURE | {"may_pass": True}], b"", launch.RanksLost, "rank 0 on a failed"),
+        ([FAILURE, FAILURE | {"mendable": True}], b"", UserError, r"^ValueError\('x'\)"),
+        ([FAILURE], OSError(errno.ETIMEDOUT, ""), launch.RanksLost, "b, does not answer"),
+        ([FAILURE | {"own": False}], b"", launch.RanksLost, "rank 1 on b died"),
+        ([FAILURE | {"own": False}], None, launch.RanksLost, "the Spark task of rank 1 on b died"),
+        ([FAILURE | {"own": False}], DONE, launch.RanksLost, r"rank 0 on a broke off: ValueError"),
+        ([], DONE, launch.RanksLost, r"ended early \((.|\n)*last words:\nalas"),
+    ],
+)
+def test_the_reason_is_found(monkeypatch, failures, last, kind, message):
+    monkeypatch.setattr(launch, "has_ended", lambda spark: False)
+    monkeypatch.setattr(launch, "LOOK_SECONDS", 0)
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        if last is None:  # still connected
+            server.lines[1] = events.RankLine(1, "b", Line(), 0.0)
+        else:
+            server.listen(Line(CONNECTED, *([last, b""] if last == DONE else [last])))
+        ranks = launch.Ranks(None, server, 2, 300)
+        found = launch.why(HOROVOD, ranks, failures, "alas")
+        with pytest.raises(kind, match=message):
+            raise found
+        ranks.stopping.set()
+        assert isinstance(launch.why(HOROVOD, ranks, failures, ""), Stopped)
+        ranks.stopping.clear()
+        monkeypatch.setattr(launch, "has_ended", lambda spark: True)
+        assert isinstance(launch.why(HOROVOD, ranks, [], ""), Stopped)
+
+
+def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monkeypatch):
+    told = []
+    with events.EventServer("127.0.0.1", "127.0.0.1", told.append) as server:
+        ranks = launch.Ranks(None, server, 2, 300)
+        server.lines[1] = events.RankLine(1, "b", Line(), time.monotonic() + 10_000)
+        for seconds in (0.5, 1.2, 1.4, 3.0):
+            ranks.begun = time.monotonic() - seconds
+            assert ranks.silence() is None
+        assert [(e["started"], e["ranks"], round(e["seconds"])) for e in told] == [
+            (1, 2, 1),
+            (1, 2, 3),
+        ]
+        ranks.begun = time.monotonic() - events.FIRST_STEP_SECONDS - 1
+        assert str(ranks.silence()) == "1 of 2 ranks have started in 901 seconds"
+
+
+def test_who_comes_late_hears_of_the_stop():
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        server.ask_to_stop()
+        with EventSender(server.address, 0) as late:
+            assert late.stopping.wait(5)
+        server.hang_up()
+        stranger = socket.create_connection((server.address.host, server.address.port))
+        stranger.sendall(server.address.token.encode() + b"\n" + CONNECTED)
+        stranger.settimeout(5)
+        assert stranger.recv(1) == b"", "the server hangs up"
 
 
 def test_a_rank_may_be_silent_for_longer_before_its_first_step(monkeypatch):

@@ -165,7 +165,7 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(spark, hvd):
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)
     try:
-        first, second = run_ranks(spark, rank, (variants,), 2, print)
+        first, second = run_ranks(spark, rank, (variants,), 2, lambda event: None)
     finally:
         cloudpickle.unregister_pickle_by_value(module)
     for name, settings in variants.items():

@@ -16,7 +16,7 @@ from chexspark import train
 from chexspark.cluster.view import EpochTable
 from chexspark.errors import RunFailed, UserError
 from chexspark.storage import locate
-from chexspark.training.checkpoint import latest
+from chexspark.training.checkpoint import latest, moment_of
 
 JOBS = Path(__file__).parent.parent / "jobs"
 # VGG-16 has the fewest layers, and is compiled the quickest.
@@ -70,13 +70,15 @@ def kill_once(monkeypatch, when, how=signal.SIGKILL):
 def test_a_killed_rank_ends_in_the_weights_of_the_clean_run(
     spark, store, tmp_path, monkeypatch, capfd, clean
 ):
-    killed = kill_once(monkeypatch, lambda e: e["event"] == "epoch" and e["epoch"] == 0)
+    killed = kill_once(
+        monkeypatch, lambda e: e["event"] == "step" and (e["epoch"], e["step"]) == (1, 5)
+    )
     history = train(spark, data=store.path, run=str(tmp_path / "run"), **RECIPE)
     assert killed
     assert_as_clean(tmp_path / "run", history, clean)
     told = capfd.readouterr().err
     assert (
-        re.search(r"died, in epoch 2, step \d+; restart 1 of 3 at epoch 2, step \d", told)
+        re.search(r"died, in epoch 2, step [67]; restart 1 of 3 at epoch [12], step \d", told)
         and "goes on at epoch" in told
     )
 
@@ -85,7 +87,7 @@ def test_a_stalled_rank_is_treated_as_dead(spark, store, tmp_path, monkeypatch, 
     killed = kill_once(
         monkeypatch, lambda e: e["event"] == "epoch" and e["epoch"] == 0, signal.SIGSTOP
     )
-    history = train(spark, data=store.path, run=str(tmp_path / "run"), **RECIPE, stall_seconds=5)
+    history = train(spark, data=store.path, run=str(tmp_path / "run"), **RECIPE, stall_seconds=10)
     assert_as_clean(tmp_path / "run", history, clean)
     assert re.search(
         r"has done nothing for \d+ seconds, in .+; restart 1 of 3", capfd.readouterr().err
@@ -127,9 +129,9 @@ def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_o
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=60)[1]
     assert process.returncode == 130, told
-    assert "stopped; the same command goes on at epoch" in told
+    at = moment_of(latest(locate(str(run)) / "checkpoints").state)
+    assert f"stopped; the same command goes on at {at}: {run}" in told
     assert not psutil.wait_procs(ranks, timeout=10)[1]
-    assert latest(locate(str(run)) / "checkpoints") is not None
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     history = (locate(str(run)) / "history").read_table().to_pandas()

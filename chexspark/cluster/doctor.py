@@ -207,11 +207,12 @@ def look(spark, asked: dict, num_proc: int) -> tuple[list[dict], str | None]:
                 if meeting.is_over() and 0 < known == came:
                     last = min(last, time.monotonic() + LAST_SECONDS)
                 thread.join(0.05)
+            failed = errors[:]  # before the job is cancelled, which is an error too
         finally:
             if thread.is_alive():
                 context.cancelJobGroup(group)
-        if errors:
-            return [], failure_of(str(errors[0]))
+        if failed:
+            return [], failure_of(str(failed[0]))
         return results or meeting.values("end"), None
 
 

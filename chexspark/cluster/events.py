@@ -48,13 +48,14 @@ class EventServer:
         self.token = secrets.token_hex(16)
         self.lines: dict[int, RankLine] = {}
         self.lock = threading.Lock()
+        self.handle, self.stopping, self.over = handle, False, False
         outer = self
 
         class Connection(socketserver.StreamRequestHandler):
             def handle(self):
                 token = self.rfile.readline(LONGEST_LINE).strip()
                 if hmac.compare_digest(token, outer.token.encode()):
-                    outer.listen(self, handle)
+                    outer.listen(self)
 
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True
@@ -71,7 +72,7 @@ class EventServer:
         self.server.shutdown()
         self.server.server_close()
 
-    def listen(self, connection, handle) -> None:
+    def listen(self, connection) -> None:
         """Take a rank's events until its connection ends."""
         line = None
         keep_alive(connection.connection)
@@ -85,19 +86,28 @@ class EventServer:
                         rank = event["rank"]
                         line = RankLine(rank, event["host"], connection, time.monotonic())
                         self.lines[rank] = line
+                        if self.over:
+                            return
+                        if self.stopping:
+                            connection.wfile.write(STOP + b"\n")
                         continue
                     if line:
                         line.spoke = time.monotonic()
                         line.working |= event["event"] == "step"
                         line.done |= event["event"] in ("done", "failed")
                     if event["event"] not in ("done", "alive"):
-                        handle(event)
+                        self.handle(event)
         except OSError as error:
             if line:
                 line.answers = error.errno not in UNREACHABLE
         finally:
             if line and not line.done:
                 line.lost = True
+
+    def tell(self, name: str, **values) -> None:
+        """Hand an event of the driver's own to the handler, as if rank 0 had sent it."""
+        with self.lock:
+            self.handle({"event": name, "rank": 0, **values})
 
     def lost(self) -> RankLine | None:
         """A rank whose connection ended before its work did."""
@@ -113,11 +123,13 @@ class EventServer:
         return next(silent, None)
 
     def ask_to_stop(self) -> None:
-        """Ask all ranks to end after their next step, with a checkpoint."""
+        """Ask all ranks, those too that are yet to come, to end after a step, with a checkpoint."""
+        self.stopping = True
         self._each(lambda line: line.connection.wfile.write(STOP + b"\n"))
 
     def hang_up(self) -> None:
-        """End all connections: ranks that still run end themselves."""
+        """End all connections: ranks that still run, or start now, end themselves."""
+        self.over = True
         self._each(lambda line: line.connection.connection.shutdown(2))
 
     def _each(self, do) -> None:

@@ -1,5 +1,6 @@
 """A store in, a trained run out. Runs on the driver, which never loads TensorFlow."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -11,7 +12,7 @@ from chexspark.arguments import takes
 from chexspark.cluster.doctor import examine
 from chexspark.cluster.launch import RanksLost, run_ranks
 from chexspark.cluster.resume import check_same, check_store, earlier_config, standing
-from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text
+from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks
 from chexspark.config import TrainConfig
 from chexspark.data.check import check_files
 from chexspark.errors import RunFailed, Stopped, UserError
@@ -21,7 +22,8 @@ from chexspark.models.weights import check_weights
 from chexspark.progress import ProgressLine
 from chexspark.session import check_ranks, replace_executors, slots_again, start_session
 from chexspark.storage import Location, locate
-from chexspark.training.checkpoint import Checkpoint
+from chexspark.training.checkpoint import moment_of
+from chexspark.training.clock import Moment
 from chexspark.training.rank import run_rank
 from chexspark.training.schedule import make_schedule, steps_per_epoch
 
@@ -40,8 +42,9 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
     """
     config, manifest, earlier = check_inputs(config)
     run = locate(config.run)
-    if earlier and (found := standing(run)) and found.state["finished"]:
-        print(f"{run} is finished: {len(found.state['history'])} epochs")
+    before = standing(run) if earlier else None
+    if before and before.state["finished"]:
+        print(f"{run} is finished: {len(before.state['history'])} epochs")
         return tell_best(run)
     if config.plan and config.num_proc:
         num_proc = config.num_proc
@@ -51,12 +54,15 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
     # A run keeps the global batch that it began with, whatever the number of ranks.
     config = dataclasses.replace(config, num_proc=earlier.num_proc if earlier else num_proc)
     images = manifest.splits["train"].images
+    if config.min_proc and config.min_proc > num_proc:
+        raise UserError(f"--min-proc {config.min_proc} is more than the {num_proc} ranks: lower it")
     if images < num_proc:
         raise UserError(
             f"{images} training images are fewer than {num_proc} ranks: lower --num-proc"
         )
     schedule = make_schedule(config, steps_per_epoch(config, images))
-    print(describe(config, manifest, num_proc), flush=True)
+    at = moment_of(before.state) if before else None
+    print(describe(config, manifest, num_proc, at), flush=True)
     if config.plan:
         print(plan_text(config, manifest, schedule), flush=True)
         return pd.DataFrame()
@@ -72,20 +78,16 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
     """Run the ranks; where some are lost, go on from the last checkpoint with those there are."""
     run, fell_at = locate(config.run), []
     least = config.min_proc or num_proc
-    with ProgressLine() as line:
+    with stop_told(run), ProgressLine() as line:
         view = EpochTable(line, config.epochs)
         while True:
-            view.at = place_in(standing(run))
-            line.show(f"waiting for Spark to start {ranks(num_proc)}")
+            view.at = standing_at(run)
             try:
                 run_ranks(
                     spark, run_rank, (config,), num_proc, view.take, horovod_settings(config),
                     config.stall_seconds,
                 )  # fmt: skip
                 return
-            except Stopped as error:
-                at = position(*place_in(standing(run)))
-                raise Stopped(f"{error}; the same command goes on at {at}: {run}") from None
             except RanksLost as error:
                 for text in last_words(run, error.rank):
                     line.say(f"  {text}")
@@ -95,38 +97,43 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                 if fell_at[-SAME_PLACE_TIMES:] == [view.at] * SAME_PLACE_TIMES:
                     raise RunFailed(
                         f"{error}; it was the same {SAME_PLACE_TIMES} times, always at "
-                        f"{position(*view.at)}: this does not look like chance"
+                        f"{view.at}: this does not look like chance"
                     ) from error
                 if error.silent_host:
                     replace_executors(spark, error.silent_host)
                 line.say(
-                    f"{error}, in {position(*view.at)}; restart {len(fell_at)} of "
-                    f"{config.max_restarts} at {position(*place_in(standing(run)))}"
+                    f"{error}, in {view.at}; restart {len(fell_at)} of {config.max_restarts} at "
+                    f"{standing_at(run)}"
                 )
                 before, num_proc = num_proc, slots_again(spark, num_proc, least)
                 if num_proc < before:
                     line.say(f"there are no more slots: going on with {ranks(num_proc)}")
 
 
+@contextlib.contextmanager
+def stop_told(run: Location):
+    """Say of a run that is stopped inside where it goes on."""
+    try:
+        yield
+    except Stopped as error:
+        at = standing_at(run)
+        raise Stopped(f"{error}; the same command goes on at {at}: {run}") from None
+
+
 def last_words(run: Location, rank: int | None, lines: int = 5) -> list[str]:
     """The end of a rank's log, without what TensorFlow says at its start."""
-    place = run / "logs" / f"rank-{rank}.log"
-    said = place.read_text().splitlines() if place.is_file() else []
+    try:
+        content = (run / "logs" / f"rank-{rank}.log").read_bytes()
+    except OSError:
+        return []
+    said = content.decode(errors="replace").splitlines()
     return [text for text in said if not START_UP.match(text)][-lines:]
 
 
-def ranks(number: int) -> str:
-    return f"{number} rank{'s' * (number != 1)}"
-
-
-def place_in(found: Checkpoint | None) -> tuple[int, int]:
-    """Epoch and step at which a run goes on, counted from 0."""
-    return (found.state["epoch"], found.state["step"]) if found else (0, 0)
-
-
-def position(epoch: int, step: int) -> str:
-    """Epoch and step in words, counted from 1."""
-    return f"epoch {epoch + 1}, step {step + 1}"
+def standing_at(run: Location) -> Moment:
+    """Where a run goes on."""
+    found = standing(run)
+    return moment_of(found.state) if found else Moment()
 
 
 def tell_best(run: Location) -> pd.DataFrame:
@@ -184,4 +191,7 @@ def horovod_settings(config: TrainConfig) -> dict[str, str]:
         found["HOROVOD_FUSION_THRESHOLD"] = str(config.fusion_mb << 20)
     if config.autotune:
         found["HOROVOD_AUTOTUNE"] = "1"
+    if config.deterministic:
+        # Which groups travel together depends on time, and the order of a sum on their places.
+        found["HOROVOD_DISABLE_GROUP_FUSION"] = "1"
     return found

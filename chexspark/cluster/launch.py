@@ -15,9 +15,9 @@ import horovod.spark
 from horovod.spark.driver import job_id
 
 from chexspark.cluster.adapted_horovod import adapted_horovod
-from chexspark.cluster.events import EventServer
+from chexspark.cluster.events import FIRST_STEP_SECONDS, EventServer
 from chexspark.errors import RunFailed, Stopped, UserError
-from chexspark.session import has_ended
+from chexspark.session import ENDED, has_ended
 
 ENVIRONMENT = {
     # oneDNN's notice, missing CUDA drivers and the like: nothing that a user could act on.
@@ -29,6 +29,7 @@ ENVIRONMENT = {
 }
 LAST_WORDS = 20  # lines of a rank that ended before it could say why
 LOOK_SECONDS = 0.2  # between two looks at the ranks
+TELL_SECONDS = 1.0  # between two words on ranks that have not started
 STOP_SECONDS = 6.0  # for a step, and its checkpoint, after a signal
 CANCEL_SECONDS = 6.0  # for ranks to end by themselves, before their Spark job is cancelled
 
@@ -47,8 +48,9 @@ class RanksLost(RunFailed):
 class Ranks:
     """Ranks that run, seen from a second thread, while the first one waits for Horovod."""
 
-    def __init__(self, spark, events: EventServer, stall_seconds: float):
-        self.spark, self.events, self.stall_seconds = spark, events, stall_seconds
+    def __init__(self, spark, events: EventServer, num_proc: int, stall_seconds: float):
+        self.spark, self.events, self.num_proc = spark, events, num_proc
+        self.stall_seconds, self.begun, self.told = stall_seconds, time.monotonic(), 0.0
         self.over, self.stopping = threading.Event(), threading.Event()
         self.fault: RanksLost | None = None
         self.silent: set[str] = set()  # addresses of hosts that do not answer
@@ -58,18 +60,33 @@ class Ranks:
         while not self.over.wait(LOOK_SECONDS):
             if self.stopping.is_set():
                 self.over.wait(STOP_SECONDS)
-            elif not self.loss() and (line := self.events.stalled(self.stall_seconds)):
-                silence = time.monotonic() - line.spoke
-                self.fault = RanksLost(
-                    f"rank {line.rank} on {line.host} has done nothing for {silence:.0f} seconds",
-                    line.rank,
-                )
+            elif not self.loss():
+                self.fault = self.silence()
             if self.fault or self.stopping.is_set():
                 self.end()
                 return
 
+    def silence(self) -> RanksLost | None:
+        """A rank that does nothing, or ranks that do not come; tells the driver of those."""
+        if line := self.events.stalled(self.stall_seconds):
+            seconds = time.monotonic() - line.spoke
+            return RanksLost(
+                f"rank {line.rank} on {line.host} has done nothing for {seconds:.0f} seconds",
+                line.rank,
+            )
+        came, seconds = len(self.events.lines), time.monotonic() - self.begun
+        if came < self.num_proc:
+            if seconds > max(self.stall_seconds, FIRST_STEP_SECONDS):
+                return RanksLost(
+                    f"{came} of {self.num_proc} ranks have started in {seconds:.0f} seconds"
+                )
+            if seconds - self.told > TELL_SECONDS:
+                self.told = seconds
+                self.events.tell("waiting", started=came, ranks=self.num_proc, seconds=seconds)
+        return None
+
     def loss(self) -> RanksLost | None:
-        """What is known of a rank that has died or stalled."""
+        """What is known of a rank that has died."""
         if not self.fault and (line := self.events.lost()):
             if line.answers:
                 self.fault = RanksLost(f"rank {line.rank} on {line.host} died", line.rank)
@@ -102,9 +119,13 @@ def run_ranks(
 ) -> list:  # fmt: skip
     """Run ``function(event_address, *arguments)`` on `num_proc` ranks; return results in rank order.
 
-    `on_event` takes the events of rank 0; `environment` is added to the ranks'. Raises UserError
-    when a rank met a mistake of the user, RanksLost when one died or stalled, Stopped after a
-    signal or when Spark's application was ended, RunFailed when one failed otherwise.
+    The function is to open an `EventSender` at once: ranks that have not after a quarter of an hour
+    count as lost.
+
+    `on_event` takes the events of rank 0, and the problems of all; `environment` is added to the
+    ranks'. Raises UserError when a rank met a mistake of the user, RanksLost when one died, stalled
+    or met what may pass, Stopped after a signal or when Spark's application was ended, RunFailed when
+    one failed otherwise.
     """
     conf = spark.sparkContext.getConf()
     host = conf.get("spark.driver.host")
@@ -116,46 +137,56 @@ def run_ranks(
         elif event["rank"] == 0 or event["event"] == "problem":
             on_event(event)
 
-    ranks = None
-    try:
-        with EventServer(host, conf.get("spark.driver.bindAddress", host), handle) as events:
-            ranks = Ranks(spark, events, stall_seconds)
-            with adapted_horovod(host, ranks.silent), signals_to(ranks.stop), quiet_threads():
-                threading.Thread(target=ranks.watch, daemon=True).start()
-                try:
-                    return horovod.spark.run(
-                        function, args=(events.address, *arguments), num_proc=num_proc,
-                        env=ENVIRONMENT | (environment or {}), use_gloo=True, stderr=errors,
-                        verbose=0,
-                    )  # fmt: skip
-                finally:
-                    ranks.over.set()
-    except Exception as error:
-        if ranks and ranks.stopping.is_set():
-            raise Stopped("stopped") from error
-        for failure in sorted(failures, key=lambda f: (not f["mendable"], not f["own"])):
-            if failure["mendable"]:
-                raise UserError(failure["message"]) from error
-            if failure["own"]:
-                raise RunFailed(
-                    f"rank {failure['rank']} on {failure['host']} failed: {failure['message']}"
-                ) from error
-        for _ in range(5):  # a rank's connection may end a little after Horovod has seen it end
-            if not ranks or ranks.loss():
-                break
-            time.sleep(LOOK_SECONDS)
-        if has_ended(spark):
-            raise Stopped("Spark's application was ended on the cluster") from error
-        if ranks and ranks.fault:
-            raise ranks.fault from error
-        # A rank outlives its Spark task by a little, and hangs up with the others.
-        task = re.search(r"Process name: (\d+)", str(error))
-        if ranks and task and (line := ranks.events.lines.get(int(task[1]))):
-            raise RanksLost(
-                f"the Spark task of rank {line.rank} on {line.host} died", line.rank
-            ) from error
-        last = "\n".join(errors.getvalue().splitlines()[-LAST_WORDS:])
-        raise RanksLost(f"the ranks ended early ({error}); their last words:\n{last}") from error
+    with EventServer(host, conf.get("spark.driver.bindAddress", host), handle) as events:
+        ranks = Ranks(spark, events, num_proc, stall_seconds)
+        with adapted_horovod(host, ranks.silent), signals_to(ranks.stop), quiet_threads():
+            threading.Thread(target=ranks.watch, daemon=True).start()
+            try:
+                return horovod.spark.run(
+                    function, args=(events.address, *arguments), num_proc=num_proc,
+                    env=ENVIRONMENT | (environment or {}), use_gloo=True, stderr=errors, verbose=0,
+                )  # fmt: skip
+            except Exception as error:
+                failed = error
+            finally:
+                ranks.over.set()
+        # While the server still listens: who hangs up now has ended.
+        raise why(failed, ranks, failures, errors.getvalue()) from failed
+
+
+def why(error: Exception, ranks: Ranks, failures: list[dict], said: str) -> Exception:
+    """What to raise for an exception of Horovod: the reason, as far as it is known.
+
+    `failures`: the events of ranks that failed; `said`: what ranks wrote that failed before.
+    """
+    if ranks.stopping.is_set():
+        return Stopped("stopped")
+    for failure in sorted(failures, key=lambda f: (not f["mendable"], not f["own"])):
+        what = f"rank {failure['rank']} on {failure['host']} failed: {failure['message']}"
+        if failure["mendable"]:
+            return UserError(failure["message"])
+        if failure["own"] and not (ranks.loss() and ranks.fault.silent_host):
+            return RanksLost(what, failure["rank"]) if failure["may_pass"] else RunFailed(what)
+    for _ in range(5):  # a rank's connection may end a little after Horovod has seen it end
+        if ranks.loss():
+            break
+        time.sleep(LOOK_SECONDS)
+    if has_ended(ranks.spark):
+        return Stopped(ENDED)
+    if ranks.fault:
+        return ranks.fault
+    # A rank outlives its Spark task by a little, and hangs up with the others.
+    task = re.search(r"Process name: (\d+)", str(error))
+    line = ranks.events.lines.get(int(task[1])) if task else None
+    if line and not line.done:
+        return RanksLost(f"the Spark task of rank {line.rank} on {line.host} died", line.rank)
+    for failure in failures:
+        return RanksLost(
+            f"rank {failure['rank']} on {failure['host']} broke off: {failure['message']}",
+            failure["rank"],
+        )
+    last = "\n".join(said.splitlines()[-LAST_WORDS:])
+    return RanksLost(f"the ranks ended early ({error}); their last words:\n{last}")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from chexspark.settings import build
 from chexspark.storage import Location
 from chexspark.training.checkpoint import Checkpoint, latest
 
-# What may change from one start to the next: nothing that the weights depend on.
+# What may change from one start to the next: nothing that the weights depend on, but for rounding.
 FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "plan",
         "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds"}  # fmt: skip
 

@@ -9,6 +9,7 @@ from chexspark.config import TrainConfig
 from chexspark.manifest import Manifest
 from chexspark.models.facts import model_facts
 from chexspark.progress import ProgressLine, duration
+from chexspark.training.clock import Moment
 from chexspark.training.schedule import Schedule, draw, steps_per_epoch
 
 
@@ -31,16 +32,20 @@ def plan_text(config: TrainConfig, manifest: Manifest, schedule: Schedule) -> st
     return "\n".join(lines)
 
 
-def describe(config: TrainConfig, manifest: Manifest, num_proc: int) -> str:
-    """What is about to run, in two lines."""
+def ranks(number: int) -> str:
+    return f"{number} rank{'s' * (number != 1)}"
+
+
+def describe(config: TrainConfig, manifest: Manifest, num_proc: int, at: Moment | None) -> str:
+    """What is about to run, in two lines. `at`: where an earlier run of the folder stands."""
     images = {name: f"{split.images:,}" for name, split in manifest.splits.items()}
     size = manifest.image_size
-    start = (
-        f"from {config.weights}" if config.weights else "from random weights (no --weights given)"
-    )
+    start = f"from {config.weights or 'random weights (no --weights given)'}"
+    if at:
+        start = f"from its checkpoint at {at}"
     return (
         f"{config.model} at {size}x{size}, {start}; {images['train']} images to train on, "
-        f"{images['val']} to validate\n{num_proc} ranks, {config.batch_size * config.num_proc} images per step, "
+        f"{images['val']} to validate\n{ranks(num_proc)}, {config.batch_size * config.num_proc} images per step, "
         f"{config.epochs} epochs, {config.optimizer} at {config.learning_rate:g}"
     )
 
@@ -53,7 +58,7 @@ class EpochTable:
     def __init__(self, line: ProgressLine, epochs: int):
         self.line, self.epochs, self.headed = line, epochs, False
         self.problems = set()
-        self.at = 0, 0  # epoch and step that rank 0 is in, counted from 0
+        self.at = Moment()  # where rank 0 is
 
     def take(self, event: dict) -> None:
         """Show one event of rank 0, or a problem of any."""
@@ -64,10 +69,15 @@ class EpochTable:
             if event["text"] not in self.problems:  # ranks mostly say the same
                 self.problems.add(event["text"])
                 self.line.say(f"rank {event['rank']} on {event['host']}: {event['text']}")
+        elif kind == "waiting":
+            self.line.show(
+                f"waiting for Spark to start ranks: {event['started']} of {event['ranks']}, "
+                f"{duration(event['seconds'])}"
+            )
         elif kind == "starting":
             self.line.show(f"starting {event['what']} on all ranks")
         elif kind == "step":
-            self.at = event["epoch"], event["step"]
+            self.at = Moment(event["epoch"], event["step"], event["steps"])
             self.line.show(
                 f"epoch {event['epoch'] + 1}/{event['epochs']}, step {event['step']}/{event['steps']}, "
                 f"{event['images_per_second']:.1f} images/s, loss {event['loss']:.4f}, "
@@ -76,6 +86,7 @@ class EpochTable:
         elif kind == "validating":
             self.line.show(f"epoch {event['epoch'] + 1}/{self.epochs}: validating")
         elif kind == "epoch":
+            self.at = Moment(event["epoch"] + 1)
             if not self.headed:
                 self.line.say(self.HEAD)
                 self.headed = True

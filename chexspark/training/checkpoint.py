@@ -16,7 +16,9 @@ import numpy as np
 import xxhash
 from pyarrow.fs import LocalFileSystem
 
+from chexspark.errors import UserError
 from chexspark.storage import Location
+from chexspark.training.clock import Moment
 
 KEPT = 2  # the last ones
 ARRAYS, STATE, UNFINISHED = "arrays.npz", "state.json", "unfinished-"
@@ -33,6 +35,11 @@ class Checkpoint:
         """Read the arrays, in the order in which they were given."""
         with np.load(io.BytesIO((self.place / ARRAYS).read_bytes()), allow_pickle=False) as file:
             return [file[f"{number:05}"] for number in range(len(file.files))]
+
+
+def moment_of(state: dict) -> Moment:
+    """Where the run stood."""
+    return Moment(state["epoch"], state["step"], state["steps"])
 
 
 def latest(folder: Location, thorough: bool = True) -> Checkpoint | None:
@@ -91,7 +98,7 @@ class Writer:
     def _work(self, step: int, arrays: list[np.ndarray], state: dict) -> None:
         try:
             save(self.folder, step, arrays, state)
-        except OSError as error:
+        except (OSError, UserError) as error:
             self.on_problem(f"checkpoint of step {step} was not written: {error}")
 
 
@@ -103,21 +110,32 @@ def save(folder: Location, step: int, arrays: list[np.ndarray], state: dict) -> 
     place = folder / f"step-{step}"
     # An object store cannot rename folders: there the state, written last, makes it whole.
     aside = place if folder.filesystem.type_name == "s3" else folder / f"{UNFINISHED}{step}"
-    for old in (aside, place):
-        old.delete_directory()
-    aside.make_directory()
+    aside.delete_directory()
     state = state | {"arrays": xxhash.xxh3_64_hexdigest(content)}
     try:
+        aside.make_directory()
         write_synced(aside / ARRAYS, content)
         write_synced(aside / STATE, (json.dumps(state, indent=1) + "\n").encode())
         if aside is not place:
+            place.delete_directory()
             aside.move_to(place)
-    except OSError:
+            sync_folder(folder)
+    except (OSError, UserError):
         aside.delete_directory()
         raise
     for number, name in sorted(numbered(folder))[:-KEPT]:
         if number != step:
             (folder / name).delete_directory()
+
+
+def sync_folder(place: Location) -> None:
+    """Let a rename in a folder outlast a crash of the machine, where the file system can."""
+    if isinstance(place.filesystem, LocalFileSystem):
+        folder = os.open(place.path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_synced(place: Location, content: bytes) -> None:

@@ -26,7 +26,7 @@ from chexspark.findings import FINDINGS
 from chexspark.manifest import Manifest
 from chexspark.models.weights import train_trunk
 from chexspark.storage import Location, locate
-from chexspark.training.checkpoint import Writer, latest
+from chexspark.training.checkpoint import Writer, latest, moment_of
 from chexspark.training.clock import Clock
 from chexspark.training.events import EventSender
 from chexspark.training.faults import StoppedByUser, check_finite
@@ -89,7 +89,8 @@ class Training:
         if self.facts.rank:
             return
         state = {
-            "epoch": epoch, "step": step, "losses": losses, "finished": finished,
+            "epoch": epoch, "step": step, "steps": self.steps_per_epoch, "losses": losses,
+            "finished": finished,
             "plateau": dataclasses.asdict(self.plateau), "best": self.best,
             "history": self.history, "seed": self.config.seed,
             "global_batch": global_batch(self.config), "world_size": self.facts.world_size,
@@ -115,9 +116,7 @@ class Training:
         take_statistics(self.steps, hvd.broadcast_object(statistics), self.facts.rank)
         self.plateau = Plateau(**state["plateau"])
         self.best, self.history = tuple(state["best"]), state["history"]
-        self.events.send(
-            "note", text=f"goes on at epoch {state['epoch'] + 1}, step {state['step'] + 1}"
-        )
+        self.events.send("note", text=f"goes on at {moment_of(state)}")
         return state["epoch"], state["step"], state["losses"]
 
     def set_trunk(self, epoch: int) -> None:
@@ -213,7 +212,9 @@ class Training:
             self.tell(epoch, step, len(plan), rate, clock)
             done, every = step + 1, self.config.checkpoint_steps
             is_due = every and (epoch * len(plan) + done) % every == 0
-            if result.stopping or (is_due and done < len(plan)):
+            if done == len(plan):
+                break  # a stop is heeded, and the next checkpoint written, when validating
+            if result.stopping or is_due:
                 self.checkpoint(epoch, done, clock.losses)
             if result.stopping:
                 raise StoppedByUser(f"stopped after epoch {epoch + 1}, step {done}")

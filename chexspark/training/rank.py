@@ -14,9 +14,11 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from importlib.metadata import version
+from pathlib import Path
 
 from pyarrow.fs import LocalFileSystem
 
@@ -30,6 +32,8 @@ from chexspark.training.events import EventAddress, EventSender
 
 BROKEN_OFF = ("HorovodInternalError", "UnknownError")  # what a collective that breaks off raises
 CPU_CYCLE_MILLISECONDS = "10"  # Horovod's default of 1 cost a tenth of the rate on two cores
+LOG_SECONDS = 5.0  # between two copies of a log to where files cannot grow
+MAY_PASS = (OSError, MemoryError)  # what a host or a store may do once, and not again
 OTHERS_SECONDS = 2.0  # for the rank that knows more to say so, before this one ends the run
 PACKAGES = ("tensorflow", "tf-keras", "horovod", "pyspark", "petastorm", "pyarrow", "numpy")
 
@@ -38,14 +42,14 @@ def run_rank(address: EventAddress, config: TrainConfig) -> dict:
     """Train as one rank among those that Horovod has started. Returns who ran where."""
     rank = int(os.environ["HOROVOD_RANK"])
     place = locate(config.run) / "logs" / f"rank-{rank}.log"
-    with EventSender(address, rank) as events, rank_log(place):
-        logging.getLogger().addHandler(Warnings(events))
+    with EventSender(address, rank) as events:
         logging.captureWarnings(True)
         signal.signal(signal.SIGTERM, lambda *_: events.stopping.set())
         try:
-            return train_as_rank(config, events)
+            with rank_log(place), traceback_there():
+                logging.getLogger().addHandler(Warnings(events))
+                return train_as_rank(config, events)
         except Exception as error:
-            traceback.print_exc()
             mendable = isinstance(error, UserError)
             message = (
                 f"{error if mendable or hasattr(error, 'own') else repr(error)} (log: {place})"
@@ -53,8 +57,9 @@ def run_rank(address: EventAddress, config: TrainConfig) -> dict:
             # A collective that breaks off does so because another rank has.
             own = getattr(error, "own", type(error).__name__ not in BROKEN_OFF)
             events.send(
-                "failed", host=socket.gethostname(), mendable=mendable, own=own, message=message
-            )
+                "failed", host=socket.gethostname(), mendable=mendable, own=own, message=message,
+                may_pass=isinstance(error, MAY_PASS),
+            )  # fmt: skip
             if not own and not events.stopping.is_set():
                 time.sleep(OTHERS_SECONDS)
             raise
@@ -127,15 +132,26 @@ class Warnings(logging.Handler):
 
 
 @contextlib.contextmanager
-def rank_log(place: Location):
-    """Send standard output, errors and logging of this process to the file `place`.
+def traceback_there():
+    """Write the traceback of an exception into the log before that is closed."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        raise
 
-    On a local file system as it is said; elsewhere, where files cannot grow, at the end.
+
+@contextlib.contextmanager
+def rank_log(place: Location):
+    """Send standard output, errors and logging of this process to the end of the file `place`.
+
+    On a local file system as it is said; elsewhere, where files cannot grow, every few seconds.
     """
-    local = isinstance(place.filesystem, LocalFileSystem)
-    with (
-        open(place.path, "a") if local else tempfile.NamedTemporaryFile("w", suffix=".log")
-    ) as file:
+    with contextlib.ExitStack() as stack:
+        if isinstance(place.filesystem, LocalFileSystem):
+            file = stack.enter_context(open(place.path, "a"))
+        else:
+            file = stack.enter_context(grown_elsewhere(place))
         saved = os.dup(1), os.dup(2)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -150,6 +166,32 @@ def rank_log(place: Location):
             for number, descriptor in enumerate(saved, start=1):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
-            if not local:
-                with open(file.name, "rb") as written:
-                    place.write_bytes(written.read())
+
+
+@contextlib.contextmanager
+def grown_elsewhere(place: Location):
+    """A local file that starts with what is at `place`, and goes there whenever it has grown."""
+    over = threading.Event()
+    with tempfile.NamedTemporaryFile("w", suffix=".log") as file:
+        known = place.read_bytes() if place.is_file() else b""
+        Path(file.name).write_bytes(known)
+        file.seek(0, os.SEEK_END)
+
+        def copy() -> None:
+            size = len(known)
+            while not over.wait(LOG_SECONDS):
+                with contextlib.suppress(OSError):
+                    if os.path.getsize(file.name) > size:
+                        content = Path(file.name).read_bytes()
+                        place.write_bytes(content)
+                        size = len(content)
+
+        thread = threading.Thread(target=copy, daemon=True)
+        thread.start()
+        try:
+            yield file
+        finally:
+            over.set()
+            thread.join()
+            with contextlib.suppress(OSError):
+                place.write_bytes(Path(file.name).read_bytes())
