@@ -60,8 +60,8 @@ class Ranks:
         while not self.over.wait(LOOK_SECONDS):
             if self.stopping.is_set():
                 self.over.wait(STOP_SECONDS)
-            elif not self.loss():
-                self.fault = self.silence()
+            elif not self.loss() and (found := self.silence()):
+                self.fault = found
             if self.fault or self.stopping.is_set():
                 self.end()
                 return
