@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
@@ -78,3 +79,17 @@ def untrained_run(store, manifest, tmp_path_factory):
         return run
 
     return make
+
+
+@pytest.fixture
+def wait_for():
+    """A function that returns as soon as a condition holds."""
+
+    def wait(condition):
+        for _ in range(100):
+            if condition():
+                return
+            time.sleep(0.05)
+        pytest.fail("it did not happen within five seconds")
+
+    return wait

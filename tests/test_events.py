@@ -1,6 +1,5 @@
 import contextlib
 import socket
-import time
 
 import pytest
 
@@ -9,15 +8,7 @@ from chexspark.progress import ProgressLine, duration
 from chexspark.training.events import EventAddress, EventSender
 
 
-def wait_for(condition):
-    for _ in range(100):
-        if condition():
-            return
-        time.sleep(0.05)
-    pytest.fail("it did not happen within five seconds")
-
-
-def test_events_arrive_with_their_rank():
+def test_events_arrive_with_their_rank(wait_for):
     seen = []
     with EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
         with EventSender(server.address, 3) as sender:
@@ -29,7 +20,7 @@ def test_events_arrive_with_their_rank():
     ]  # fmt: skip
 
 
-def test_who_does_not_know_the_token_is_not_heard():
+def test_who_does_not_know_the_token_is_not_heard(wait_for):
     seen = []
     with EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
         stranger = EventAddress("127.0.0.1", server.address.port, "guess")

@@ -4,9 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import time
-
-import pytest
 
 from chexspark.cluster.view import EpochTable
 from chexspark.progress import ProgressLine
@@ -40,7 +37,7 @@ print(told)
         assert line in text
 
 
-def test_a_log_goes_where_files_cannot_grow_every_few_seconds(tmp_path, monkeypatch):
+def test_a_log_goes_where_files_cannot_grow_every_few_seconds(tmp_path, monkeypatch, wait_for):
     monkeypatch.setattr("chexspark.training.rank.LOG_SECONDS", 0.1)
 
     class Remote:
@@ -60,14 +57,6 @@ def test_a_log_goes_where_files_cannot_grow_every_few_seconds(tmp_path, monkeypa
         os.write(1, b"more\n")
     logging.getLogger().handlers[:] = before
     assert local.read_text() == "before\nprinted\nmore\n"
-
-
-def wait_for(condition):
-    for _ in range(100):
-        if condition():
-            return
-        time.sleep(0.05)
-    pytest.fail("it did not happen within five seconds")
 
 
 def test_a_problem_is_shown_once_with_rank_and_host(capsys):
