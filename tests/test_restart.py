@@ -128,7 +128,7 @@ def test_how_a_rank_is_lost_is_told_apart(last, message, host):
     assert [event["event"] for event in seen] == ["step"]
 
 
-FAILURE = {"rank": 0, "host": "a", "mendable": False, "own": True, "may_pass": False,
+FAILURE = {"rank": 0, "host": "a", "mendable": False, "own": True, "may_pass": False, "stopped": False,
            "message": "ValueError('x')"}  # fmt: skip
 HOROVOD = RuntimeError("the first process to do so was:\nProcess name: 1\nExit code: 1\n")
 
@@ -142,6 +142,12 @@ HOROVOD = RuntimeError("the first process to do so was:\nProcess name: 1\nExit c
         ([FAILURE], OSError(errno.ETIMEDOUT, ""), launch.RanksLost, "b, does not answer"),
         ([FAILURE | {"own": False}], b"", launch.RanksLost, "rank 1 on b died"),
         ([FAILURE | {"own": False}], None, launch.RanksLost, "the Spark task of rank 1 on b died"),
+        (
+            [FAILURE | {"own": False, "stopped": True}],
+            DONE,
+            launch.RanksLost,
+            "the Spark task of rank 1",
+        ),
         ([FAILURE | {"own": False}], DONE, launch.RanksLost, r"rank 0 on a broke off: ValueError"),
         ([], DONE, launch.RanksLost, r"ended early \((.|\n)*last words:\nalas"),
     ],

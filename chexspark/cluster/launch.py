@@ -175,10 +175,10 @@ def why(error: Exception, ranks: Ranks, failures: list[dict], said: str) -> Exce
         return Stopped(ENDED)
     if ranks.fault:
         return ranks.fault
-    # A rank outlives its Spark task by a little, and hangs up with the others.
+    # A rank outlives its Spark task by a little, and hangs up or takes its leave with the others.
     task = re.search(r"Process name: (\d+)", str(error))
     line = ranks.events.lines.get(int(task[1])) if task else None
-    if line and not line.done:
+    if line and (not line.done or any(failure["stopped"] for failure in failures)):
         return RanksLost(f"the Spark task of rank {line.rank} on {line.host} died", line.rank)
     for failure in failures:
         return RanksLost(

@@ -29,6 +29,7 @@ from chexspark.manifest import read_manifest
 from chexspark.patients import write_seen_patients
 from chexspark.storage import Location, locate
 from chexspark.training.events import EventAddress, EventSender
+from chexspark.training.faults import StoppedByUser
 
 BROKEN_OFF = ("HorovodInternalError", "UnknownError")  # what a collective that breaks off raises
 CPU_CYCLE_MILLISECONDS = "10"  # Horovod's default of 1 cost a tenth of the rate on two cores
@@ -58,7 +59,7 @@ def run_rank(address: EventAddress, config: TrainConfig) -> dict:
             own = getattr(error, "own", type(error).__name__ not in BROKEN_OFF)
             events.send(
                 "failed", host=socket.gethostname(), mendable=mendable, own=own, message=message,
-                may_pass=isinstance(error, MAY_PASS),
+                may_pass=isinstance(error, MAY_PASS), stopped=isinstance(error, StoppedByUser),
             )  # fmt: skip
             if not own and not events.stopping.is_set():
                 time.sleep(OTHERS_SECONDS)
