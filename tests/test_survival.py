@@ -21,7 +21,8 @@ from chexspark.training.checkpoint import latest, moment_of
 JOBS = Path(__file__).parent.parent / "jobs"
 # VGG-16 has the fewest layers, and is compiled the quickest.
 RECIPE = {"model": "vgg16", "epochs": 3, "batch_size": 4, "num_proc": 2, "threads": 1,
-          "checkpoint_steps": 3, "flip": True, "learning_rate": 1e-4, "ema": 0.9, "freeze_epochs": 1}  # fmt: skip
+          "checkpoint_steps": 3, "flip": True, "learning_rate": 1e-4, "ema": 0.9, "freeze_epochs": 1,
+          "deterministic": True}  # fmt: skip
 
 
 def rank_processes():
@@ -113,10 +114,10 @@ def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_o
 ):
     run = tmp_path / "run"
     flags = [
-        f"--{name.replace('_', '-')}={value}" for name, value in RECIPE.items() if name != "flip"
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in RECIPE.items()
     ]
-    command = [sys.executable, str(JOBS / "train.py"), "--data", store.path, "--run", str(run), "--flip",
-               *flags]  # fmt: skip
+    command = [sys.executable, str(JOBS / "train.py"), "--data", store.path, "--run", str(run), *flags]  # fmt: skip
     environment = os.environ | {"PYSPARK_SUBMIT_ARGS": "--master local[2] pyspark-shell"}
     process = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True

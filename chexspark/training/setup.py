@@ -47,7 +47,7 @@ def make_steps(
     settings = StepSettings(
         accumulate=config.accumulate, clip_norm=config.clip_norm, ema=config.ema,
         compression=config.compression, xla=config.xla,
-        scale_loss=config.precision == "mixed_float16",
+        scale_loss=config.precision == "mixed_float16", deterministic=config.deterministic,
     )  # fmt: skip
     rows = -(-global_batch(config) // facts.world_size)
     rows = -(-rows // config.accumulate) * config.accumulate

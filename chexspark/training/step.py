@@ -8,6 +8,7 @@ The number of known labels is reduced while the network runs forward, so that gr
 divided by it. They are reduced in groups, each as soon as the way back has passed its layers.
 """
 
+import time
 from dataclasses import dataclass
 
 import horovod.tensorflow as hvd
@@ -33,6 +34,7 @@ class StepSettings:
     compression: str = "none"
     xla: bool = False
     scale_loss: bool = False  # as float16 needs it
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,11 @@ class Steps:
         loss = tf.reduce_sum(rows) / count
         length = tf.add_n([tf.nn.l2_loss(g) for g in gradients])
         with tf.control_dependencies([*gradients, length]):
-            ready = tf.timestamp()
+            ready = self._now()
         figures = tf.stack([loss, length, self.stop])
         gradients, (loss, lengths, stops) = self._reduce(gradients, figures)
         with tf.control_dependencies(gradients):
-            reduced = tf.timestamp()
+            reduced = self._now()
         here = tf.math.is_finite(length) & tf.reduce_all(tf.math.is_finite(rows))
         everywhere = tf.math.is_finite(lengths) & tf.math.is_finite(loss)
         if self.settings.scale_loss:
@@ -130,6 +132,12 @@ class Steps:
             self._apply(gradients)
         flags = [tf.cast(flag, tf.float64) for flag in (everywhere, here, stops > 0)]
         return tf.stack([tf.cast(loss, tf.float64), *flags, reduced - ready]), rows
+
+    def _now(self):
+        """The time in seconds, float64."""
+        if self.settings.deterministic:  # then TensorFlow refuses its own
+            return tf.numpy_function(time.time, [], tf.float64)
+        return tf.timestamp()
 
     def _reduce(self, gradients, figures):
         """Sum over the ranks, in groups from the last layer to the first."""
