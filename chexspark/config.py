@@ -157,7 +157,10 @@ class TrainConfig:
         "go on with as few ranks as these where slots are gone; by default with all", "survival",
         None, minimum=1)  # fmt: skip
     stall_seconds: float = setting(
-        "a rank that does nothing for so long is treated as dead", "survival", 300.0, above=0
+        "a rank that does nothing for so long is treated as dead; until its first step it has 900 or more",
+        "survival",
+        300.0,
+        above=0,
     )
     deterministic: bool = setting(
         "the same weights bit for bit in every run; slower on GPUs", "survival", False

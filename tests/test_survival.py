@@ -79,7 +79,7 @@ def test_a_killed_rank_ends_in_the_weights_of_the_clean_run(
     assert_as_clean(tmp_path / "run", history, clean)
     told = capfd.readouterr().err
     assert (
-        re.search(r"died, in epoch 2, step [67]; restart 1 of 3 at epoch [12], step \d", told)
+        re.search(r"died, in epoch [23], .+; restart 1 of 3 at epoch [123], ", told)
         and "goes on at epoch" in told
     )
 
