@@ -97,16 +97,20 @@ def test_a_stalled_rank_is_treated_as_dead(spark, store, tmp_path, monkeypatch, 
 
 
 def test_no_restart_when_none_is_allowed_and_going_on_with_fewer_ranks(
-    spark, store, tmp_path, monkeypatch, clean
+    spark, store, tmp_path, monkeypatch
 ):
+    # Plain gradient descent: Adam makes much of the rounding in which world sizes differ. With the
+    # samples in another order, losses differ by a hundredth.
+    recipe = RECIPE | {"optimizer": "sgd"}
+    undisturbed = train(spark, data=store.path, run=str(tmp_path / "undisturbed"), **recipe)
     kill_once(monkeypatch, lambda e: e["event"] == "epoch" and e["epoch"] == 0)
     with pytest.raises(RunFailed, match=r"rank \d on .* died; 0 restarts were allowed"):
-        train(spark, data=store.path, run=str(tmp_path / "run"), **RECIPE, max_restarts=0)
+        train(spark, data=store.path, run=str(tmp_path / "run"), **recipe, max_restarts=0)
     # One rank takes up what two began: the same images in each step, and so the same losses.
-    history = train(spark, data=store.path, run=str(tmp_path / "run"), **RECIPE | {"num_proc": 1})
-    assert history["steps"].tolist() == clean[0]["steps"].tolist()
-    assert history["learning_rate"].tolist() == clean[0]["learning_rate"].tolist()
-    np.testing.assert_allclose(history["train_loss"], clean[0]["train_loss"], rtol=1e-4)
+    history = train(spark, data=store.path, run=str(tmp_path / "run"), **recipe | {"num_proc": 1})
+    assert history["steps"].tolist() == undisturbed["steps"].tolist()
+    assert history["learning_rate"].tolist() == undisturbed["learning_rate"].tolist()
+    np.testing.assert_allclose(history["train_loss"], undisturbed["train_loss"], rtol=1e-5)
 
 
 def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_on(
