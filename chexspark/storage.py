@@ -21,6 +21,7 @@ from pyarrow import fs
 from chexspark.errors import UserError
 
 SCHEMES = ("hdfs", "viewfs", "s3")
+UNFINISHED = ".unfinished"  # how names of files end that are being written
 ONE_AT_A_TIME = threading.Lock()  # two threads that come first to S3 crash in Arrow
 
 
@@ -95,11 +96,26 @@ class Location:
             return file.read()
 
     def write_bytes(self, content: bytes) -> None:
-        """Write aside, then rename, so that the file is there whole or not at all."""
-        aside = Location(self.filesystem, f"{self.path}.{uuid.uuid4().hex}.tmp", self.uri)
+        """Write aside, then rename, so that the file is there whole or not at all.
+
+        Aside is a name that begins with a dot, which readers of Parquet folders pass over.
+        """
+        folder, name = posixpath.split(self.path)
+        aside = Location(
+            self.filesystem,
+            posixpath.join(folder, f".{name}.{uuid.uuid4().hex}{UNFINISHED}"),
+            self.uri,
+        )
         with self.filesystem.open_output_stream(aside.path) as stream:
             stream.write(content)
         aside.move_to(self)
+
+    def clear_unfinished(self) -> None:
+        """Delete what processes that were killed left in this folder of files in the making."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        for entry in self.filesystem.get_file_info(selector):
+            if entry.base_name.startswith(".") and entry.base_name.endswith(UNFINISHED):
+                self.filesystem.delete_file(entry.path)
 
     def read_text(self) -> str:
         return self.read_bytes().decode("utf-8")

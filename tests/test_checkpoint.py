@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from pyarrow import fs
 
 from chexspark.storage import Location, locate
-from chexspark.training.checkpoint import Writer, latest, save
+from chexspark.training.checkpoint import Writer, latest, save, write_synced
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(7, np.int64), np.zeros(0)]
 
@@ -87,10 +88,28 @@ def test_a_full_disk_is_told_and_leaves_the_one_before(folder, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("chexspark.training.checkpoint.write_synced", full)
+    writer.then = lambda: told.append("written")
     writer.write(2, ARRAYS, {"step": 2})
     writer.wait()
     assert told == ["checkpoint of step 2 was not written: [Errno 28] No space left on device"]
     assert names(folder) == ["step-1"] and latest(folder).state["step"] == 1
+
+
+def test_the_state_is_that_of_the_moment_in_which_it_was_given(folder, monkeypatch):
+    go_on, save_plainly = threading.Event(), write_synced
+    monkeypatch.setattr(
+        "chexspark.training.checkpoint.write_synced",
+        lambda *given: go_on.wait(30) and save_plainly(*given),
+    )
+    told, history = [], [{"epoch": 0, "best": True}]
+    writer = Writer(folder, told.append, lambda: told.append(names(folder)))
+    writer.write(1, ARRAYS, {"history": history})
+    history[0]["best"] = False
+    history.append({"epoch": 1, "best": True})
+    go_on.set()
+    writer.wait()
+    assert latest(folder).state["history"] == [{"epoch": 0, "best": True}]
+    assert told == [["step-1"]]
 
 
 class ObjectStore:

@@ -22,6 +22,7 @@ from chexspark.models.weights import check_weights
 from chexspark.progress import ProgressLine
 from chexspark.session import check_ranks, replace_executors, slots_again, start_session
 from chexspark.storage import Location, locate
+from chexspark.training.best import FIGURES, settle
 from chexspark.training.checkpoint import moment_of
 from chexspark.training.clock import Moment
 from chexspark.training.rank import run_rank
@@ -44,6 +45,7 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
     run = locate(config.run)
     before = standing(run) if earlier else None
     if before and before.state["finished"]:
+        settle(run, before.state["history"])
         print(f"{run} is finished: {len(before.state['history'])} epochs")
         return tell_best(run)
     if config.plan and config.num_proc:
@@ -178,7 +180,7 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, TrainConfi
 
 def learning_rate_of(weights: str | None) -> float:
     """The learning rate of the best epoch of an earlier run. Raises UserError if it is not one."""
-    best = locate(weights) / "best" / "best.json" if weights else None
+    best = locate(weights) / "best" / FIGURES if weights else None
     if not best or not best.is_file():
         raise UserError("--learning-rate-from-weights needs --weights to name a run")
     return float(json.loads(best.read_text())["learning_rate"])

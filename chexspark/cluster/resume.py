@@ -32,7 +32,8 @@ def earlier_config(run: Location) -> TrainConfig | None:
     place = run / "config.yaml"
     if place.is_file():
         return build(TrainConfig, yaml.safe_load(place.read_text()))
-    if run.list_files():
+    # A doctor that was killed may have left a mark.
+    if any(not file.base_name.startswith(".") for file in run.list_files()):
         raise UserError(f"--run {run} has files in it, but no run: give a new folder")
     return None
 

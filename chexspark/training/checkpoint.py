@@ -5,6 +5,7 @@ arrays, never code) and ``state.json``, which is written last and knows the chec
 A folder is written aside, synced and renamed whole; one that is torn all the same is passed over.
 """
 
+import copy
 import io
 import json
 import os
@@ -72,11 +73,11 @@ class Writer:
     """Writes checkpoints in the background, one at a time; keeps the last two.
 
     A write that fails, on a full disk say, is told to `on_problem`, and leaves the checkpoints
-    before it as they are.
+    before it as they are. After one that does not, `then` is called, in the background too.
     """
 
-    def __init__(self, folder: Location, on_problem):
-        self.folder, self.on_problem = folder, on_problem
+    def __init__(self, folder: Location, on_problem, then=lambda: None):
+        self.folder, self.on_problem, self.then = folder, on_problem, then
         self.thread = None
         folder.make_directory()
         for name in folder.list_folders():
@@ -84,8 +85,12 @@ class Writer:
                 (folder / name).delete_directory()
 
     def write(self, step: int, arrays: list[np.ndarray], state: dict) -> None:
-        """Begin to write ``step-<step>``, after the one before it is done."""
+        """Begin to write ``step-<step>``, after the one before it is done.
+
+        The state may change afterwards, the arrays may not.
+        """
         self.wait()
+        state = copy.deepcopy(state)
         self.thread = threading.Thread(target=self._work, args=(step, arrays, state))
         self.thread.start()
 
@@ -98,6 +103,7 @@ class Writer:
     def _work(self, step: int, arrays: list[np.ndarray], state: dict) -> None:
         try:
             save(self.folder, step, arrays, state)
+            self.then()
         except (OSError, UserError) as error:
             self.on_problem(f"checkpoint of step {step} was not written: {error}")
 
@@ -117,6 +123,7 @@ def save(folder: Location, step: int, arrays: list[np.ndarray], state: dict) -> 
         write_synced(aside / ARRAYS, content)
         write_synced(aside / STATE, (json.dumps(state, indent=1) + "\n").encode())
         if aside is not place:
+            sync_folder(aside)
             place.delete_directory()
             aside.move_to(place)
             sync_folder(folder)
@@ -129,7 +136,7 @@ def save(folder: Location, step: int, arrays: list[np.ndarray], state: dict) -> 
 
 
 def sync_folder(place: Location) -> None:
-    """Let a rename in a folder outlast a crash of the machine, where the file system can."""
+    """Let new names in a folder outlast a crash of the machine, where the file system can."""
     if isinstance(place.filesystem, LocalFileSystem):
         folder = os.open(place.path, os.O_RDONLY)
         try:

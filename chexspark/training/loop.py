@@ -6,16 +6,12 @@ files; events for the driver's progress line. All ranks come to the same figures
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
-import tempfile
-from pathlib import Path
 
 import horovod.tensorflow as hvd
 import numpy as np
 import pyarrow as pa
-import tf_keras as keras
 
 from chexspark.config import TrainConfig
 from chexspark.data.augmentation import augment, draw
@@ -25,7 +21,8 @@ from chexspark.data.reader import Cache, SplitReader
 from chexspark.findings import FINDINGS
 from chexspark.manifest import Manifest
 from chexspark.models.weights import train_trunk
-from chexspark.storage import Location, locate
+from chexspark.storage import locate
+from chexspark.training.best import promote, save_best, settle
 from chexspark.training.checkpoint import Writer, latest, moment_of
 from chexspark.training.clock import Clock
 from chexspark.training.events import EventSender
@@ -70,7 +67,7 @@ class Training:
         with contextlib.ExitStack() as stack:
             if self.facts.rank == 0:
                 self.watch = stack.enter_context(Watch(self.run / "tensorboard"))
-                self.writer = Writer(self.run / "checkpoints", log.error)
+                self.writer = Writer(self.run / "checkpoints", log.error, lambda: promote(self.run))
                 stack.callback(self.writer.wait)
             while epoch < self.config.epochs and not self.is_over():
                 self.set_trunk(epoch)
@@ -100,10 +97,16 @@ class Training:
         self.writer.write(epoch * self.steps_per_epoch + step, [*arrays, statistics], state)
         if finished:
             self.writer.wait()
+            promote(self.run)  # whatever has become of its checkpoint
 
     def resume(self) -> tuple[int, int, float]:
         """Take up the last whole checkpoint. Returns epoch, step and the epoch's losses so far."""
-        found = latest(self.run / "checkpoints") if self.facts.rank == 0 else None
+        found = None
+        if self.facts.rank == 0:
+            found = latest(self.run / "checkpoints")
+            for place in (self.run, self.run / "history", self.run / "best"):
+                place.clear_unfinished()
+            settle(self.run, found.state["history"] if found else [])
         state = hvd.broadcast_object(found.state if found else None)
         if state is None:
             return 0, 0, 0.0
@@ -153,7 +156,7 @@ class Training:
                    "best": is_best}  # fmt: skip
             if is_best and self.facts.rank == 0:
                 self.saved.set_weights(self.model.get_weights())
-                save_best(self.saved, self.run / "best", row)
+                save_best(self.saved, self.run, row)
         if is_best:
             self.best = score
             for earlier in self.history:
@@ -228,7 +231,7 @@ class Training:
         return rate
 
     def tell(self, epoch: int, step: int, steps: int, rate: float, clock: Clock) -> None:
-        """Send the step to the driver, now and then, and to TensorBoard."""
+        """Send the step to the driver, from ranks but the first now and then, and to TensorBoard."""
         if self.watch and step % WATCH_STEPS == 0:
             self.watch.step(
                 epoch * steps + step, loss=clock.loss, learning_rate=rate,
@@ -249,16 +252,6 @@ def run_epochs(
 ) -> None:
     """Train one rank of a run from its first epoch to its last."""
     Training(config, manifest, facts, events).epochs()
-
-
-def save_best(model: keras.Model, place: Location, figures: dict) -> None:
-    """Write the whole model, then the figures of its epoch."""
-    with tempfile.TemporaryDirectory(prefix="chexspark-") as folder:
-        path = Path(folder) / "model.keras"
-        model.save(path)
-        place.make_directory()
-        (place / "model.keras").write_bytes(path.read_bytes())
-    (place / "best.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def none_if_nan(value: float) -> float | None:
