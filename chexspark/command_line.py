@@ -1,9 +1,10 @@
 """What the scripts in jobs/ call. Runs on the driver.
 
 In: one of the functions, its config class, the script's docstring. Out: an exit code:
-0 done, 1 failed, 2 a mistake that the user can mend, said in one line.
+0 done, 1 failed, 2 a mistake that the user can mend, said in one line, 130 stopped.
 """
 
+import signal
 import sys
 
 from chexspark.arguments import parse_command_line
@@ -12,7 +13,11 @@ from chexspark.session import stop_session
 
 
 def main(function, config_class, description: str) -> int:
-    """Parse the command line, call the function without a session, return the exit code."""
+    """Parse the command line, call the function without a session, return the exit code.
+
+    SIGTERM is taken as Ctrl-C is.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         config = parse_command_line(config_class, description, sys.argv[1:])
         function(None, config)

@@ -18,7 +18,10 @@ class RunFailed(Exception):
 
 
 class Stopped(Exception):
-    """The user, or who runs the cluster, ended the run with a signal; a checkpoint was left."""
+    """The user, or who runs the cluster, ended the run; the message says where it may go on.
+
+    The command line ends with exit code 130.
+    """
 
 
 def closest(word: str, valid) -> str:

@@ -76,10 +76,11 @@ def task_slots(spark: SparkSession) -> int:
     return int(most) * each if most else UNBOUNDED
 
 
-def slots_again(spark: SparkSession, wanted: int, least: int) -> int:
-    """How many ranks can start after some were lost: `wanted`, or at least `least`.
+def slots_again(spark: SparkSession, wanted: int, least: int, most: int) -> int:
+    """How many ranks can start after some were lost: `wanted` to `most`, or at least `least`.
 
-    Waits for executors to come back. Raises RunFailed when there are too few all the same.
+    Waits for executors to come back until there are `wanted` slots. Raises RunFailed when there are
+    too few all the same.
     """
     started = time.monotonic()
     with ProgressLine() as line:
@@ -94,7 +95,7 @@ def slots_again(spark: SparkSession, wanted: int, least: int) -> int:
         raise RunFailed(
             f"{slots} task slots are left, but the run is to have {least} ranks or more (--min-proc)"
         )
-    return min(slots, wanted)
+    return min(slots, most)
 
 
 def replace_executors(spark: SparkSession, address: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from chexspark.cluster.events import EventServer
 from chexspark.progress import ProgressLine, duration
-from chexspark.training.events import EventAddress, EventSender
+from chexspark.training.events import LONGEST_TEXT, EventAddress, EventSender
 
 
 def test_events_arrive_with_their_rank(wait_for):
@@ -33,6 +33,31 @@ def test_who_does_not_know_the_token_is_not_heard(wait_for):
             sender.send("epoch")
         wait_for(lambda: seen)
     assert seen == [{"event": "epoch", "rank": 1}]
+
+
+def test_a_long_text_is_cut_and_a_screen_that_is_gone_is_no_loss(wait_for):
+    seen = []
+
+    def show(event):
+        seen.append(event)
+        raise BrokenPipeError
+
+    with EventServer("127.0.0.1", "127.0.0.1", show) as server:
+        with EventSender(server.address, 0) as sender:
+            sender.send("problem", text="\u00e9" * 100_000)
+            sender.send("problem", text="short")
+        wait_for(lambda: server.lines[0].done)
+        assert server.lost() is None
+    assert [len(event["text"]) for event in seen] == [LONGEST_TEXT, 5]
+
+
+def test_a_rank_gives_signs_while_it_works(wait_for):
+    with EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        with EventSender(server.address, 0):
+            wait_for(lambda: 0 in server.lines and server.lines[0].beat)
+            first = server.lines[0].beat
+            wait_for(lambda: server.lines[0].beat > first)
+        assert server.lines[0].spoke < first
 
 
 class Terminal:

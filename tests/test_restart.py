@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from chexspark import session
 from chexspark.cluster import adapted_horovod, events, job, launch
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, Stopped, UserError
@@ -38,7 +39,7 @@ def run_with_losses(monkeypatch, tmp_path):
             raise launch.RanksLost("rank 1 on b died", 1, silent_host)
 
         monkeypatch.setattr(job, "run_ranks", run_ranks)
-        monkeypatch.setattr(job, "slots_again", lambda spark, wanted, least: slots.pop(0))
+        monkeypatch.setattr(job, "slots_again", lambda spark, wanted, least, most: slots.pop(0))
         given = {"data": "/none", "run": str(tmp_path), "num_proc": 2, "max_restarts": 5}
         job.run_to_the_end(None, build(TrainConfig, given | settings), 2)
         return started
@@ -51,13 +52,14 @@ def test_a_run_is_begun_again_with_the_slots_that_are_left(run_with_losses, caps
     (tmp_path / "logs").mkdir()
     noise = "E0000 00:00:1795260240.266212 13421 cuda_dnn.cc:8310] Unable to register cuDNN"
     (tmp_path / "logs" / "rank-1.log").write_text(f"out of luck\n{noise}\n")
-    assert run_with_losses([(0, 9), (1, 9)], slots=[2, 1], min_proc=1) == [2, 2, 1]
+    assert run_with_losses([(0, 9), (1, 9), (2, 9)], slots=[2, 1, 2], min_proc=1) == [2, 2, 1, 2]
     told = capsys.readouterr().err
     assert (
         "  out of luck\nrank 1 on b died, in epoch 1, step 10; restart 1 of 5 at epoch 1, step 8\n"
         in told
     )
     assert "restart 2 of 5" in told and "no more slots: going on with 1 rank\n" in told
+    assert "restart 3 of 5" in told and "more slots again: going on with 2 ranks\n" in told
     assert "cuDNN" not in told
 
 
@@ -79,14 +81,28 @@ def test_executors_of_a_silent_host_are_given_up(run_with_losses, monkeypatch):
     assert given_up == ["10.0.0.9", "10.0.0.9"]
 
 
-def test_an_application_that_was_ended_says_where_the_command_goes_on(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "end, reason",
+    [
+        (Stopped("Spark's application was ended on the cluster"), "Spark's application was ended"),
+        (KeyboardInterrupt(), "stopped"),
+    ],
+)
+def test_a_run_that_is_stopped_says_where_the_command_goes_on(monkeypatch, tmp_path, end, reason):
     def run_ranks(*arguments):
-        raise Stopped("Spark's application was ended on the cluster")
+        raise end
 
     monkeypatch.setattr(job, "run_ranks", run_ranks)
     config = build(TrainConfig, {"data": "/none", "run": str(tmp_path)})
-    with pytest.raises(Stopped, match="ended on the cluster; the same command goes on at epoch 1"):
+    with pytest.raises(Stopped, match=f"^{reason}.*; the same command goes on at epoch 1"):
         job.run_to_the_end(None, config, 2)
+
+
+@pytest.mark.parametrize("slots, found", [(1, 1), (2, 2), (3, 3), (4, 3)])
+def test_slots_that_came_back_are_used(monkeypatch, slots, found):
+    monkeypatch.setattr(session, "has_ended", lambda spark: False)
+    monkeypatch.setattr(session, "task_slots", lambda spark: slots)
+    assert session.slots_again(None, 1, 1, 3) == found
 
 
 class Line:
@@ -172,19 +188,60 @@ def test_the_reason_is_found(monkeypatch, failures, last, kind, message):
 
 
 def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monkeypatch):
-    told = []
+    told, slots = [], [2]
+    now = stopped_clock(monkeypatch, launch)
+    monkeypatch.setattr(launch, "task_slots", lambda spark: slots[0])
     with events.EventServer("127.0.0.1", "127.0.0.1", told.append) as server:
         ranks = launch.Ranks(None, server, 2, 300)
-        server.lines[1] = events.RankLine(1, "b", Line(), time.monotonic() + 10_000)
+        server.lines[1] = events.RankLine(1, "b", Line(), now[0])
+
+        def absence(seconds):
+            now[0] = ranks.begun + seconds
+            return ranks.absence()
+
         for seconds in (0.5, 1.2, 1.4, 3.0):
-            ranks.begun = time.monotonic() - seconds
-            assert ranks.silence() is None
-        assert [(e["started"], e["ranks"], round(e["seconds"])) for e in told] == [
-            (1, 2, 1),
-            (1, 2, 3),
+            assert absence(seconds) is None
+        assert [(e["started"], e["ranks"], e["seconds"]) for e in told] == [
+            (1, 2, pytest.approx(1.2)),
+            (1, 2, pytest.approx(3.0)),
         ]
-        ranks.begun = time.monotonic() - events.FIRST_STEP_SECONDS - 1
-        assert str(ranks.silence()) == "1 of 2 ranks have started in 901 seconds"
+        slots[0] = 1
+        assert absence(5) is absence(30) is None
+        slots[0] = 2
+        assert absence(36) is None, "an executor came back"
+        slots[0] = 1
+        assert absence(40) is None
+        assert str(absence(71)) == "Spark has 1 task slots left for 2 ranks"
+        slots[0] = 2
+        assert absence(80) is None
+        late = events.FIRST_STEP_SECONDS + 1
+        assert str(absence(late)) == "1 of 2 ranks have started in 901 seconds"
+        server.lines[0] = events.RankLine(0, "a", Line(), now[0])
+        assert absence(late) is None
+
+
+def stopped_clock(monkeypatch, module):
+    """A list whose one value is what `time.monotonic` says in a module."""
+    now = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    return now
+
+
+def test_ranks_for_which_slots_are_missing_do_not_start(spark, monkeypatch):
+    """Spark runs two of three tasks, and Horovod would wait for the third."""
+    monkeypatch.setattr(launch, "SLOTS_SECONDS", 1.0)
+    with pytest.raises(launch.RanksLost, match="Spark has 2 task slots left for 3 ranks"):
+        launch.run_ranks(spark, print, (), 3, lambda event: None)
+
+
+def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):
+    ended = []
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        ranks = launch.Ranks(None, server, 2, 300)
+        monkeypatch.setattr(ranks, "stall", lambda: 1 / 0)
+        monkeypatch.setattr(ranks, "end", lambda: ended.append(True))
+        ranks.watch()
+    assert ended and "could not be watched: ZeroDivisionError" in str(ranks.fault)
 
 
 def test_who_comes_late_hears_of_the_stop():
@@ -200,15 +257,51 @@ def test_who_comes_late_hears_of_the_stop():
 
 
 def test_a_rank_may_be_silent_for_longer_before_its_first_step(monkeypatch):
+    now = stopped_clock(monkeypatch, events)
     with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
         line = server.lines[0] = events.RankLine(0, "a", Line(), spoke=0.0)
-        monkeypatch.setattr(events.time, "monotonic", lambda: 301.0)
-        assert server.stalled(300) is None
+        now[0] = 301.0
+        assert server.stalled(300) == []
         line.working = True
-        assert server.stalled(300) is line
+        assert server.stalled(300) == [line]
         line.working = False
-        monkeypatch.setattr(events.time, "monotonic", lambda: events.FIRST_STEP_SECONDS + 1)
-        assert server.stalled(300) is line
+        now[0] = events.FIRST_STEP_SECONDS + 1
+        assert server.stalled(300) == [line]
+        line.done = True
+        assert server.stalled(300) == []
+
+
+@pytest.mark.parametrize(
+    "spoke, beat, message, rank",
+    [
+        # All wait for one. Others fell silent before it, but its process stands still.
+        ((99, 90, 95), (99, 400, 399), "rank 0 on a has done nothing for 301 seconds", 0),
+        ((101, 90, 99), (400, 400, 99), "rank 2 on a has done nothing for 301 seconds", 2),
+        ((395, 99, 101), (400, 400, 400), "ranks 1 on a and 2 on a have done nothing for 301 ", 1),
+    ],
+)
+def test_the_rank_that_stands_still_is_named(monkeypatch, spoke, beat, message, rank):
+    for module in (events, launch):
+        stopped_clock(monkeypatch, module)[0] = 400.0
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        for n in range(3):
+            server.lines[n] = events.RankLine(n, "a", Line(), spoke[n], beat[n], working=True)
+        found = launch.Ranks(None, server, 3, 300).stall()
+    assert str(found).startswith(message) and found.rank == rank
+
+
+def test_a_process_that_gives_signs_but_does_nothing_is_silent(monkeypatch):
+    now, seen = stopped_clock(monkeypatch, events), []
+    with events.EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
+        line = server.lines[1] = events.RankLine(1, "b", Line(), now[0])
+        for name in ("step", "alive", "beat"):
+            now[0] += 299
+            server.take(line, {"event": name, "rank": 1})
+        assert server.stalled(300) == []
+        now[0] += 2
+        server.take(line, {"event": "beat", "rank": 1})
+        assert server.stalled(300) == [line] and line.beat == now[0]
+    assert [event["event"] for event in seen] == ["step"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,14 @@ RECIPE = {"model": "vgg16", "epochs": 3, "batch_size": 4, "num_proc": 2, "thread
 
 
 def rank_processes():
-    """The processes of ranks below this one."""
-    found = []
+    """The processes below this one that are ranks, by rank."""
+    found = {}
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             line = process.cmdline()
             if "horovod.spark.task.gloo_exec_fn" in line and "python" in os.path.basename(line[0]):
-                found.append(process)
-    return sorted(found, key=lambda process: process.pid)
+                found[int(process.environ()["HOROVOD_RANK"])] = process
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +54,14 @@ def assert_as_clean(run, history, clean):
         assert history[column].tolist() == clean[0][column].tolist()
 
 
-def kill_once(monkeypatch, when, how=signal.SIGKILL):
+def kill_once(monkeypatch, when, rank=1, how=signal.SIGKILL):
     """Send a signal to a rank at the first event for which `when` holds."""
     plain, killed = EpochTable.take, []
 
     def take(self, event):
         plain(self, event)
         if not killed and when(event):
-            process = rank_processes()[-1]
+            process = rank_processes()[rank]
             killed.append(process.pid)
             process.send_signal(how)
 
@@ -79,19 +80,20 @@ def test_a_killed_rank_ends_in_the_weights_of_the_clean_run(
     assert_as_clean(tmp_path / "run", history, clean)
     told = capfd.readouterr().err
     assert (
-        re.search(r"died, in epoch [23], .+; restart 1 of 3 at epoch [123], ", told)
+        re.search(r"rank 1 on \S+ died, in epoch [23], .+; restart 1 of 3 at epoch [123], ", told)
         and "goes on at epoch" in told
     )
 
 
 def test_a_stalled_rank_is_treated_as_dead(spark, store, tmp_path, monkeypatch, capfd, clean):
     killed = kill_once(
-        monkeypatch, lambda e: e["event"] == "epoch" and e["epoch"] == 0, signal.SIGSTOP
+        monkeypatch, lambda e: e["event"] == "epoch" and e["epoch"] == 0, 0, signal.SIGSTOP
     )
     history = train(spark, data=store.path, run=str(tmp_path / "run"), **RECIPE, stall_seconds=10)
     assert_as_clean(tmp_path / "run", history, clean)
     assert re.search(
-        r"has done nothing for \d+ seconds, in .+; restart 1 of 3", capfd.readouterr().err
+        r"rank 0 on \S+ has done nothing for \d+ seconds, in .+; restart 1 of 3",
+        capfd.readouterr().err,
     )
     assert not psutil.pid_exists(killed[0])
 
@@ -123,24 +125,48 @@ def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_o
     ]
     command = [sys.executable, str(JOBS / "train.py"), "--data", store.path, "--run", str(run), *flags]  # fmt: skip
     environment = os.environ | {"PYSPARK_SUBMIT_ARGS": "--master local[2] pyspark-shell"}
-    process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    for line in process.stderr:
-        if " best so far" in line:
-            break
-    ranks = rank_processes()
-    assert len(ranks) == 2
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[1]
+    with ended(
+        subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+    ) as process:
+        for line in process.stderr:
+            if " best so far" in line:
+                break
+        ranks = list(rank_processes().values())
+        assert len(ranks) == 2
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
     assert process.returncode == 130, told
     at = moment_of(latest(locate(str(run)) / "checkpoints").state)
     assert f"stopped; the same command goes on at {at}: {run}" in told
     assert not psutil.wait_procs(ranks, timeout=10)[1]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     history = (locate(str(run)) / "history").read_table().to_pandas()
     assert_as_clean(run, history, clean)
+
+
+@contextlib.contextmanager
+def ended(process):
+    """End a process, and all below it, at the end, or after a time in which it should have."""
+    family = []
+
+    def end():
+        with contextlib.suppress(psutil.Error):
+            family.extend(psutil.Process(process.pid).children(recursive=True))
+        for one in [*family, process]:
+            with contextlib.suppress(psutil.Error, OSError):
+                one.kill()
+
+    timer = threading.Timer(300, end)
+    timer.start()
+    try:
+        yield process
+    finally:
+        timer.cancel()
+        end()
+        process.wait()
 
 
 def test_a_finished_run_says_so_and_another_config_is_refused(spark, store, capfd, clean):

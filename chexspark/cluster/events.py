@@ -15,8 +15,9 @@ import threading
 import time
 from dataclasses import dataclass
 
-from chexspark.training.events import STOP, EventAddress, keep_alive
+from chexspark.training.events import BEAT_SECONDS, STOP, EventAddress, keep_alive
 
+BEATS_MISSED = 4  # after which a process stands still
 LONGEST_LINE = 1 << 16
 UNREACHABLE = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH}
 FIRST_STEP_SECONDS = 900.0  # that a rank may be silent while it starts and compiles
@@ -24,16 +25,20 @@ FIRST_STEP_SECONDS = 900.0  # that a rank may be silent while it starts and comp
 
 @dataclass
 class RankLine:
-    """One rank's connection: who it is, when it last spoke, and how it ended."""
+    """One rank's connection: who it is, when it last spoke of its work, and how it ended."""
 
     rank: int
     host: str
     connection: object
     spoke: float
+    beat: float = 0.0  # when its process last gave a sign
     working: bool = False  # has taken a step
     done: bool = False
     lost: bool = False
     answers: bool = True  # its host does
+
+    def __str__(self) -> str:
+        return f"{self.rank} on {self.host}"
 
     @property
     def address(self) -> str:
@@ -83,26 +88,31 @@ class EventServer:
                 event = json.loads(text)
                 with self.lock:
                     if event["event"] == "connected":
-                        rank = event["rank"]
-                        line = RankLine(rank, event["host"], connection, time.monotonic())
-                        self.lines[rank] = line
+                        line = RankLine(event["rank"], event["host"], connection, time.monotonic())
+                        self.lines[line.rank] = line
                         if self.over:
                             return
                         if self.stopping:
                             connection.wfile.write(STOP + b"\n")
-                        continue
-                    if line:
-                        line.spoke = time.monotonic()
-                        line.working |= event["event"] == "step"
-                        line.done |= event["event"] in ("done", "failed")
-                    if event["event"] not in ("done", "alive"):
-                        self.handle(event)
+                    elif line:
+                        self.take(line, event)
         except OSError as error:
             if line:
                 line.answers = error.errno not in UNREACHABLE
         finally:
             if line and not line.done:
                 line.lost = True
+
+    def take(self, line: RankLine, event: dict) -> None:
+        """Note what an event says of its rank; hand it on if it says more."""
+        name, line.beat = event["event"], time.monotonic()
+        if name != "beat":
+            line.spoke = line.beat
+        line.working |= name == "step"
+        line.done |= name in ("done", "failed")
+        if name not in ("beat", "alive", "done"):
+            with contextlib.suppress(OSError):  # of a screen that is gone; the rank is not
+                self.handle(event)
 
     def tell(self, name: str, **values) -> None:
         """Hand an event of the driver's own to the handler, as if rank 0 had sent it."""
@@ -113,14 +123,23 @@ class EventServer:
         """A rank whose connection ended before its work did."""
         return next((line for line in list(self.lines.values()) if line.lost), None)
 
-    def stalled(self, seconds: float) -> RankLine | None:
-        """A rank that has said nothing for so long, or longer where it is about to take a first step."""
+    def stalled(self, seconds: float) -> list[RankLine]:
+        """The ranks that have done nothing for so long, or longer before their first step.
+
+        When one does nothing, all wait for it. Those whose processes stand still are named alone;
+        where none does, all that are silent.
+        """
         now, first = time.monotonic(), max(seconds, FIRST_STEP_SECONDS)
-        silent = (
-            line for line in list(self.lines.values())
-            if not line.done and now - line.spoke > (seconds if line.working else first)
-        )  # fmt: skip
-        return next(silent, None)
+        silent = {
+            line.rank: (now - line.spoke) / (seconds if line.working else first)
+            for line in list(self.lines.values())
+            if not line.done
+        }
+        if max(silent.values(), default=0) <= 1:
+            return []
+        found = [self.lines[rank] for rank in sorted(silent) if silent[rank] > 0.5]
+        still = [line for line in found if now - line.beat > BEATS_MISSED * BEAT_SECONDS]
+        return still or found
 
     def ask_to_stop(self) -> None:
         """Ask all ranks, those too that are yet to come, to end after a step, with a checkpoint."""

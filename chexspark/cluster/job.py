@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from chexspark.arguments import takes
+from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.doctor import examine
 from chexspark.cluster.launch import RanksLost, run_ranks
 from chexspark.cluster.resume import check_same, check_store, earlier_config, standing
@@ -58,10 +59,8 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
     images = manifest.splits["train"].images
     if config.min_proc and config.min_proc > num_proc:
         raise UserError(f"--min-proc {config.min_proc} is more than the {num_proc} ranks: lower it")
-    if images < num_proc:
-        raise UserError(
-            f"{images} training images are fewer than {num_proc} ranks: lower --num-proc"
-        )
+    for fault in data_faults(images, num_proc):
+        raise UserError(fault)
     schedule = make_schedule(config, steps_per_epoch(config, images))
     at = moment_of(before.state) if before else None
     print(describe(config, manifest, num_proc, at), flush=True)
@@ -79,7 +78,7 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
 def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
     """Run the ranks; where some are lost, go on from the last checkpoint with those there are."""
     run, fell_at = locate(config.run), []
-    least = config.min_proc or num_proc
+    least, most = config.min_proc or num_proc, num_proc
     with stop_told(run), ProgressLine() as line:
         view = EpochTable(line, config.epochs)
         while True:
@@ -107,9 +106,11 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                     f"{error}, in {view.at}; restart {len(fell_at)} of {config.max_restarts} at "
                     f"{standing_at(run)}"
                 )
-                before, num_proc = num_proc, slots_again(spark, num_proc, least)
+                before, num_proc = num_proc, slots_again(spark, num_proc, least, most)
                 if num_proc < before:
                     line.say(f"there are no more slots: going on with {ranks(num_proc)}")
+                elif num_proc > before:
+                    line.say(f"there are more slots again: going on with {ranks(num_proc)}")
 
 
 @contextlib.contextmanager
@@ -117,9 +118,10 @@ def stop_told(run: Location):
     """Say of a run that is stopped inside where it goes on."""
     try:
         yield
-    except Stopped as error:
+    except (Stopped, KeyboardInterrupt) as error:
         at = standing_at(run)
-        raise Stopped(f"{error}; the same command goes on at {at}: {run}") from None
+        reason = str(error) or "stopped"
+        raise Stopped(f"{reason}; the same command goes on at {at}: {run}") from None
 
 
 def last_words(run: Location, rank: int | None, lines: int = 5) -> list[str]:

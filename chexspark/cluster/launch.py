@@ -17,7 +17,7 @@ from horovod.spark.driver import job_id
 from chexspark.cluster.adapted_horovod import adapted_horovod
 from chexspark.cluster.events import FIRST_STEP_SECONDS, EventServer
 from chexspark.errors import RunFailed, Stopped, UserError
-from chexspark.session import ENDED, has_ended
+from chexspark.session import ENDED, has_ended, task_slots
 
 ENVIRONMENT = {
     # oneDNN's notice, missing CUDA drivers and the like: nothing that a user could act on.
@@ -27,10 +27,12 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
 }
+START_TIMEOUT = 86_400  # of Horovod: `Ranks.absence` knows more
 LAST_WORDS = 20  # lines of a rank that ended before it could say why
 LOOK_SECONDS = 0.2  # between two looks at the ranks
 TELL_SECONDS = 1.0  # between two words on ranks that have not started
 STOP_SECONDS = 6.0  # for a step, and its checkpoint, after a signal
+SLOTS_SECONDS = 30.0  # that Spark may have too few task slots while ranks start
 CANCEL_SECONDS = 6.0  # for ranks to end by themselves, before their Spark job is cancelled
 
 
@@ -51,45 +53,65 @@ class Ranks:
     def __init__(self, spark, events: EventServer, num_proc: int, stall_seconds: float):
         self.spark, self.events, self.num_proc = spark, events, num_proc
         self.stall_seconds, self.begun, self.told = stall_seconds, time.monotonic(), 0.0
+        self.short_since = None  # of task slots
         self.over, self.stopping = threading.Event(), threading.Event()
         self.fault: RanksLost | None = None
         self.silent: set[str] = set()  # addresses of hosts that do not answer
 
     def watch(self) -> None:
         """Look for lost and stalled ranks until the run is over; end the others then."""
-        while not self.over.wait(LOOK_SECONDS):
-            if self.stopping.is_set():
-                self.over.wait(STOP_SECONDS)
-            elif not self.loss() and (found := self.silence()):
-                self.fault = found
-            if self.fault or self.stopping.is_set():
-                self.end()
-                return
+        try:
+            while not self.over.wait(LOOK_SECONDS):
+                if self.stopping.is_set():
+                    self.over.wait(STOP_SECONDS)
+                elif not self.loss():
+                    self.fault = self.stall() or self.absence()
+                if self.fault or self.stopping.is_set():
+                    break
+        except Exception as error:  # without this thread nobody would see a loss
+            self.fault = RanksLost(f"the ranks could not be watched: {error!r}")
+        if not self.over.is_set():
+            self.end()
 
-    def silence(self) -> RanksLost | None:
-        """A rank that does nothing, or ranks that do not come; tells the driver of those."""
-        if line := self.events.stalled(self.stall_seconds):
-            seconds = time.monotonic() - line.spoke
+    def stall(self) -> RanksLost | None:
+        """Ranks that do nothing."""
+        if not (lines := self.events.stalled(self.stall_seconds)):
+            return None
+        names = " and ".join(map(str, lines))
+        seconds = time.monotonic() - min(line.spoke for line in lines)
+        one = len(lines) == 1
+        return RanksLost(
+            f"rank{'' if one else 's'} {names} {'has' if one else 'have'} done nothing for "
+            f"{seconds:.0f} seconds",
+            lines[0].rank,
+        )
+
+    def absence(self) -> RanksLost | None:
+        """Ranks that do not come; tells the driver of those that it waits for."""
+        came, now = len(self.events.lines), time.monotonic()
+        seconds = now - self.begun
+        if came == self.num_proc:
+            return None
+        if seconds > max(self.stall_seconds, FIRST_STEP_SECONDS):
             return RanksLost(
-                f"rank {line.rank} on {line.host} has done nothing for {seconds:.0f} seconds",
-                line.rank,
+                f"{came} of {self.num_proc} ranks have started in {seconds:.0f} seconds"
             )
-        came, seconds = len(self.events.lines), time.monotonic() - self.begun
-        if came < self.num_proc:
-            if seconds > max(self.stall_seconds, FIRST_STEP_SECONDS):
-                return RanksLost(
-                    f"{came} of {self.num_proc} ranks have started in {seconds:.0f} seconds"
-                )
-            if seconds - self.told > TELL_SECONDS:
-                self.told = seconds
-                self.events.tell("waiting", started=came, ranks=self.num_proc, seconds=seconds)
+        if seconds - self.told > TELL_SECONDS:
+            self.told = seconds
+            self.events.tell("waiting", started=came, ranks=self.num_proc, seconds=seconds)
+            if (slots := task_slots(self.spark)) >= self.num_proc:
+                self.short_since = None
+            elif self.short_since is None:
+                self.short_since = now
+            elif now - self.short_since > SLOTS_SECONDS:
+                return RanksLost(f"Spark has {slots} task slots left for {self.num_proc} ranks")
         return None
 
     def loss(self) -> RanksLost | None:
         """What is known of a rank that has died."""
         if not self.fault and (line := self.events.lost()):
             if line.answers:
-                self.fault = RanksLost(f"rank {line.rank} on {line.host} died", line.rank)
+                self.fault = RanksLost(f"rank {line} died", line.rank)
             else:
                 self.silent.add(line.address)
                 self.fault = RanksLost(
@@ -119,8 +141,8 @@ def run_ranks(
 ) -> list:  # fmt: skip
     """Run ``function(event_address, *arguments)`` on `num_proc` ranks; return results in rank order.
 
-    The function is to open an `EventSender` at once: ranks that have not after a quarter of an hour
-    count as lost.
+    The function is to open an `EventSender` at once, if it takes long: ranks that have not after a
+    quarter of an hour count as lost.
 
     `on_event` takes the events of rank 0, and the problems of all; `environment` is added to the
     ranks'. Raises UserError when a rank met a mistake of the user, RanksLost when one died, stalled
@@ -145,6 +167,7 @@ def run_ranks(
                 return horovod.spark.run(
                     function, args=(events.address, *arguments), num_proc=num_proc,
                     env=ENVIRONMENT | (environment or {}), use_gloo=True, stderr=errors, verbose=0,
+                    start_timeout=START_TIMEOUT,
                 )  # fmt: skip
             except Exception as error:
                 failed = error
@@ -179,7 +202,7 @@ def why(error: Exception, ranks: Ranks, failures: list[dict], said: str) -> Exce
     task = re.search(r"Process name: (\d+)", str(error))
     line = ranks.events.lines.get(int(task[1])) if task else None
     if line and (not line.done or any(failure["stopped"] for failure in failures)):
-        return RanksLost(f"the Spark task of rank {line.rank} on {line.host} died", line.rank)
+        return RanksLost(f"the Spark task of rank {line} died", line.rank)
     for failure in failures:
         return RanksLost(
             f"rank {failure['rank']} on {failure['host']} broke off: {failure['message']}",

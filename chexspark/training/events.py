@@ -13,6 +13,8 @@ from dataclasses import dataclass
 CONNECT_SECONDS = 30
 STOP = b"stop"
 GRACE_SECONDS = 3.0  # for a last checkpoint, when the driver is gone or has hung up
+BEAT_SECONDS = 1.0  # between two signs that the process itself runs, whatever it waits for
+LONGEST_TEXT = 10_000  # characters of one value
 SILENT_SECONDS, ASKED_EVERY, ASKED_TIMES = 4, 2, 3  # a host that is down is noticed after ten
 
 
@@ -49,6 +51,7 @@ class EventSender:
 
     def __init__(self, address: EventAddress, rank: int):
         self.rank, self.stopping, self.done = rank, threading.Event(), False
+        self.lock = threading.Lock()
         self.socket = socket.create_connection((address.host, address.port), CONNECT_SECONDS)
         self.socket.settimeout(None)
         keep_alive(self.socket)
@@ -56,7 +59,8 @@ class EventSender:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __enter__(self):
-        self.send("connected", host=socket.gethostname(), process=os.getpid())
+        self.send("connected", host=socket.gethostname())
+        threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, kind, error, trace):
@@ -67,11 +71,18 @@ class EventSender:
 
     def send(self, event: str, **values) -> None:
         """Send one event; `values` must be JSON. To a driver that is gone nothing is said."""
+        values = {k: v[:LONGEST_TEXT] if isinstance(v, str) else v for k, v in values.items()}
         line = json.dumps({"event": event, "rank": self.rank, **values})
         try:
-            self.socket.sendall(f"{line}\n".encode())
+            with self.lock:
+                self.socket.sendall(f"{line}\n".encode())
         except OSError:
             self.stopping.set()
+
+    def _beat(self) -> None:
+        while not self.done:
+            self.send("beat")
+            time.sleep(BEAT_SECONDS)
 
     def _listen(self) -> None:
         try:

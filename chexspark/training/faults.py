@@ -21,6 +21,12 @@ class NotFinite(FloatingPointError):
         return self.args[0]
 
 
+class NotJoined(Exception):
+    """Horovod did not start: another rank died meanwhile, or is out of reach."""
+
+    own = False
+
+
 class StoppedByUser(Exception):
     """The user, or who runs the cluster, asked the run to end; a checkpoint is there."""
 

@@ -29,7 +29,7 @@ from chexspark.manifest import read_manifest
 from chexspark.patients import write_seen_patients
 from chexspark.storage import Location, locate
 from chexspark.training.events import EventAddress, EventSender
-from chexspark.training.faults import StoppedByUser
+from chexspark.training.faults import NotJoined, StoppedByUser
 
 BROKEN_OFF = ("HorovodInternalError", "UnknownError")  # what a collective that breaks off raises
 CPU_CYCLE_MILLISECONDS = "10"  # Horovod's default of 1 cost a tenth of the rate on two cores
@@ -51,7 +51,9 @@ def run_rank(address: EventAddress, config: TrainConfig) -> dict:
                 logging.getLogger().addHandler(Warnings(events))
                 return train_as_rank(config, events)
         except Exception as error:
-            mendable = isinstance(error, UserError)
+            # What the driver could do before, and this rank cannot now, is no mistake of the user.
+            system = isinstance(error.__cause__, OSError) or isinstance(error, MAY_PASS)
+            mendable = isinstance(error, UserError) and not system
             message = (
                 f"{error if mendable or hasattr(error, 'own') else repr(error)} (log: {place})"
             )
@@ -59,7 +61,7 @@ def run_rank(address: EventAddress, config: TrainConfig) -> dict:
             own = getattr(error, "own", type(error).__name__ not in BROKEN_OFF)
             events.send(
                 "failed", host=socket.gethostname(), mendable=mendable, own=own, message=message,
-                may_pass=isinstance(error, MAY_PASS), stopped=isinstance(error, StoppedByUser),
+                may_pass=system, stopped=isinstance(error, StoppedByUser),
             )  # fmt: skip
             if not own and not events.stopping.is_set():
                 time.sleep(OTHERS_SECONDS)
@@ -111,7 +113,10 @@ def join_ring(threads: int | None) -> tuple[RankFacts, str, int]:
     if device == "CPU":
         # Each cycle is a word among all ranks, which a CPU that trains has to stop for.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_MILLISECONDS)
-    hvd.init()
+    try:
+        hvd.init()
+    except ValueError as error:
+        raise NotJoined(str(error)) from error
     # Arrow's own pool gives large buffers back to the system and takes them again, page by page:
     # reading a row group then costs several times the copy.
     pa.set_memory_pool(pa.system_memory_pool())
