@@ -114,6 +114,9 @@ def test_checkpoints_that_are_there_make_room_for_others():
     (fault,) = diagnosis.disk_faults([rank])
     assert "4 checkpoints need 340 MiB" in fault
     assert diagnosis.disk_faults([rank | {"run_kept": 2}]) == []
+    large = {"checkpoint_bytes": 100 << 20}
+    (fault,) = diagnosis.disk_faults([rank | {"run_kept": 1}], large)
+    assert "3 checkpoints need 300 MiB" in fault
 
 
 def test_a_driver_need_not_have_tensorflow():

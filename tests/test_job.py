@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,45 @@ def test_the_learning_rate_of_an_earlier_run_is_taken_up(run, store, tmp_path):
     assert config.learning_rate == best["learning_rate"]
     with pytest.raises(UserError, match="needs --weights to name a run"):
         check_inputs(build(TrainConfig, settings | {"plan": True}))
+
+
+def test_a_network_that_memory_does_not_hold_is_refused_before_the_start(spark, store, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"of free memory, but its 2 ranks need [\d.]+ GiB"):
+        train(spark, data=store.path, run=str(run), model="vgg16", batch_size=1_000_000, num_proc=2)
+    assert not (run / "config.yaml").exists()
+
+
+def test_what_a_killed_doctor_left_makes_no_run(store, tmp_path):
+    (tmp_path / ".doctor-0123").touch()
+    settings = {"data": store.path, "run": str(tmp_path)}
+    assert check_inputs(build(TrainConfig, settings))[2] is None
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="has files in it, but no run"):
+        check_inputs(build(TrainConfig, settings))
+
+
+def test_a_job_that_is_told_to_end_does_so_in_good_order():
+    script = """
+import sys, time
+from chexspark import command_line
+from chexspark.config import ReportConfig
+def job(spark, config):
+    try:
+        print("at work", flush=True)
+        time.sleep(60)
+    finally:
+        print("put away", flush=True)
+sys.argv = ["job", "--run", "/run"]
+sys.exit(command_line.main(job, ReportConfig, ""))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30) == ("put away\n", "chexspark: stopped\n")
+    assert process.returncode == 130
 
 
 def test_a_run_is_not_written_over(run, store):

@@ -1,12 +1,15 @@
 """The networks: known sizes, shapes, and what their first layer makes of a gray image."""
 
+import signal
+import subprocess
+
 import numpy as np
 import pytest
 import tf_keras as keras
 
-from chexspark.errors import RunFailed
+from chexspark.errors import RunFailed, UserError
 from chexspark.models import MODELS, amoebanet_d, build_model, load_model_module
-from chexspark.models.facts import count, model_facts
+from chexspark.models.facts import KNOWN, count, facts_in_the_making, model_facts
 
 
 def trainable(model):
@@ -146,6 +149,7 @@ def test_what_a_step_keeps_is_counted():
     assert (facts["parameters"], facts["trainable"]) == (126, 118)
     kept = facts["activations_bytes"]
     assert facts["memory_bytes"] == kept + 4 * (126 + 3 * 118) + 5 * 4 * 144
+    assert facts["checkpoint_bytes"] == 4 * (126 + 2 * 118)
 
 
 def test_facts_come_from_a_process_of_their_own():
@@ -163,3 +167,19 @@ def test_a_child_that_fails_is_named_with_its_last_words():
         RunFailed, match=r"vgg16 at 8x8 could not .*: error: argument batch: invalid"
     ):
         model_facts("vgg16", 8, "many")
+
+
+def test_a_child_whose_facts_are_not_needed_is_ended(monkeypatch):
+    given = ("vgg16", 33, 4, 2, "float32")
+    children, start = [], subprocess.Popen
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *a, **k: children.append(start(*a, **k)) or children[-1]
+    )
+    with pytest.raises(UserError), facts_in_the_making(*given):
+        raise UserError("something else is wrong")
+    assert [child.returncode for child in children] == [-signal.SIGKILL]
+    assert given not in KNOWN
+    KNOWN[given] = {"parameters": 1}
+    with facts_in_the_making(*given) as facts:
+        assert facts() == {"parameters": 1} and len(children) == 1
+    del KNOWN[given]

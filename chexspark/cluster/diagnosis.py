@@ -162,7 +162,7 @@ def memory_faults(ranks: list[dict], facts: dict | None = None) -> list[str]:
 
 def disk_faults(ranks: list[dict], facts: dict | None = None) -> list[str]:
     """Folders on disks that do not hold the checkpoints of a run."""
-    checkpoint = 12 * facts["parameters"] if facts else CHECKPOINT_BYTES
+    checkpoint = facts["checkpoint_bytes"] if facts else CHECKPOINT_BYTES
     disks = {
         (r["host"], folder): (free, CHECKPOINTS - (r["run_kept"] if folder in r["run_disk"] else 0))
         for r in ranks

@@ -24,11 +24,12 @@ from chexspark.config import DoctorConfig
 from chexspark.errors import UserError
 from chexspark.manifest import Manifest, read_manifest
 from chexspark.models import check_model_name
-from chexspark.models.facts import model_facts
+from chexspark.models.facts import facts_in_the_making
 from chexspark.progress import ProgressLine
 from chexspark.session import check_ranks, is_local, start_session
 from chexspark.storage import Location, locate
 
+ADAM_SLOTS = 2  # the values that it keeps for each parameter
 START_SECONDS = 15.0  # for all tasks to run at the same time
 ALLOCATION_SECONDS = 90.0  # the same, where Spark has to ask for executors first
 LAST_SECONDS = 2.0  # for the job to end by itself after all that is known is known
@@ -91,12 +92,14 @@ def doctor(spark, config: DoctorConfig) -> pd.DataFrame:
     store = locate(config.data)
     manifest = read_manifest(store)
     run = locate(config.run) if config.run else None
-    spark = start_session(spark, "doctor")
-    num_proc = check_ranks(spark, config.num_proc)
-    facts = None
+    counting = contextlib.nullcontext()
     if config.model:
-        facts = model_facts(config.model, manifest.image_size, config.batch_size)
-    found = examine(spark, num_proc, store, run, manifest, config.batch_size, facts)
+        what = config.model, manifest.image_size, config.batch_size, ADAM_SLOTS, "float32"
+        counting = facts_in_the_making(*what)
+    with counting as facts:
+        spark = start_session(spark, "doctor")
+        num_proc = check_ranks(spark, config.num_proc)
+        found = examine(spark, num_proc, store, run, manifest, config.batch_size, facts)
     print(found, flush=True)
     found.raise_for_faults()
     print(f"{num_proc} rank{'s' * (num_proc != 1)} can start", flush=True)
@@ -110,12 +113,12 @@ def examine(
     run: Location | None,
     manifest: Manifest,
     batch_size: int,
-    facts: dict | None = None,
+    facts=None,
 ) -> Examination:
     """Look at every place where a rank would run. Takes a second or two; never waits unbounded.
 
-    `batch_size`: images per rank and step. `facts`: what `model_facts` says of the network; without
-    it, memory is held against what a rank takes beside the network.
+    `batch_size`: images per rank and step. `facts`: a function that returns the network's
+    `model_facts`; without it, memory is held against what a rank takes beside the network.
     """  # fmt: skip
     train = manifest.splits["train"]
     row_groups = sum(len(file.row_groups) for file in train.files)
@@ -136,6 +139,7 @@ def examine(
             "mark": mark,
         }
         ranks, failure = look(spark, asked, num_proc)
+    facts = facts() if facts and ranks else None
     if failure:
         faults.append(failure)
     else:

@@ -19,6 +19,7 @@ from chexspark.data.check import check_files
 from chexspark.errors import RunFailed, Stopped, UserError
 from chexspark.manifest import Manifest, read_manifest
 from chexspark.models import MINIMUM_SIZE, check_model_name
+from chexspark.models.facts import facts_in_the_making
 from chexspark.models.weights import check_weights
 from chexspark.progress import ProgressLine
 from chexspark.session import check_ranks, replace_executors, slots_again, start_session
@@ -49,30 +50,46 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
         settle(run, before.state["history"])
         print(f"{run} is finished: {len(before.state['history'])} epochs")
         return tell_best(run)
-    if config.plan and config.num_proc:
-        num_proc = config.num_proc
-    else:
-        spark = start_session(spark, "train", SETTINGS)
-        num_proc = check_ranks(spark, config.num_proc or (earlier.num_proc if earlier else None))
-    # A run keeps the global batch that it began with, whatever the number of ranks.
-    config = dataclasses.replace(config, num_proc=earlier.num_proc if earlier else num_proc)
-    images = manifest.splits["train"].images
-    if config.min_proc and config.min_proc > num_proc:
-        raise UserError(f"--min-proc {config.min_proc} is more than the {num_proc} ranks: lower it")
-    for fault in data_faults(images, num_proc):
-        raise UserError(fault)
-    schedule = make_schedule(config, steps_per_epoch(config, images))
-    at = moment_of(before.state) if before else None
-    print(describe(config, manifest, num_proc, at), flush=True)
-    if config.plan:
-        print(plan_text(config, manifest, schedule), flush=True)
-        return pd.DataFrame()
-    found = examine(spark, num_proc, locate(config.data), run, manifest, config.batch_size)
+    with facts_in_the_making(*what_to_count(config, manifest, earlier)) as facts:
+        if config.plan and config.num_proc:
+            num_proc = config.num_proc
+        else:
+            spark = start_session(spark, "train", SETTINGS)
+            asked = config.num_proc or (earlier.num_proc if earlier else None)
+            num_proc = check_ranks(spark, asked)
+        # A run keeps the global batch that it began with, whatever the number of ranks.
+        config = dataclasses.replace(config, num_proc=earlier.num_proc if earlier else num_proc)
+        images = manifest.splits["train"].images
+        if config.min_proc and config.min_proc > num_proc:
+            raise UserError(
+                f"--min-proc {config.min_proc} is more than the {num_proc} ranks: lower it"
+            )
+        for fault in data_faults(images, num_proc):
+            raise UserError(fault)
+        schedule = make_schedule(config, steps_per_epoch(config, images))
+        at = moment_of(before.state) if before else None
+        print(describe(config, manifest, num_proc, at), flush=True)
+        if config.plan:
+            print(plan_text(config, manifest, schedule, facts()), flush=True)
+            return pd.DataFrame()
+        place = locate(config.data), run
+        found = examine(spark, num_proc, *place, manifest, config.batch_size, facts)
     print(found, flush=True)
     found.raise_for_faults()
     (run / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     run_to_the_end(spark, config, num_proc)
     return tell_best(run)
+
+
+def what_to_count(config: TrainConfig, manifest: Manifest, earlier: TrainConfig | None) -> tuple:
+    """What `model_facts` is to be given for a rank of this run."""
+    rows = config.batch_size
+    if earlier and config.num_proc:
+        rows = -(-rows * earlier.num_proc // config.num_proc)
+    slots = 1 if config.optimizer in ("sgd", "lars") else 2
+    slots += 1 if config.ema else 0
+    size = manifest.image_size
+    return config.model, size, -(-rows // config.accumulate), slots, config.precision
 
 
 def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:

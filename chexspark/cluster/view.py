@@ -7,19 +7,14 @@ import pandas as pd
 
 from chexspark.config import TrainConfig
 from chexspark.manifest import Manifest
-from chexspark.models.facts import model_facts
 from chexspark.progress import ProgressLine, duration
 from chexspark.training.clock import Moment
 from chexspark.training.schedule import Schedule, draw, steps_per_epoch
 
 
-def plan_text(config: TrainConfig, manifest: Manifest, schedule: Schedule) -> str:
-    """What a run would do and need, and its learning rate as a chart."""
+def plan_text(config: TrainConfig, manifest: Manifest, schedule: Schedule, facts: dict) -> str:
+    """What a run would do and need, and its learning rate as a chart. `facts`: of its network."""
     steps = steps_per_epoch(config, manifest.splits["train"].images)
-    slots = 1 if config.optimizer in ("sgd", "lars") else 2
-    slots += 1 if config.ema else 0
-    batch = config.batch_size // config.accumulate
-    facts = model_facts(config.model, manifest.image_size, batch, slots, config.precision)
     lines = [
         f"{steps:,} steps per epoch of {config.batch_size * config.num_proc} images, "
         f"{steps * config.epochs:,} steps in all",

@@ -1,4 +1,4 @@
-"""What a network costs, known without training it. Anywhere: `model_facts`; the rest in its child.
+"""What a network costs, known without training it. Anywhere, but for `count`, which is of a child.
 
 In: a network's name, the size of the images, the batch of one rank. Out: a dict, or JSON:
 
@@ -6,6 +6,7 @@ In: a network's name, the size of the images, the batch of one rank. Out: a dict
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -14,24 +15,52 @@ import sys
 from chexspark.errors import RunFailed
 from chexspark.findings import FINDINGS
 
+KNOWN: dict[tuple, dict] = {}  # what has been counted, by what was given
+
 
 def model_facts(
     name: str, size: int, batch: int, slots: int = 2, precision: str = "float32"
 ) -> dict:
     """Count in a child process, so that TensorFlow is not loaded here; it takes some seconds.
 
-    `slots`: values that the optimizer keeps per parameter (adam, adamw, lamb, rmsprop: 2; sgd and
-    lars: 1). `precision`: Keras's policy. See `count` for what comes back. Raises RunFailed when
-    the child fails.
+    `slots`: values that are kept per parameter beside the weight, by the optimizer (adam, adamw, lamb,
+    rmsprop: 2; sgd and lars: 1) or for an average of the weights (1). `precision`: Keras's policy.
+    See `count` for what comes back. Raises RunFailed when the child fails.
     """
-    command = [sys.executable, "-m", "chexspark.models.facts", name, str(size), str(batch)]
-    command += ["--slots", str(slots), "--precision", precision]
+    with facts_in_the_making(name, size, batch, slots, precision) as facts:
+        return facts()
+
+
+@contextlib.contextmanager
+def facts_in_the_making(*given):
+    """Yield a function that waits for `model_facts` of what is given, and returns them.
+
+    The child works meanwhile; it is ended where the facts are not needed.
+    """
+    if given in KNOWN:
+        yield lambda: KNOWN[given]
+        return
+    name, size, batch, slots, precision = map(str, given)
+    command = [sys.executable, "-m", "chexspark.models.facts", name, size, batch]
+    command += ["--slots", slots, "--precision", precision]
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.run(command, env=quiet, capture_output=True, text=True)
-    if child.returncode != 0:
-        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RunFailed(f"{name} at {size}x{size} could not be built to be measured: {last}")
-    return json.loads(child.stdout.splitlines()[-1])
+    child = subprocess.Popen(
+        command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def facts() -> dict:
+        said, errors = child.communicate()
+        if child.returncode != 0:
+            last = (errors.strip().splitlines() or ["no message"])[-1]
+            raise RunFailed(f"{name} at {size}x{size} could not be built to be measured: {last}")
+        KNOWN[given] = json.loads(said.splitlines()[-1])
+        return KNOWN[given]
+
+    with child:
+        try:
+            yield facts
+        finally:
+            child.kill()
 
 
 def count(model, batch: int, slots: int) -> dict:
@@ -42,7 +71,7 @@ def count(model, batch: int, slots: int) -> dict:
     forward pass for the gradient, that is what goes into convolutions, dense layers, normalisations
     and max pools, and what comes out of max pools and ReLUs, each tensor once. memory_bytes: these,
     one tensor of the largest size in passing, and 4 bytes for each parameter, its gradient and each
-    of the `slots`. Not counted: the process, which TensorFlow makes 0.7 GB, Horovod's and the
+    of the `slots`. checkpoint_bytes: the parameters and the slots. Not counted: the process, which TensorFlow makes 0.7 GB, Horovod's and the
     reader's buffers, and what oneDNN or cuDNN take to work in.
 
     Measured against the peak of resident memory of two steps with Adam on a CPU, less 0.7 GB:
@@ -82,6 +111,7 @@ def count(model, batch: int, slots: int) -> dict:
         "trainable": trainable,
         "forward_flops": flops,
         "activations_bytes": activations,
+        "checkpoint_bytes": 4 * (parameters + slots * trainable),
         "memory_bytes": activations + 4 * (parameters + (1 + slots) * trainable) + batch * largest,
     }
 
