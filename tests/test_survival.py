@@ -4,13 +4,16 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pyspark
 import pytest
 
 from chexspark import train
@@ -115,21 +118,26 @@ def test_no_restart_when_none_is_allowed_and_going_on_with_fewer_ranks(
     np.testing.assert_allclose(history["train_loss"], undisturbed["train_loss"], rtol=1e-5)
 
 
-def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_on(
-    store, tmp_path, clean
-):
-    run = tmp_path / "run"
+def begin_job(store, run, submit, *more):
+    """Start ``jobs/train.py`` with the recipe; `submit`: arguments of ``spark-submit``."""
     flags = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
         for name, value in RECIPE.items()
     ]
-    command = [sys.executable, str(JOBS / "train.py"), "--data", store.path, "--run", str(run), *flags]  # fmt: skip
-    environment = os.environ | {"PYSPARK_SUBMIT_ARGS": "--master local[2] pyspark-shell"}
-    with ended(
-        subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        )
-    ) as process:
+    return subprocess.Popen(
+        [sys.executable, JOBS / "train.py", "--data", store.path, "--run", run, *flags, *more],
+        env=os.environ | {"PYSPARK_SUBMIT_ARGS": submit, "SPARK_LOCAL_IP": "127.0.0.1"},
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
+def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_on(
+    store, tmp_path, clean
+):
+    run = tmp_path / "run"
+    # Other checkpoints than that of the stop are at the ends of epochs only.
+    local = "--master local[2] pyspark-shell"
+    with ended(begin_job(store, run, local, "--checkpoint-steps=0")) as process:
         for line in process.stderr:
             if " best so far" in line:
                 break
@@ -140,9 +148,11 @@ def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_o
     assert process.returncode == 130, told
     at = moment_of(latest(locate(str(run)) / "checkpoints").state)
     assert f"stopped; the same command goes on at {at}: {run}" in told
+    assert at.step > 0, "it is within the epoch"
     assert not psutil.wait_procs(ranks, timeout=10)[1]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    with ended(begin_job(store, run, local)) as process:
+        told = process.communicate()[1]
+    assert process.returncode == 0, told
     history = (locate(str(run)) / "history").read_table().to_pandas()
     assert_as_clean(run, history, clean)
 
@@ -167,6 +177,63 @@ def ended(process):
         timer.cancel()
         end()
         process.wait()
+
+
+@pytest.fixture
+def cluster():
+    """A standalone cluster of two workers with one slot each: its address and the workers."""
+    spark_class = Path(pyspark.__file__).parent / "bin" / "spark-class"
+    environment = os.environ | {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def start(kind, *arguments):
+        return ended(
+            subprocess.Popen(
+                [spark_class, f"org.apache.spark.deploy.{kind}", "--host", "127.0.0.1",
+                 "--webui-port", "0", *arguments],
+                env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+        )  # fmt: skip
+
+    address = f"spark://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        stack.enter_context(start("master.Master", "--port", str(port)))
+        one = ("worker.Worker", "--cores", "1", "--memory", "1g", "--work-dir", folder, address)
+        yield address, [stack.enter_context(start(*one)) for _ in range(2)]
+
+
+def executor_of(worker):
+    """The executor's JVM of a standalone worker."""
+    children = psutil.Process(worker.pid).children()
+    return next(c for c in children if "CoarseGrainedExecutorBackend" in " ".join(c.cmdline()))
+
+
+def python_worker_of(worker):
+    """Spark's Python worker in which a rank's task runs: below the executor's Python daemon."""
+    children = executor_of(worker).children()
+    daemon = next(c for c in children if "pyspark.daemon" in c.cmdline())
+    return next(process for process in daemon.children() if process.children())
+
+
+def test_an_executor_and_a_python_worker_are_killed_on_a_cluster(store, tmp_path, clean, cluster):
+    run, (address, workers) = tmp_path / "run", cluster
+    process = begin_job(
+        store, run, f"--master {address} --executor-cores 1 --executor-memory 512m pyspark-shell"
+    )
+    told = []
+    with ended(process):
+        for line in process.stderr:
+            told.append(line)
+            if re.match(r" +1  .+ best so far", line):
+                executor_of(workers[0]).kill()
+            if re.match(r" +2  ", line):
+                python_worker_of(workers[1]).kill()
+        assert process.wait() == 0, "".join(told)
+    for number in (1, 2):
+        assert any(f"; restart {number} of 3 at epoch" in line for line in told), "".join(told)
+    history = (locate(str(run)) / "history").read_table().to_pandas()
+    assert_as_clean(run, history, clean)
 
 
 def test_a_finished_run_says_so_and_another_config_is_refused(spark, store, capfd, clean):
