@@ -14,6 +14,7 @@ from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, Stopped, UserError
 from chexspark.settings import build
 from chexspark.storage import locate
+from chexspark.training import faults
 from chexspark.training.checkpoint import save
 from chexspark.training.events import EventSender
 
@@ -232,6 +233,29 @@ def test_ranks_for_which_slots_are_missing_do_not_start(spark, monkeypatch):
     monkeypatch.setattr(launch, "SLOTS_SECONDS", 1.0)
     with pytest.raises(launch.RanksLost, match="Spark has 2 task slots left for 3 ranks"):
         launch.run_ranks(spark, print, (), 3, lambda event: None)
+
+
+def of_a_file(error):
+    error.__cause__ = OSError("Input/output error")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error, mendable, own, may_pass",
+    [
+        (UserError("no such finding"), True, True, False),
+        (of_a_file(UserError("/run/best cannot be made a folder")), False, True, True),
+        (OSError("Input/output error"), False, True, True),
+        (MemoryError(), False, True, True),
+        (ValueError("a bug"), False, True, False),
+        (faults.NotJoined("Horovod initialization failed"), False, False, False),
+        (type("UnknownError", (Exception,), {})("Connection closed by peer"), False, False, False),
+    ],
+)
+def test_what_ended_a_rank_is_told_apart(error, mendable, own, may_pass):
+    found = faults.failure_of(error)
+    assert (found["mendable"], found["own"], found["may_pass"]) == (mendable, own, may_pass)
+    assert str(error) in found["message"] and not found["stopped"]
 
 
 def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):

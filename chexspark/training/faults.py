@@ -1,13 +1,17 @@
 """What stops a rank, said so that one knows where to look. Runs on ranks.
 
-In: the result of a step. Out: nothing, or NotFinite with step, rank and images.
+In: the result of a step, or an exception. Out: nothing, or NotFinite with step, rank and images; what
+the driver is to know of the exception.
 """
 
 import numpy as np
 
 from chexspark.data.plan import RankFacts
+from chexspark.errors import UserError
 
+BROKEN_OFF = ("HorovodInternalError", "UnknownError")  # what a collective that breaks off raises
 IMAGES_NAMED = 8
+MAY_PASS = (OSError, MemoryError)  # what a host or a store may do once, and not again
 
 
 class NotFinite(FloatingPointError):
@@ -31,6 +35,24 @@ class StoppedByUser(Exception):
     """The user, or who runs the cluster, asked the run to end; a checkpoint is there."""
 
     own = False
+
+
+def failure_of(error: Exception) -> dict:
+    """What the driver is to know of an exception that ended a rank.
+
+    mendable: a mistake of the user. own: it began here; a collective that breaks off does so because
+    another rank has. may_pass: another attempt may go well. stopped: a stop was heeded.
+    """
+    # What the driver could do before, and this rank cannot now, is no mistake of the user.
+    may_pass = isinstance(error, MAY_PASS) or isinstance(error.__cause__, OSError)
+    mendable = isinstance(error, UserError) and not may_pass
+    return {
+        "mendable": mendable,
+        "own": getattr(error, "own", type(error).__name__ not in BROKEN_OFF),
+        "may_pass": may_pass,
+        "stopped": isinstance(error, StoppedByUser),
+        "message": str(error) if mendable or hasattr(error, "own") else repr(error),
+    }
 
 
 def check_finite(result, inputs, reader, facts: RankFacts, epoch: int, step: int) -> None:

@@ -24,17 +24,14 @@ from pyarrow.fs import LocalFileSystem
 
 from chexspark.config import TrainConfig
 from chexspark.data.plan import RankFacts
-from chexspark.errors import UserError
 from chexspark.manifest import read_manifest
 from chexspark.patients import write_seen_patients
 from chexspark.storage import Location, locate
 from chexspark.training.events import EventAddress, EventSender
-from chexspark.training.faults import NotJoined, StoppedByUser
+from chexspark.training.faults import NotJoined, failure_of
 
-BROKEN_OFF = ("HorovodInternalError", "UnknownError")  # what a collective that breaks off raises
 CPU_CYCLE_MILLISECONDS = "10"  # Horovod's default of 1 cost a tenth of the rate on two cores
 LOG_SECONDS = 5.0  # between two copies of a log to where files cannot grow
-MAY_PASS = (OSError, MemoryError)  # what a host or a store may do once, and not again
 OTHERS_SECONDS = 2.0  # for the rank that knows more to say so, before this one ends the run
 PACKAGES = ("tensorflow", "tf-keras", "horovod", "pyspark", "petastorm", "pyarrow", "numpy")
 
@@ -51,19 +48,10 @@ def run_rank(address: EventAddress, config: TrainConfig) -> dict:
                 logging.getLogger().addHandler(Warnings(events))
                 return train_as_rank(config, events)
         except Exception as error:
-            # What the driver could do before, and this rank cannot now, is no mistake of the user.
-            system = isinstance(error.__cause__, OSError) or isinstance(error, MAY_PASS)
-            mendable = isinstance(error, UserError) and not system
-            message = (
-                f"{error if mendable or hasattr(error, 'own') else repr(error)} (log: {place})"
-            )
-            # A collective that breaks off does so because another rank has.
-            own = getattr(error, "own", type(error).__name__ not in BROKEN_OFF)
-            events.send(
-                "failed", host=socket.gethostname(), mendable=mendable, own=own, message=message,
-                may_pass=system, stopped=isinstance(error, StoppedByUser),
-            )  # fmt: skip
-            if not own and not events.stopping.is_set():
+            failure = failure_of(error)
+            failure["message"] += f" (log: {place})"
+            events.send("failed", host=socket.gethostname(), **failure)
+            if not failure["own"] and not events.stopping.is_set():
                 time.sleep(OTHERS_SECONDS)
             raise
 
