@@ -61,6 +61,7 @@ def test_a_run_is_begun_again_with_the_slots_that_are_left(run_with_losses, caps
     )
     assert "restart 2 of 5" in told and "no more slots: going on with 1 rank\n" in told
     assert "restart 3 of 5" in told and "more slots again: going on with 2 ranks\n" in told
+    assert told.count("\ntraining again, 0 seconds after the loss\n") == 2, "of three losses"
     assert "cuDNN" not in told
 
 

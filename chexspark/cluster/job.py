@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import time
 
 import pandas as pd
 import yaml
@@ -107,6 +108,7 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                 )  # fmt: skip
                 return
             except RanksLost as error:
+                view.lost = view.lost or time.monotonic()
                 for text in last_words(run, error.rank):
                     line.say(f"  {text}")
                 if len(fell_at) == config.max_restarts:

@@ -3,6 +3,8 @@
 In: config, manifest, the ranks' events. Out: text, and a live line.
 """
 
+import time
+
 import pandas as pd
 
 from chexspark.config import TrainConfig
@@ -54,6 +56,7 @@ class EpochTable:
         self.line, self.epochs, self.headed = line, epochs, False
         self.problems = set()
         self.at = Moment()  # where rank 0 is
+        self.lost: float | None = None  # when ranks were lost, until there is a step again
 
     def take(self, event: dict) -> None:
         """Show one event of rank 0, or a problem of any."""
@@ -72,6 +75,10 @@ class EpochTable:
         elif kind == "starting":
             self.line.show(f"starting {event['what']} on all ranks")
         elif kind == "step":
+            if self.lost is not None:
+                seconds = time.monotonic() - self.lost
+                self.line.say(f"training again, {seconds:.0f} seconds after the loss")
+                self.lost = None
             self.at = Moment(event["epoch"], event["step"], event["steps"])
             self.line.show(
                 f"epoch {event['epoch'] + 1}/{event['epochs']}, step {event['step']}/{event['steps']}, "
