@@ -102,17 +102,23 @@ def test_a_stalled_rank_is_treated_as_dead(spark, store, tmp_path, monkeypatch, 
 
 
 def test_no_restart_when_none_is_allowed_and_going_on_with_fewer_ranks(
-    spark, store, tmp_path, monkeypatch
+    spark, store, tmp_path, monkeypatch, capfd
 ):
     # Plain gradient descent: Adam makes much of the rounding in which world sizes differ. With the
     # samples in another order, losses differ by a hundredth.
     recipe = RECIPE | {"optimizer": "sgd"}
     undisturbed = train(spark, data=store.path, run=str(tmp_path / "undisturbed"), **recipe)
-    kill_once(monkeypatch, lambda e: e["event"] == "epoch" and e["epoch"] == 0)
+    kill_once(monkeypatch, lambda e: e["event"] == "step" and e["epoch"] == 1)
     with pytest.raises(RunFailed, match=r"rank \d on .* died; 0 restarts were allowed"):
         train(spark, data=store.path, run=str(tmp_path / "run"), **recipe, max_restarts=0)
+    # The last checkpoint is torn: the one before it is taken.
+    checkpoints = locate(str(tmp_path / "run")) / "checkpoints"
+    os.truncate((latest(checkpoints).place / "arrays.npz").path, 1000)
+    at = moment_of(latest(checkpoints).state)
+    capfd.readouterr()
     # One rank takes up what two began: the same images in each step, and so the same losses.
     history = train(spark, data=store.path, run=str(tmp_path / "run"), **recipe | {"num_proc": 1})
+    assert f"goes on at {at}\n" in capfd.readouterr().err
     assert history["steps"].tolist() == undisturbed["steps"].tolist()
     assert history["learning_rate"].tolist() == undisturbed["learning_rate"].tolist()
     np.testing.assert_allclose(history["train_loss"], undisturbed["train_loss"], rtol=1e-5)
