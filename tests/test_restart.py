@@ -10,8 +10,10 @@ import pytest
 
 from chexspark import session
 from chexspark.cluster import adapted_horovod, events, job, launch
+from chexspark.cluster.view import EpochTable
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, Stopped, UserError
+from chexspark.progress import ProgressLine
 from chexspark.settings import build
 from chexspark.storage import locate
 from chexspark.training import faults
@@ -219,7 +221,23 @@ def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monk
         late = events.FIRST_STEP_SECONDS + 1
         assert str(absence(late)) == "1 of 2 ranks have started in 901 seconds"
         server.lines[0] = events.RankLine(0, "a", Line(), now[0])
-        assert absence(late) is None
+        told.clear()
+        assert absence(late) is absence(late + 2) is None
+        assert told == [{"event": "placed", "rank": 0, "hosts": ["a", "b"]}]
+
+
+@pytest.mark.parametrize(
+    "hosts, line",
+    [
+        (["a"] * 3, ""),
+        (["b", "a"], "rank 0 on b, rank 1 on a\n"),
+        (["b", "b", "a", "c", "c", "c"], "ranks 0-1 on b, rank 2 on a, ranks 3-5 on c\n"),
+    ],
+)
+def test_where_ranks_are_is_told_where_hosts_are_several(hosts, line, capsys):
+    with ProgressLine() as progress:
+        EpochTable(progress, 1).take({"event": "placed", "rank": 0, "hosts": hosts})
+    assert capsys.readouterr().err == line
 
 
 def stopped_clock(monkeypatch, module):

@@ -54,6 +54,7 @@ class Ranks:
         self.spark, self.events, self.num_proc = spark, events, num_proc
         self.stall_seconds, self.begun, self.told = stall_seconds, time.monotonic(), 0.0
         self.short_since = None  # of task slots
+        self.placed = False  # where they are has been told
         self.over, self.stopping = threading.Event(), threading.Event()
         self.fault: RanksLost | None = None
         self.silent: set[str] = set()  # addresses of hosts that do not answer
@@ -87,10 +88,14 @@ class Ranks:
         )
 
     def absence(self) -> RanksLost | None:
-        """Ranks that do not come; tells the driver of those that it waits for."""
+        """Ranks that do not come; tells the driver of those, and where all are that came."""
         came, now = len(self.events.lines), time.monotonic()
         seconds = now - self.begun
         if came == self.num_proc:
+            if not self.placed:
+                self.placed = True
+                hosts = [self.events.lines[rank].host for rank in range(came)]
+                self.events.tell("placed", hosts=hosts)
             return None
         if seconds > max(self.stall_seconds, FIRST_STEP_SECONDS):
             return RanksLost(

@@ -3,6 +3,7 @@
 In: config, manifest, the ranks' events. Out: text, and a live line.
 """
 
+import itertools
 import time
 
 import pandas as pd
@@ -47,6 +48,17 @@ def describe(config: TrainConfig, manifest: Manifest, num_proc: int, at: Moment 
     )
 
 
+def placement(hosts: list[str]) -> str:
+    """Which ranks are where, in one line. `hosts`: of rank 0, 1 and so on."""
+    found = []
+    for host, numbers in itertools.groupby(range(len(hosts)), hosts.__getitem__):
+        first, *others = numbers
+        found.append(
+            f"ranks {first}-{others[-1]} on {host}" if others else f"rank {first} on {host}"
+        )
+    return ", ".join(found)
+
+
 class EpochTable:
     """Shows the ranks' events: a live line for steps, a lasting line for each epoch."""
 
@@ -72,6 +84,10 @@ class EpochTable:
                 f"waiting for Spark to start ranks: {event['started']} of {event['ranks']}, "
                 f"{duration(event['seconds'])}"
             )
+        elif kind == "placed":
+            # Only now, since Horovod numbers ranks by where Spark happens to run their tasks.
+            if len(set(event["hosts"])) > 1:
+                self.line.say(placement(event["hosts"]))
         elif kind == "starting":
             self.line.show(f"starting {event['what']} on all ranks")
         elif kind == "step":
