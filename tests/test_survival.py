@@ -209,17 +209,26 @@ def cluster():
         yield address, [stack.enter_context(start(*one)) for _ in range(2)]
 
 
+def child_of(process, word):
+    """A child that has a word in its command line."""
+    for child in process.children():
+        with contextlib.suppress(psutil.Error):  # one that has ended
+            if word in " ".join(child.cmdline()):
+                return child
+
+
 def executor_of(worker):
     """The executor's JVM of a standalone worker."""
-    children = psutil.Process(worker.pid).children()
-    return next(c for c in children if "CoarseGrainedExecutorBackend" in " ".join(c.cmdline()))
+    return child_of(psutil.Process(worker.pid), "CoarseGrainedExecutorBackend")
 
 
 def python_worker_of(worker):
     """Spark's Python worker in which a rank's task runs: below the executor's Python daemon."""
-    children = executor_of(worker).children()
-    daemon = next(c for c in children if "pyspark.daemon" in c.cmdline())
-    return next(process for process in daemon.children() if process.children())
+    daemon = child_of(executor_of(worker), "pyspark.daemon")
+    for process in daemon.children():
+        with contextlib.suppress(psutil.Error):
+            if process.children():
+                return process
 
 
 def test_an_executor_and_a_python_worker_are_killed_on_a_cluster(store, tmp_path, clean, cluster):
