@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from chexspark.errors import RunFailed, UserError
 from chexspark.models import MODELS, amoebanet_d, build_model, load_model_module
-from chexspark.models.facts import KNOWN, count, facts_in_the_making, model_facts
+from chexspark.models.facts import KNOWN, count, facts_in_the_making
 
 
 def trainable(model):
@@ -153,7 +153,8 @@ def test_what_a_step_keeps_is_counted():
 
 
 def test_facts_come_from_a_process_of_their_own():
-    facts = model_facts("vgg16", 32, 4, slots=1, precision="mixed_float16")
+    with facts_in_the_making("vgg16", 32, 4, slots=1, precision="mixed_float16") as facts:
+        facts = facts()
     # 15,346,630,656 multiplications in the convolutions at 224: 49 times as many as at 32.
     assert facts["forward_flops"] == 2 * (15_346_630_656 // 49 + 512 * 14)
     assert facts["trainable"] == facts["parameters"] == 14_721_870
@@ -163,10 +164,11 @@ def test_facts_come_from_a_process_of_their_own():
 
 
 def test_a_child_that_fails_is_named_with_its_last_words():
-    with pytest.raises(
-        RunFailed, match=r"vgg16 at 8x8 could not .*: error: argument batch: invalid"
+    with (
+        pytest.raises(RunFailed, match=r"vgg16 at 8x8 could not .*: error: argument batch: inv"),
+        facts_in_the_making("vgg16", 8, "many") as facts,
     ):
-        model_facts("vgg16", 8, "many")
+        facts()
 
 
 def test_a_child_whose_facts_are_not_needed_is_ended(monkeypatch):

@@ -21,7 +21,7 @@ def diagnose(
     run: str | None,
     facts: dict | None = None,
 ) -> list[str]:
-    """All faults, one line each. `facts`: the network's `model_facts`, where they are known."""  # fmt: skip
+    """All faults, one line each. `facts`: of the network (`models.facts.count`), where known."""  # fmt: skip
     return [
         *missing_ranks(ranks, num_proc),
         *package_faults(ranks, driver_versions),

@@ -29,7 +29,6 @@ from chexspark.progress import ProgressLine
 from chexspark.session import check_ranks, is_local, start_session
 from chexspark.storage import Location, locate
 
-ADAM_SLOTS = 2  # the values that it keeps for each parameter
 START_SECONDS = 15.0  # for all tasks to run at the same time
 ALLOCATION_SECONDS = 90.0  # the same, where Spark has to ask for executors first
 LAST_SECONDS = 2.0  # for the job to end by itself after all that is known is known
@@ -94,8 +93,7 @@ def doctor(spark, config: DoctorConfig) -> pd.DataFrame:
     run = locate(config.run) if config.run else None
     counting = contextlib.nullcontext()
     if config.model:
-        what = config.model, manifest.image_size, config.batch_size, ADAM_SLOTS, "float32"
-        counting = facts_in_the_making(*what)
+        counting = facts_in_the_making(config.model, manifest.image_size, config.batch_size)
     with counting as facts:
         spark = start_session(spark, "doctor")
         num_proc = check_ranks(spark, config.num_proc)
@@ -118,7 +116,7 @@ def examine(
     """Look at every place where a rank would run. Takes a second or two; never waits unbounded.
 
     `batch_size`: images per rank and step. `facts`: a function that returns the network's
-    `model_facts`; without it, memory is held against what a rank takes beside the network.
+    facts, as `models.facts.count` gives them; without it, memory is held against what a rank takes beside the network.
     """  # fmt: skip
     train = manifest.splits["train"]
     row_groups = sum(len(file.row_groups) for file in train.files)

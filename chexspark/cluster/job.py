@@ -83,7 +83,7 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
 
 
 def what_to_count(config: TrainConfig, manifest: Manifest, earlier: TrainConfig | None) -> tuple:
-    """What `model_facts` is to be given for a rank of this run."""
+    """What `facts_in_the_making` is to be given for a rank of this run."""
     rows = config.batch_size
     if earlier and config.num_proc:
         rows = -(-rows * earlier.num_proc // config.num_proc)

@@ -18,31 +18,23 @@ from chexspark.findings import FINDINGS
 KNOWN: dict[tuple, dict] = {}  # what has been counted, by what was given
 
 
-def model_facts(
-    name: str, size: int, batch: int, slots: int = 2, precision: str = "float32"
-) -> dict:
-    """Count in a child process, so that TensorFlow is not loaded here; it takes some seconds.
-
-    `slots`: values that are kept per parameter beside the weight, by the optimizer (adam, adamw, lamb,
-    rmsprop: 2; sgd and lars: 1) or for an average of the weights (1). `precision`: Keras's policy.
-    See `count` for what comes back. Raises RunFailed when the child fails.
-    """
-    with facts_in_the_making(name, size, batch, slots, precision) as facts:
-        return facts()
-
-
 @contextlib.contextmanager
-def facts_in_the_making(*given):
-    """Yield a function that waits for `model_facts` of what is given, and returns them.
+def facts_in_the_making(
+    name: str, size: int, batch: int, slots: int = 2, precision: str = "float32"
+):
+    """Yield a function that returns what `count` says of a network, once that is known.
 
-    The child works meanwhile; it is ended where the facts are not needed.
+    A child process counts meanwhile, so that TensorFlow is not loaded here; it takes some seconds, and
+    is ended where the facts are not needed. `slots`: values that are kept per parameter beside the
+    weight, by the optimizer (adam, adamw, lamb, rmsprop: 2; sgd and lars: 1) or for an average of the
+    weights (1). `precision`: Keras's policy. The function raises RunFailed when the child fails.
     """
+    given = name, size, batch, slots, precision
     if given in KNOWN:
         yield lambda: KNOWN[given]
         return
-    name, size, batch, slots, precision = map(str, given)
-    command = [sys.executable, "-m", "chexspark.models.facts", name, size, batch]
-    command += ["--slots", slots, "--precision", precision]
+    command = [sys.executable, "-m", "chexspark.models.facts", name, str(size), str(batch)]
+    command += ["--slots", str(slots), "--precision", precision]
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     child = subprocess.Popen(
         command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

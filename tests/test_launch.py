@@ -1,0 +1,298 @@
+"""How the driver sees its ranks: lost, silent, absent; and why they ended."""
+
+import errno
+import json
+import socket
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from chexspark.cluster import adapted_horovod, events, launch
+from chexspark.cluster.view import EpochTable
+from chexspark.errors import RunFailed, Stopped, UserError
+from chexspark.progress import ProgressLine
+from chexspark.training import faults
+from chexspark.training.events import EventSender
+
+
+class Line:
+    """A rank's connection, of which each reading gives the next of what is given."""
+
+    def __init__(self, *readings):
+        self.readings = [*readings]
+        self.client_address = ("10.0.0.9", 4711)
+        self.connection, self.rfile = socket.socket(), self
+
+    def readline(self, most):
+        reading = self.readings.pop(0)
+        if isinstance(reading, OSError):
+            raise reading
+        return reading
+
+
+CONNECTED = json.dumps({"event": "connected", "rank": 1, "host": "b"}).encode() + b"\n"
+DONE = json.dumps({"event": "done", "rank": 1}).encode() + b"\n"
+STEP = json.dumps({"event": "step", "rank": 1}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "last, message, host",
+    [
+        (b"", "rank 1 on b died", None),
+        (b'{"event": "st', "rank 1 on b died", None),
+        (OSError(errno.ECONNRESET, ""), "rank 1 on b died", None),
+        (OSError(errno.ETIMEDOUT, ""), "rank 1 is lost: its host, b, does not answer", "10.0.0.9"),
+    ],
+)
+def test_how_a_rank_is_lost_is_told_apart(last, message, host):
+    seen = []
+    with events.EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
+        server.listen(Line(CONNECTED, STEP, last))
+        ranks = launch.Ranks(None, server, 2, 300)
+        assert str(ranks.loss()) == message and ranks.loss().silent_host == host
+        assert ranks.silent == ({host} if host else set())
+    assert [event["event"] for event in seen] == ["step"]
+
+
+FAILURE = {"rank": 0, "host": "a", "mendable": False, "own": True, "may_pass": False, "stopped": False,
+           "message": "ValueError('x')"}  # fmt: skip
+HOROVOD = RuntimeError("the first process to do so was:\nProcess name: 1\nExit code: 1\n")
+
+
+@pytest.mark.parametrize(
+    "failures, last, kind, message",
+    [
+        ([FAILURE], b"", RunFailed, r"rank 0 on a failed: ValueError\('x'\)"),
+        ([FAILURE | {"may_pass": True}], b"", launch.RanksLost, "rank 0 on a failed"),
+        ([FAILURE, FAILURE | {"mendable": True}], b"", UserError, r"^ValueError\('x'\)"),
+        ([FAILURE], OSError(errno.ETIMEDOUT, ""), launch.RanksLost, "b, does not answer"),
+        ([FAILURE | {"own": False}], b"", launch.RanksLost, "rank 1 on b died"),
+        ([FAILURE | {"own": False}], None, launch.RanksLost, "the Spark task of rank 1 on b died"),
+        (
+            [FAILURE | {"own": False, "stopped": True}],
+            DONE,
+            launch.RanksLost,
+            "the Spark task of rank 1",
+        ),
+        ([FAILURE | {"own": False}], DONE, launch.RanksLost, r"rank 0 on a broke off: ValueError"),
+        ([], DONE, launch.RanksLost, r"ended early \((.|\n)*last words:\nalas"),
+    ],
+)
+def test_the_reason_is_found(monkeypatch, failures, last, kind, message):
+    monkeypatch.setattr(launch, "has_ended", lambda spark: False)
+    monkeypatch.setattr(launch, "LOOK_SECONDS", 0)
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        if last is None:  # still connected
+            server.lines[1] = events.RankLine(1, "b", Line(), 0.0)
+        else:
+            server.listen(Line(CONNECTED, *([last, b""] if last == DONE else [last])))
+        ranks = launch.Ranks(None, server, 2, 300)
+        found = launch.why(HOROVOD, ranks, failures, "alas")
+        with pytest.raises(kind, match=message):
+            raise found
+        ranks.stopping.set()
+        assert isinstance(launch.why(HOROVOD, ranks, failures, ""), Stopped)
+        ranks.stopping.clear()
+        monkeypatch.setattr(launch, "has_ended", lambda spark: True)
+        assert isinstance(launch.why(HOROVOD, ranks, [], ""), Stopped)
+
+
+def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monkeypatch):
+    told, slots = [], [2]
+    now = stopped_clock(monkeypatch, launch)
+    monkeypatch.setattr(launch, "task_slots", lambda spark: slots[0])
+    with events.EventServer("127.0.0.1", "127.0.0.1", told.append) as server:
+        ranks = launch.Ranks(None, server, 2, 300)
+        server.lines[1] = events.RankLine(1, "b", Line(), now[0])
+
+        def absence(seconds):
+            now[0] = ranks.begun + seconds
+            return ranks.absence()
+
+        for seconds in (0.5, 1.2, 1.4, 3.0):
+            assert absence(seconds) is None
+        assert [(e["started"], e["ranks"], e["seconds"]) for e in told] == [
+            (1, 2, pytest.approx(1.2)),
+            (1, 2, pytest.approx(3.0)),
+        ]
+        slots[0] = 1
+        assert absence(5) is absence(30) is None
+        slots[0] = 2
+        assert absence(36) is None, "an executor came back"
+        slots[0] = 1
+        assert absence(40) is None
+        assert str(absence(71)) == "Spark has 1 task slots left for 2 ranks"
+        slots[0] = 2
+        assert absence(80) is None
+        late = events.FIRST_STEP_SECONDS + 1
+        assert str(absence(late)) == "1 of 2 ranks have started in 901 seconds"
+        server.lines[0] = events.RankLine(0, "a", Line(), now[0])
+        told.clear()
+        assert absence(late) is absence(late + 2) is None
+        assert told == [{"event": "placed", "rank": 0, "hosts": ["a", "b"]}]
+
+
+@pytest.mark.parametrize(
+    "hosts, line",
+    [
+        (["a"] * 3, ""),
+        (["b", "a"], "rank 0 on b, rank 1 on a\n"),
+        (["b", "b", "a", "c", "c", "c"], "ranks 0-1 on b, rank 2 on a, ranks 3-5 on c\n"),
+    ],
+)
+def test_where_ranks_are_is_told_where_hosts_are_several(hosts, line, capsys):
+    with ProgressLine() as progress:
+        EpochTable(progress, 1).take({"event": "placed", "rank": 0, "hosts": hosts})
+    assert capsys.readouterr().err == line
+
+
+def stopped_clock(monkeypatch, module):
+    """A list whose one value is what `time.monotonic` says in a module."""
+    now = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    return now
+
+
+def test_ranks_for_which_slots_are_missing_do_not_start(spark, monkeypatch):
+    """Spark runs two of three tasks, and Horovod would wait for the third."""
+    monkeypatch.setattr(launch, "SLOTS_SECONDS", 1.0)
+    with pytest.raises(launch.RanksLost, match="Spark has 2 task slots left for 3 ranks"):
+        launch.run_ranks(spark, print, (), 3, lambda event: None)
+
+
+def of_a_file(error):
+    error.__cause__ = OSError("Input/output error")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error, mendable, own, may_pass",
+    [
+        (UserError("no such finding"), True, True, False),
+        (of_a_file(UserError("/run/best cannot be made a folder")), False, True, True),
+        (OSError("Input/output error"), False, True, True),
+        (MemoryError(), False, True, True),
+        (ValueError("a bug"), False, True, False),
+        (faults.NotJoined("Horovod initialization failed"), False, False, False),
+        (type("UnknownError", (Exception,), {})("Connection closed by peer"), False, False, False),
+    ],
+)
+def test_what_ended_a_rank_is_told_apart(error, mendable, own, may_pass):
+    found = faults.failure_of(error)
+    assert (found["mendable"], found["own"], found["may_pass"]) == (mendable, own, may_pass)
+    assert str(error) in found["message"] and not found["stopped"]
+
+
+def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):
+    ended = []
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        ranks = launch.Ranks(None, server, 2, 300)
+        monkeypatch.setattr(ranks, "stall", lambda: 1 / 0)
+        monkeypatch.setattr(ranks, "end", lambda: ended.append(True))
+        ranks.watch()
+    assert ended and "could not be watched: ZeroDivisionError" in str(ranks.fault)
+
+
+def test_who_comes_late_hears_of_the_stop():
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        server.ask_to_stop()
+        with EventSender(server.address, 0) as late:
+            assert late.stopping.wait(5)
+        server.hang_up()
+        stranger = socket.create_connection((server.address.host, server.address.port))
+        stranger.sendall(server.address.token.encode() + b"\n" + CONNECTED)
+        stranger.settimeout(5)
+        assert stranger.recv(1) == b"", "the server hangs up"
+
+
+def test_a_rank_may_be_silent_for_longer_before_its_first_step(monkeypatch):
+    now = stopped_clock(monkeypatch, events)
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        line = server.lines[0] = events.RankLine(0, "a", Line(), spoke=0.0)
+        now[0] = 301.0
+        assert server.stalled(300) == []
+        line.working = True
+        assert server.stalled(300) == [line]
+        line.working = False
+        now[0] = events.FIRST_STEP_SECONDS + 1
+        assert server.stalled(300) == [line]
+        line.done = True
+        assert server.stalled(300) == []
+
+
+@pytest.mark.parametrize(
+    "spoke, beat, message, rank",
+    [
+        # All wait for one. Others fell silent before it, but its process stands still.
+        ((99, 90, 95), (99, 400, 399), "rank 0 on a has done nothing for 301 seconds", 0),
+        ((101, 90, 99), (400, 400, 99), "rank 2 on a has done nothing for 301 seconds", 2),
+        ((395, 99, 101), (400, 400, 400), "ranks 1 on a and 2 on a have done nothing for 301 ", 1),
+    ],
+)
+def test_the_rank_that_stands_still_is_named(monkeypatch, spoke, beat, message, rank):
+    for module in (events, launch):
+        stopped_clock(monkeypatch, module)[0] = 400.0
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        for n in range(3):
+            server.lines[n] = events.RankLine(n, "a", Line(), spoke[n], beat[n], working=True)
+        found = launch.Ranks(None, server, 3, 300).stall()
+    assert str(found).startswith(message) and found.rank == rank
+
+
+def test_a_process_that_gives_signs_but_does_nothing_is_silent(monkeypatch):
+    now, seen = stopped_clock(monkeypatch, events), []
+    with events.EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
+        line = server.lines[1] = events.RankLine(1, "b", Line(), now[0])
+        for name in ("step", "alive", "beat"):
+            now[0] += 299
+            server.take(line, {"event": name, "rank": 1})
+        assert server.stalled(300) == []
+        now[0] += 2
+        server.take(line, {"event": "beat", "rank": 1})
+        assert server.stalled(300) == [line] and line.beat == now[0]
+    assert [event["event"] for event in seen] == ["step"]
+
+
+@pytest.mark.parametrize(
+    "common, driver_host, found",
+    [
+        ({"lo", "eth0", "docker0"}, "10.0.0.1", ["eth0", "docker0"]),
+        ({"lo", "eth0"}, "127.0.0.1", ["lo", "eth0"]),
+        ({"ens5"}, "10.0.0.1", ["ens5"]),
+        ({"lo"}, "10.0.0.1", ["lo"]),
+    ],
+)
+def test_ranks_use_the_interface_that_leads_to_the_driver(common, driver_host, found):
+    addresses = {
+        "lo": [("127.0.0.1", 1)],
+        "eth0": [("10.0.0.1", 1)],
+        "docker0": [("172.17.0.1", 1)],
+    }
+    assert adapted_horovod.in_order(common, addresses, driver_host) == found
+
+
+def test_a_silent_host_is_not_asked_again():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        silent = set()
+        with adapted_horovod.WatchedSocket(silent) as ours:
+            ours.connect(server.getsockname())
+            assert ours.gettimeout() is None
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        silent.add("127.0.0.1")
+        with adapted_horovod.WatchedSocket(silent) as ours, pytest.raises(OSError) as caught:
+            ours.connect(server.getsockname())
+        assert caught.value.errno == errno.EHOSTUNREACH
+
+
+def test_horovod_is_as_it_was_afterwards():
+    def parts():
+        return (
+            adapted_horovod.launch.gloo_built, adapted_horovod.gloo_run.register_shutdown_event,
+            adapted_horovod.SparkDriverService.get_common_interfaces, adapted_horovod.network.socket,
+        )  # fmt: skip
+
+    before = parts()
+    with adapted_horovod.adapted_horovod("127.0.0.1", set()):
+        assert all(a is not b for a, b in zip(parts(), before, strict=True))
+    assert parts() == before
