@@ -142,7 +142,7 @@ setup() {
     install_stack
     activate
     say "two ranks on Spark, one allreduce"
-    spark-submit --master 'local[2]' chexspark/cluster/proof.py
+    spark-submit --master 'local[2]' chexspark/cluster/smoke_test.py
     echo "$wanted" >"$venv/.chexspark"
     say "set up; activate it with: . .venv/bin/activate"
   fi

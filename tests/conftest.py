@@ -9,10 +9,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import pytest
 
 from chexspark import ingest
-from chexspark.manifest import read_manifest
-from chexspark.patients import write_seen_patients
 from chexspark.phantom import write_release
+from chexspark.run.seen_patients import write_seen_patients
 from chexspark.storage import locate
+from chexspark.store.manifest import read_manifest
 
 SIZE = 32
 

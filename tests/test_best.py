@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from chexspark.run.best import promote, save_best, settle, waiting
 from chexspark.storage import Location, locate
-from chexspark.training.best import promote, save_best, settle, waiting
 
 
 class Model:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
+from chexspark.run.checkpoint import Writer, latest, save, write_synced
 from chexspark.storage import Location, locate
-from chexspark.training.checkpoint import Writer, latest, save, write_synced
 
 ARRAYS = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(7, np.int64), np.zeros(0)]
 
@@ -87,7 +87,7 @@ def test_a_full_disk_is_told_and_leaves_the_one_before(folder, tmp_path, monkeyp
         open(place.path, "wb").close()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("chexspark.training.checkpoint.write_synced", full)
+    monkeypatch.setattr("chexspark.run.checkpoint.write_synced", full)
     writer.then = lambda: told.append("written")
     writer.write(2, ARRAYS, {"step": 2})
     writer.wait()
@@ -98,7 +98,7 @@ def test_a_full_disk_is_told_and_leaves_the_one_before(folder, tmp_path, monkeyp
 def test_the_state_is_that_of_the_moment_in_which_it_was_given(folder, monkeypatch):
     go_on, save_plainly = threading.Event(), write_synced
     monkeypatch.setattr(
-        "chexspark.training.checkpoint.write_synced",
+        "chexspark.run.checkpoint.write_synced",
         lambda *given: go_on.wait(30) and save_plainly(*given),
     )
     told, history = [], [{"epoch": 0, "best": True}]
@@ -140,7 +140,7 @@ def test_an_object_store_keeps_checkpoints_too(folder, monkeypatch):
             raise OSError("connection reset")
         place.filesystem.open_output_stream(place.path).close()
 
-    monkeypatch.setattr("chexspark.training.checkpoint.write_synced", cut)
+    monkeypatch.setattr("chexspark.run.checkpoint.write_synced", cut)
     with pytest.raises(OSError, match="connection reset"):
         save(place, 4, ARRAYS, {"step": 4})
     assert names(place) == ["step-2", "step-3"] and latest(place).state["step"] == 3
@@ -158,7 +158,7 @@ def test_a_kill_inside_a_write_leaves_a_whole_one(folder, tmp_path):
     script = """
 import sys, numpy as np
 from chexspark.storage import locate
-from chexspark.training.checkpoint import save
+from chexspark.run.checkpoint import save
 folder = locate(sys.argv[1])
 for step in range(int(sys.argv[2]), 10**6):
     save(folder, step, [np.full(300_000, step), np.full(300_000, -step)], {"step": step})

@@ -15,7 +15,7 @@ from chexspark import doctor, session
 from chexspark.cluster import diagnosis, probe
 from chexspark.cluster import doctor as doctor_module
 from chexspark.cluster.doctor import examine, failure_of
-from chexspark.cluster.meeting import Meeting
+from chexspark.cluster.rendezvous import Rendezvous
 from chexspark.errors import UserError
 from chexspark.storage import locate
 
@@ -134,9 +134,14 @@ def test_dynamic_allocation_without_a_most_needs_a_number(spark, monkeypatch):
         session.check_ranks(spark, None)
 
 
-def test_a_meeting_sends_away_who_comes_late_or_knows_no_token():
-    with Meeting("127.0.0.1", 2, 0.5) as meeting:
-        asked = {"host": "127.0.0.1", "port": meeting.port, "token": meeting.token, "seconds": 1}
+def test_a_rendezvous_sends_away_who_comes_late_or_knows_no_token():
+    with Rendezvous("127.0.0.1", 2, 0.5) as rendezvous:
+        asked = {
+            "host": "127.0.0.1",
+            "port": rendezvous.port,
+            "token": rendezvous.token,
+            "seconds": 1,
+        }
         with pytest.raises(ConnectionError, match="hung up"):
             probe.gather(asked | {"token": "guess"}, "start", 0, None)
         assert probe.gather(asked, "start", 0, "here") == {0: "here"}

@@ -16,7 +16,7 @@ from chexspark.evaluation.job import Evaluation
 from chexspark.evaluation.localisation import enlarge, overlap, pointed_box, points_at
 from chexspark.evaluation.tables import read_facts, read_split
 from chexspark.findings import FINDINGS
-from chexspark.patients import patient_hash, read_seen_patients
+from chexspark.run.seen_patients import patient_hash, read_seen_patients
 from chexspark.storage import locate
 
 PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
@@ -127,8 +127,8 @@ def test_patients_that_a_run_has_seen_are_not_scored(spark, store, manifest, run
 
 
 def test_patients_that_chose_the_best_epoch_are_not_scored_as_test(store, manifest, runs):
-    from chexspark.evaluation.honesty import check_patients
-    from chexspark.patients import patients_of_split
+    from chexspark.evaluation.seen_patients_check import check_patients
+    from chexspark.store.row_groups import patients_of_split
 
     seen = read_seen_patients(runs[0])
     val = patients_of_split(store, manifest, "val")
@@ -143,7 +143,9 @@ def test_a_damaged_store_is_not_scored(spark, store, manifest, runs, tmp_path):
     content = bytearray(file.read_bytes())
     content[2000] ^= 1
     file.write_bytes(content)
-    with pytest.raises(RunFailed, match=rf"scoring test stopped: .*DamagedStore: {file.name}, row"):
+    with pytest.raises(
+        RunFailed, match=rf"scoring test stopped: .*DamagedStoreError: .*{file.name}, row group"
+    ):
         evaluate(spark, data=str(tmp_path / "store"), run=runs[0].path, out=str(tmp_path / "out"))
 
 
@@ -238,12 +240,12 @@ def test_settings_that_do_not_go_together(settings, message):
 def test_a_map_and_its_logit_agree(spark, store, manifest, runs):
     import tf_keras as keras
 
-    from chexspark.evaluation.inference import row_groups
-    from chexspark.evaluation.maps import map_stored, names_of
+    from chexspark.evaluation.maps import map_stored
     from chexspark.evaluation.runs import model_facts, model_of
+    from chexspark.store.row_groups import image_names, row_groups
 
     groups = row_groups(store, manifest, "test")
-    names = frozenset(names_of(groups[0])[:3])
+    names = frozenset(image_names(groups[0])[:3])
     place = model_of(runs[0])
     found = map_stored(spark, groups, manifest.image_size, names, names, model_facts(runs[0]), 2)
     model = keras.models.load_model(place.path, compile=False)

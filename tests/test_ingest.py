@@ -11,8 +11,8 @@ from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import prepare
 from chexspark.ingestion.labels import read_labels
-from chexspark.manifest import SPLITS, class_weights, read_manifest
 from chexspark.storage import locate
+from chexspark.store.manifest import SPLITS, class_weights, read_manifest
 
 
 def settings(release, out, **more):

@@ -22,8 +22,8 @@ from chexspark.errors import UserError
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.images import BadImage
 from chexspark.ingestion.sources import archive_members, find_sources
-from chexspark.manifest import SPLITS, read_manifest
 from chexspark.storage import locate
+from chexspark.store.manifest import SPLITS, read_manifest
 
 JOBS = Path(__file__).parent.parent / "jobs"
 

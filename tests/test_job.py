@@ -233,12 +233,12 @@ def test_a_damaged_store_ends_the_run_with_file_and_row_group(spark, store, mani
     file.write_bytes(content)
     run = tmp_path / "run"
     message = (
-        rf"^rank \d on .* failed: DamagedStore.*{file.name}, row group 0: .*log: .*rank-\d.log"
+        rf"^rank \d on .* failed: DamagedStoreError.*{file.name}, row group 0: .*log: .*rank-\d.log"
     )
     with pytest.raises(RunFailed, match=message):
         train(spark, data=str(tmp_path / "store"), run=str(run), num_proc=2, threads=1, epochs=1)
     logs = [path.read_text() for path in sorted((run / "logs").iterdir())]
-    assert any("Traceback" in log and "DamagedStore" in log for log in logs)
+    assert any("Traceback" in log and "DamagedStoreError" in log for log in logs)
 
 
 def test_a_mistake_that_only_a_rank_can_see_is_the_user_s_all_the_same(spark, store, tmp_path):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "chexspark"
-ROOMS = ["ingestion", "data", "models", "training", "cluster", "evaluation"]
+ROOMS = ["store", "run", "ingestion", "data", "models", "training", "cluster", "evaluation"]
 DRIVER = ["chexspark.ingestion.job", "chexspark.cluster.job", "chexspark.cluster.doctor",
           "chexspark.evaluation.job", "chexspark.evaluation.report", "chexspark.evaluation.predict",
           "chexspark.evaluation.explain", "chexspark.evaluation.export", "chexspark.phantom",
-          "chexspark.models.facts",
+          "chexspark.models.cost",
           "chexspark.models.weights", "chexspark.training.schedule"]  # fmt: skip
 RANK = ["chexspark.training.rank", "chexspark.training.loop", "chexspark.training.devices",
         "chexspark.models.densenet121", "chexspark.models.amoebanet_d", "chexspark.models.resnet59",

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from chexspark.errors import RunFailed, UserError
 from chexspark.models import MODELS, amoebanet_d, build_model, load_model_module
-from chexspark.models.facts import KNOWN, count, facts_in_the_making
+from chexspark.models.cost import KNOWN, count, facts_in_the_making
 
 
 def trainable(model):

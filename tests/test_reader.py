@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from chexspark.data.check import check_files
 from chexspark.data.pipeline import read_ahead
 from chexspark.data.plan import RankFacts, fixed_plan, training_plan
-from chexspark.data.reader import Cache, DamagedStore, SplitReader
+from chexspark.data.reader import Cache, SplitReader
 from chexspark.errors import UserError
-from chexspark.schema import RowGroupChecksum, image_header
 from chexspark.storage import locate
+from chexspark.store.check import check_files
+from chexspark.store.row_groups import DamagedStoreError
+from chexspark.store.schema import RowGroupChecksum, image_header
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_batches_are_the_rows_of_the_plan(store, manifest, reader):
 
 def test_row_groups_in_pieces_and_a_ring_that_goes_round(store, manifest, reader, monkeypatch):
     images, labels = expected_rows(store, manifest)
-    monkeypatch.setattr("chexspark.data.reader.PIECE_BYTES", 3 * 32 * 32)
+    monkeypatch.setattr("chexspark.store.row_groups.PIECE_BYTES", 3 * 32 * 32)
     for ahead_bytes in (0, 20_000, 1 << 30):
         plan = training_plan(reader.row_groups, 4, RankFacts(0, 1), 0, 0)
         for rows, batch in zip(plan, reader.batches(plan, ahead_bytes), strict=True):
@@ -149,9 +150,10 @@ import sys, psutil
 from chexspark.data.augmentation import draw
 from chexspark.data.plan import RankFacts, training_plan
 from chexspark.data.reader import SplitReader
-from chexspark.data.check import check_files
+from chexspark.store.check import check_files
+from chexspark.store.row_groups import DamagedStoreError
 from chexspark.data.pipeline import read_ahead
-from chexspark.manifest import read_manifest
+from chexspark.store.manifest import read_manifest
 from chexspark.storage import locate
 store = locate(sys.argv[1])
 reader = SplitReader(store, read_manifest(store), "train")
@@ -180,7 +182,7 @@ def test_a_flipped_byte_is_found_with_file_and_row_group(store, manifest, tmp_pa
     damaged = SplitReader(copy, manifest, "train")
     plan = fixed_plan(damaged.row_groups, 8, RankFacts(0, 1))
     with pytest.raises(
-        DamagedStore, match=rf"{path.name}, row group 0: pixels or labels have changed"
+        DamagedStoreError, match=rf"{path.name}, row group 0: pixels or labels have changed"
     ):
         list(damaged.batches(plan))
 
@@ -207,7 +209,7 @@ def test_missing_and_changed_files_are_named_before_a_run(store, manifest, tmp_p
 
 def test_a_missing_file_is_named(store, manifest, tmp_path):
     reader = SplitReader(locate(str(tmp_path)), manifest, "train")
-    with pytest.raises(DamagedStore, match=r"part-00000-000.parquet, row group 0"):
+    with pytest.raises(DamagedStoreError, match=r"part-00000-000.parquet, row group 0"):
         reader.read_row_group(0)
 
 

@@ -9,9 +9,9 @@ from chexspark import session
 from chexspark.cluster import job, launch
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, Stopped
+from chexspark.run.checkpoint import save
 from chexspark.settings import build
 from chexspark.storage import locate
-from chexspark.training.checkpoint import save
 
 
 @pytest.fixture

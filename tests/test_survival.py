@@ -19,8 +19,8 @@ import pytest
 from chexspark import train
 from chexspark.cluster.view import EpochTable
 from chexspark.errors import RunFailed, UserError
+from chexspark.run.checkpoint import latest, moment_of
 from chexspark.storage import locate
-from chexspark.training.checkpoint import latest, moment_of
 
 JOBS = Path(__file__).parent.parent / "jobs"
 # VGG-16 has the fewest layers, and is compiled the quickest.

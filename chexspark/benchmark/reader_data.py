@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from chexspark.data.reader import SplitReader
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.job import ingest
-from chexspark.manifest import read_manifest
 from chexspark.phantom import draw_phantom
 from chexspark.storage import locate
+from chexspark.store.manifest import read_manifest
 
 FULL_SIZE_FILES = 192  # decoding these is slow: fewer measure as well
 MADE_IMAGES = 64

@@ -23,9 +23,9 @@ from chexspark.data.pipeline import tensors
 from chexspark.data.plan import RankFacts, training_plan
 from chexspark.data.reader import SplitReader
 from chexspark.findings import FINDINGS
-from chexspark.manifest import read_manifest
-from chexspark.schema import images_of, labels_of
 from chexspark.storage import locate
+from chexspark.store.manifest import read_manifest
+from chexspark.store.schema import images_of, labels_of
 
 RECORDS_SHUFFLED = 10_000  # as the official models do for ImageNet
 AUTOTUNE = tf.data.AUTOTUNE

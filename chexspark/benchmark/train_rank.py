@@ -9,8 +9,8 @@ machine gives to processes that run side by side.
 import time
 
 from chexspark.config import TrainConfig
-from chexspark.manifest import read_manifest
 from chexspark.storage import locate
+from chexspark.store.manifest import read_manifest
 from chexspark.training.events import EventAddress, EventSender
 from chexspark.training.rank import join_ring
 

@@ -19,15 +19,15 @@ from pyarrow import fs
 
 from chexspark.arguments import takes
 from chexspark.cluster import diagnosis, probe
-from chexspark.cluster.meeting import AFTER_SECONDS, Meeting
+from chexspark.cluster.rendezvous import AFTER_SECONDS, Rendezvous
 from chexspark.config import DoctorConfig
 from chexspark.errors import UserError
-from chexspark.manifest import Manifest, read_manifest
 from chexspark.models import check_model_name
-from chexspark.models.facts import facts_in_the_making
+from chexspark.models.cost import facts_in_the_making
 from chexspark.progress import ProgressLine
 from chexspark.session import check_ranks, is_local, start_session
 from chexspark.storage import Location, locate
+from chexspark.store.manifest import Manifest, read_manifest
 
 START_SECONDS = 15.0  # for all tasks to run at the same time
 ALLOCATION_SECONDS = 90.0  # the same, where Spark has to ask for executors first
@@ -192,21 +192,26 @@ def look(spark, asked: dict, num_proc: int) -> tuple[list[dict], str | None]:
             errors.append(error)
 
     with (
-        Meeting(conf.get("spark.driver.bindAddress", host), num_proc, seconds) as meeting,
+        Rendezvous(conf.get("spark.driver.bindAddress", host), num_proc, seconds) as rendezvous,
         ProgressLine() as line,
     ):
-        asked |= {"host": host, "port": meeting.port, "token": meeting.token, "seconds": seconds}
+        asked |= {
+            "host": host,
+            "port": rendezvous.port,
+            "token": rendezvous.token,
+            "seconds": seconds,
+        }
         thread = threading.Thread(target=job, daemon=True)
         thread.start()
-        last = meeting.until + probe.CHECK_SECONDS + AFTER_SECONDS
+        last = rendezvous.until + probe.CHECK_SECONDS + AFTER_SECONDS
         try:
             while thread.is_alive() and time.monotonic() < last:
-                came, known = len(meeting.values("start")), len(meeting.values("end"))
+                came, known = len(rendezvous.values("start")), len(rendezvous.values("end"))
                 line.show(
                     f"examining the ranks' places: {came} of {num_proc} tasks have started, "
                     f"{known} have answered"
                 )
-                if meeting.is_over() and 0 < known == came:
+                if rendezvous.is_over() and 0 < known == came:
                     last = min(last, time.monotonic() + LAST_SECONDS)
                 thread.join(0.05)
             failed = errors[:]  # before the job is cancelled, which is an error too
@@ -215,7 +220,7 @@ def look(spark, asked: dict, num_proc: int) -> tuple[list[dict], str | None]:
                 context.cancelJobGroup(group)
         if failed:
             return [], failure_of(str(failed[0]))
-        return results or meeting.values("end"), None
+        return results or rendezvous.values("end"), None
 
 
 def failure_of(text: str) -> str:

@@ -13,21 +13,21 @@ from chexspark.arguments import takes
 from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.doctor import examine
 from chexspark.cluster.launch import RanksLost, run_ranks
-from chexspark.cluster.resume import check_same, check_store, earlier_config, standing
 from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks
 from chexspark.config import TrainConfig
-from chexspark.data.check import check_files
 from chexspark.errors import RunFailed, Stopped, UserError
-from chexspark.manifest import Manifest, read_manifest
 from chexspark.models import MINIMUM_SIZE, check_model_name
-from chexspark.models.facts import facts_in_the_making
+from chexspark.models.cost import facts_in_the_making
 from chexspark.models.weights import check_weights
 from chexspark.progress import ProgressLine
+from chexspark.run.best import FIGURES, settle
+from chexspark.run.checkpoint import moment_of
+from chexspark.run.moment import Moment
+from chexspark.run.settings import check_same, check_store, earlier_config, standing
 from chexspark.session import check_ranks, replace_executors, slots_again, start_session
 from chexspark.storage import Location, locate
-from chexspark.training.best import FIGURES, settle
-from chexspark.training.checkpoint import moment_of
-from chexspark.training.clock import Moment
+from chexspark.store.check import check_files
+from chexspark.store.manifest import Manifest, read_manifest
 from chexspark.training.rank import run_rank
 from chexspark.training.schedule import make_schedule, steps_per_epoch
 

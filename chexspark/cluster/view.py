@@ -9,9 +9,9 @@ import time
 import pandas as pd
 
 from chexspark.config import TrainConfig
-from chexspark.manifest import Manifest
 from chexspark.progress import ProgressLine, duration
-from chexspark.training.clock import Moment
+from chexspark.run.moment import Moment
+from chexspark.store.manifest import Manifest
 from chexspark.training.schedule import Schedule, draw, steps_per_epoch
 
 

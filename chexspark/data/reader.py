@@ -15,21 +15,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from chexspark.data.plan import FILLER
 from chexspark.findings import FINDINGS
-from chexspark.manifest import Manifest
-from chexspark.schema import IMAGE, LABELS, RowGroupChecksum, images_of, labels_of
 from chexspark.storage import Location
+from chexspark.store.manifest import Manifest
+from chexspark.store.row_groups import Piece, image_names, joined, pieces, row_groups
 
 READERS = 2  # threads
 AHEAD_BYTES = 64 << 20  # of the ring, beyond what the plan's shuffle takes
-PIECE_BYTES = 1 << 20  # a row group is decoded and copied in pieces that fit a processor's cache
-
-
-class DamagedStore(Exception):
-    """A file is not what the manifest says; the message names file and row group."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ class Cache:
         self.bytes_left = bytes_left
         self.kept, self.lock = {}, threading.Lock()
 
-    def keep(self, key, piece: "Piece") -> None:
+    def keep(self, key, piece: Piece) -> None:
         with self.lock:
             if piece.images.nbytes <= self.bytes_left and key not in self.kept:
                 self.bytes_left -= piece.images.nbytes
@@ -65,24 +59,22 @@ class SplitReader:
     def __init__(self, store: Location, manifest: Manifest, split: str, cache: Cache | None = None):
         self.store, self.split = store, split
         self.size = manifest.image_size
-        self.files = manifest.splits[split].files
-        self.row_groups = [rows for file in self.files for rows in file.row_groups]
+        self.groups = row_groups(store, manifest, split)
+        self.row_groups = [group.rows for group in self.groups]
         self.starts = np.concatenate([[0], np.cumsum(self.row_groups)]).astype(np.int64)
-        self.places = [
-            (file, group) for file in self.files for group in range(len(file.row_groups))
-        ]
+        self.files = [file.path for file in manifest.splits[split].files for _ in file.row_groups]
         self.footers = {}
         self.cache = cache or Cache()
 
     def read_row_group(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 (rows, size, size) and labels int8 (rows, 14). Raises DamagedStore."""
+        """Images uint8 (rows, size, size) and labels int8 (rows, 14). Raises DamagedStoreError."""
         whole = joined(list(self.pieces(number)))
         return whole.images, whole.labels
 
     def pieces(self, number: int):
         """Yield a row group's `Piece`s, from memory if kept there, else from storage.
 
-        Raises DamagedStore, at the latest after the last piece.
+        Raises DamagedStoreError, at the latest after the last piece.
         """
         key = self.split, number
         if key in self.cache.kept:
@@ -99,46 +91,21 @@ class SplitReader:
 
     def stored_pieces(self, number: int):
         """The same, from storage."""
-        file, group = self.places[number]
-        place = self.store / file.path
-        piece_rows = max(1, PIECE_BYTES // self.size**2)
-        found, first = RowGroupChecksum(), 0
-        try:
-            with place.filesystem.open_input_file(place.path) as source:
-                parquet = pq.ParquetFile(source, metadata=self.footers.get(file.path))
-                self.footers[file.path] = parquet.metadata
-                for batch in parquet.iter_batches(
-                    piece_rows, row_groups=[group], columns=[IMAGE, LABELS], use_threads=False
-                ):
-                    piece = Piece(
-                        first, images_of(batch[IMAGE], self.size), labels_of(batch[LABELS])
-                    )
-                    found.add(piece.images, piece.labels)
-                    yield piece
-                    first += len(piece.images)
-        except (OSError, ValueError) as error:
-            raise DamagedStore(f"{place}, row group {group}: {error}") from error
-        if found.hexdigest() != file.checksums[group]:
-            raise DamagedStore(
-                f"{place}, row group {group}: pixels or labels have changed since ingest"
-            )
+        place = self.store / self.files[number]
+        return pieces(self.groups[number], self.size, place=place, footers=self.footers)
 
     def image_names(self, rows: np.ndarray) -> list[str]:
-        """The `image_index` of rows of the split."""
-        names = []
-        for row in rows:
-            number = int(np.searchsorted(self.starts, row, side="right")) - 1
-            file, group = self.places[number]
-            place = self.store / file.path
-            with place.filesystem.open_input_file(place.path) as source:
-                column = pq.ParquetFile(source).read_row_group(group, columns=["image_index"])
-            names.append(column["image_index"][int(row - self.starts[number])].as_py())
-        return names
+        """The `image_index` of rows of the split. Raises DamagedStoreError."""
+        numbers = np.searchsorted(self.starts, rows, side="right") - 1
+        return [
+            image_names(self.groups[number])[int(row - self.starts[number])]
+            for row, number in zip(rows, numbers, strict=True)
+        ]
 
     def batches(self, plan: np.ndarray, ahead_bytes: int = AHEAD_BYTES):
         """Yield a `Batch` for each row of the plan, int64 (steps, batch).
 
-        Each row group that the plan needs is read once. Raises DamagedStore.
+        Each row group that the plan needs is read once. Raises DamagedStoreError.
         """
         width = plan.shape[1]
         waiting = deque(self.errands(plan))
@@ -187,19 +154,6 @@ class SplitReader:
             whole = len(rows) == len(piece.images)
             ring.images[places] = piece.images if whole else piece.images[rows]
             ring.labels[places] = piece.labels[rows]
-
-
-class Piece(NamedTuple):
-    """Rows of a row group that follow each other, from the row `first`."""
-
-    first: int
-    images: np.ndarray  # uint8 (rows, size, size)
-    labels: np.ndarray  # int8 (rows, 14)
-
-
-def joined(pieces: list[Piece]) -> Piece:
-    """All of a row group in one piece, in memory of its own."""
-    return Piece(0, *(np.concatenate(part) for part in zip(*(p[1:] for p in pieces), strict=True)))
 
 
 class Errand(NamedTuple):

@@ -8,18 +8,18 @@ import pandas as pd
 from chexspark.arguments import takes
 from chexspark.config import ExplainConfig
 from chexspark.errors import RunFailed, UserError, closest
-from chexspark.evaluation import honesty
-from chexspark.evaluation.inference import row_groups
-from chexspark.evaluation.maps import Mapped, NoMaps, map_images, map_stored, names_of
+from chexspark.evaluation import seen_patients_check
+from chexspark.evaluation.maps import Mapped, NoMaps, map_images, map_stored
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.runs import check_fit, check_model, model_facts
-from chexspark.evaluation.watching import watched
 from chexspark.findings import FINDINGS, finding_position
 from chexspark.ingestion.images import BadImage, decode, prepare
 from chexspark.ingestion.sources import find_sources
-from chexspark.manifest import SPLITS, Manifest, read_manifest
 from chexspark.session import start_session
+from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
+from chexspark.store.manifest import SPLITS, Manifest, read_manifest
+from chexspark.store.row_groups import image_names, row_groups
 
 PICTURE_SIDE = 512  # pixels, at least
 BATCH = 16
@@ -53,7 +53,7 @@ def explain(spark, config: ExplainConfig) -> pd.DataFrame:
         mapped = {name: found[name] for name in dict.fromkeys(config.images)}
         pictures = {name: enlarged(image.pixels, PICTURE_SIDE) for name, image in mapped.items()}
     else:
-        size = honesty.read_lineage(run)["image_size"]
+        size = seen_patients_check.read_lineage(run)["image_size"]
         pictures, prepared = read_images(config.images, size)
         spark = start_session(spark, "explain")
         mapped = run_maps(lambda: map_files(spark, prepared, model))
@@ -93,7 +93,7 @@ def groups_with(store: Location, manifest: Manifest, names: tuple[str, ...]):
     left, groups = set(names), []
     for split in SPLITS:
         for group in row_groups(store, manifest, split):
-            here = left.intersection(names_of(group)) if left else set()
+            here = left.intersection(image_names(group)) if left else set()
             if here:
                 groups.append(group)
                 left -= here

@@ -11,19 +11,14 @@ import numpy as np
 from chexspark.arguments import takes
 from chexspark.config import ExportConfig
 from chexspark.errors import RunFailed
-from chexspark.evaluation import honesty
-from chexspark.evaluation.inference import (
-    RowGroup,
-    load_keras,
-    quiet_errors,
-    read_row_group,
-    row_groups,
-)
+from chexspark.evaluation import seen_patients_check
+from chexspark.evaluation.inference import load_keras, quiet_errors
 from chexspark.evaluation.runs import check_fit, check_model, model_facts
-from chexspark.evaluation.watching import watched
-from chexspark.manifest import read_manifest
 from chexspark.session import start_session
+from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
+from chexspark.store.manifest import read_manifest
+from chexspark.store.row_groups import RowGroup, read_row_group, row_groups
 
 TOLERANCE = 1e-4  # of a logit: ten times what one rounding of float32 at 128 layers comes to
 IMAGES = 32  # to verify on
@@ -41,7 +36,7 @@ def export(spark, config: ExportConfig) -> dict[str, Location]:
     """
     run = locate(config.run)
     check_model(run)
-    store = locate(config.data or honesty.read_lineage(run)["store"])
+    store = locate(config.data or seen_patients_check.read_lineage(run)["store"])
     manifest = read_manifest(store)
     check_fit(store, run, manifest)
     split = next(s for s in ("test", "val", "train") if manifest.splits[s].images)
@@ -68,7 +63,7 @@ def export(spark, config: ExportConfig) -> dict[str, Location]:
 def write_formats(model: tuple[str, str], group: RowGroup, size: int, formats, out: str) -> dict:
     """Export and verify in a Spark task. Returns format → (place, largest difference, images)."""
     keras_model = load_keras(*model)
-    images = read_row_group(group, size)[1][:IMAGES, ..., None].copy()
+    images = read_row_group(group, size).images[:IMAGES, ..., None].copy()
     expected = np.asarray(keras_model(images, training=False))
     writers = {SAVED_MODEL: write_saved_model, ONNX: write_onnx}
     found = {}

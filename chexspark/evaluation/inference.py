@@ -10,26 +10,22 @@ import contextlib
 import functools
 import gc
 import os
-import posixpath
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
-from chexspark.data.reader import DamagedStore
 from chexspark.findings import FINDINGS
-from chexspark.manifest import Manifest
-from chexspark.schema import IMAGE, LABELS, RowGroupChecksum, images_of, labels_of
 from chexspark.session import task_slots
-from chexspark.storage import Location, locate
+from chexspark.storage import locate
+from chexspark.store.row_groups import RowGroup, read_row_group
 
 PROBABILITY, LABEL = "prob_", "label_"
-FACTS = {"image_index": "string", "patient_id": "string", "view_position": "string",
+STORED_COLUMNS = {"image_index": "string", "patient_id": "string", "view_position": "string",
          "sex": "string", "age": "smallint", "follow_up": "smallint"}  # fmt: skip
 PROBABILITIES = [f"{PROBABILITY}{finding} double" for finding in FINDINGS]
-COLUMNS = [f"{name} {kind}" for name, kind in FACTS.items()] + PROBABILITIES
+COLUMNS = [f"{name} {kind}" for name, kind in STORED_COLUMNS.items()] + PROBABILITIES
 COLUMNS += [f"{LABEL}{finding} tinyint" for finding in FINDINGS]
 MIN_TASKS, TASKS_PER_SLOT = 32, 4  # a task costs 0.2 s beside the model; progress comes by tasks
 
@@ -41,25 +37,6 @@ class Scorer:
     models: tuple[tuple[str, str], ...]  # (URI of model.keras, its digest)
     flip: bool  # also score the mirror image, and average
     batch_size: int
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """One row group of a split."""
-
-    uri: str
-    number: int
-    rows: int
-    checksum: str
-
-
-def row_groups(store: Location, manifest: Manifest, split: str) -> list[RowGroup]:
-    """All row groups of a split in the store's order."""
-    return [
-        RowGroup((store / file.path).uri, number, rows, known)
-        for file in manifest.splits[split].files
-        for number, (rows, known) in enumerate(zip(file.row_groups, file.checksums, strict=True))
-    ]
 
 
 def score_split(
@@ -77,37 +54,15 @@ def split_scorer(groups: list[RowGroup], size: int, scorer: Scorer):
     def score(batches):
         for batch in batches:
             for position in batch.column(0).to_pylist():
-                table, images, labels = read_row_group(groups[position], size)
-                probabilities = probabilities_of(images, scorer)
-                arrays = [table[name].combine_chunks() for name in FACTS]
+                read = read_row_group(groups[position], size, tuple(STORED_COLUMNS))
+                probabilities = probabilities_of(read.images, scorer)
+                arrays = [read.others[name].combine_chunks() for name in STORED_COLUMNS]
                 arrays += [pa.array(column) for column in probabilities.T]
-                arrays += [pa.array(column, pa.int8()) for column in labels.T]
+                arrays += [pa.array(column, pa.int8()) for column in read.labels.T]
                 names = [column.split()[0] for column in COLUMNS]
                 yield pa.RecordBatch.from_arrays(arrays, names)
 
     return score
-
-
-def read_row_group(group: RowGroup, size: int, rest=tuple(FACTS)):
-    """Return the columns `rest` as a table, images (rows, size, size), labels (rows, 14).
-
-    Raises DamagedStore when the file is not what the manifest says.
-    """
-    place = locate(group.uri)
-    where = f"{posixpath.basename(group.uri)}, row group {group.number}"
-    try:
-        with place.filesystem.open_input_file(place.path) as source:
-            columns = [*rest, IMAGE, LABELS]
-            table = pq.ParquetFile(source).read_row_group(group.number, columns=columns)
-        images = images_of(table[IMAGE].combine_chunks(), size)
-        labels = labels_of(table[LABELS].combine_chunks())
-    except (OSError, ValueError) as error:
-        raise DamagedStore(f"{where}: {error}") from error
-    found = RowGroupChecksum()
-    found.add(images, labels)
-    if found.hexdigest() != group.checksum:
-        raise DamagedStore(f"{where}: pixels or labels have changed since ingest")
-    return table, images, labels
 
 
 def probabilities_of(images: np.ndarray, scorer: Scorer) -> np.ndarray:

@@ -14,7 +14,7 @@ from chexspark.config import EvaluateConfig
 from chexspark.errors import UserError
 from chexspark.evaluation import tables
 from chexspark.evaluation.comparison import comparison_records
-from chexspark.evaluation.inference import LABEL, PROBABILITY, Scorer, row_groups, score_split
+from chexspark.evaluation.inference import LABEL, PROBABILITY, Scorer, score_split
 from chexspark.evaluation.maps import write_maps
 from chexspark.evaluation.metrics import fit, metric_records
 from chexspark.evaluation.runs import (
@@ -26,12 +26,13 @@ from chexspark.evaluation.runs import (
 )
 from chexspark.evaluation.scores import read_scores, with_labels
 from chexspark.evaluation.subgroups import groups_of
-from chexspark.evaluation.watching import watched
 from chexspark.findings import FINDINGS
-from chexspark.manifest import Manifest, read_manifest
 from chexspark.progress import duration
 from chexspark.session import start_session
+from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
+from chexspark.store.manifest import Manifest, read_manifest
+from chexspark.store.row_groups import row_groups
 
 GIVEN = "given"  # the split of scores that come as a file
 

@@ -11,20 +11,19 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from chexspark.errors import RunFailed
 from chexspark.evaluation import tables
 from chexspark.evaluation.examples import EXAMPLES_SCHEMA, choose_examples, example_row
-from chexspark.evaluation.inference import RowGroup, load_keras, read_row_group, row_groups
+from chexspark.evaluation.inference import load_keras
 from chexspark.evaluation.localisation import (
     LOCALISATION_SCHEMA,
     localisation_records,
     localisation_text,
     usable_boxes,
 )
-from chexspark.evaluation.watching import watched
-from chexspark.storage import locate
+from chexspark.spark_progress import watched
+from chexspark.store.row_groups import RowGroup, image_names, read_row_group, row_groups
 
 
 class NoMaps(Exception):
@@ -92,34 +91,26 @@ def map_stored(
     spark, groups: list[RowGroup], size: int, wanted, with_pixels, model, batch_size: int
 ) -> dict[str, Mapped]:
     """Maps of the images named in `wanted`, by name; pixels of those in `with_pixels` too."""
-    groups = [group for group in groups if not wanted.isdisjoint(names_of(group))]
+    groups = [group for group in groups if not wanted.isdisjoint(image_names(group))]
     if not groups:
         return {}
 
     def of_group(group: RowGroup):
         facts = ("image_index", "original_width", "original_height")
-        table, images, labels = read_row_group(group, size, facts)
-        rows = [i for i, n in enumerate(table["image_index"].to_pylist()) if n in wanted]
-        maps, probabilities = map_images(images[rows], model, batch_size)
-        found = table.take(rows).to_pylist()
+        read = read_row_group(group, size, facts)
+        rows = [i for i, n in enumerate(read.others["image_index"].to_pylist()) if n in wanted]
+        maps, probabilities = map_images(read.images[rows], model, batch_size)
+        found = read.others.take(rows).to_pylist()
         return [
-            Mapped(fact["image_index"], maps[i], probabilities[i], labels[row], fact["original_width"],
+            Mapped(fact["image_index"], maps[i], probabilities[i], read.labels[row], fact["original_width"],
                    fact["original_height"],
-                   images[row].copy() if fact["image_index"] in with_pixels else None)
+                   read.images[row].copy() if fact["image_index"] in with_pixels else None)
             for i, (row, fact) in enumerate(zip(rows, found, strict=True))
         ]  # fmt: skip
 
     with watched(spark, "activation maps", len(wanted)):
         found = spark.sparkContext.parallelize(groups, len(groups)).flatMap(of_group).collect()
     return {mapped.name: mapped for mapped in found}
-
-
-def names_of(group: RowGroup) -> list[str]:
-    """The images of a row group."""
-    place = locate(group.uri)
-    with place.filesystem.open_input_file(place.path) as source:
-        table = pq.ParquetFile(source).read_row_group(group.number, columns=["image_index"])
-    return table["image_index"].to_pylist()
 
 
 def write_maps(spark, store, manifest, split, model, out, table, records, batch_size) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from chexspark.evaluation.calibration import calibration_bins
-from chexspark.evaluation.published import PUBLISHED
+from chexspark.evaluation.published_aurocs import PUBLISHED
 
 # Each stands for a variable of the page until the SVG is written.
 INK, ACCENT, SECOND, THIRD, FAINT, ALARM = (

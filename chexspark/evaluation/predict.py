@@ -16,14 +16,14 @@ from pyspark.sql.functions import lit
 from chexspark.arguments import takes
 from chexspark.config import PredictConfig
 from chexspark.errors import UserError
-from chexspark.evaluation import honesty
+from chexspark.evaluation import seen_patients_check
 from chexspark.evaluation.inference import PROBABILITIES, Scorer, probabilities_of
 from chexspark.evaluation.runs import check_model, model_facts
-from chexspark.evaluation.watching import watched
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import BadImage, prepare
 from chexspark.ingestion.sources import SourceFile, archive_members, find_sources
 from chexspark.session import start_session
+from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
 
 TASK_IMAGES = 64  # loose files of a task
@@ -107,7 +107,7 @@ def image_size(runs: list[Location]) -> int:
     sizes = {}
     for run in runs:
         check_model(run)
-        sizes[honesty.read_lineage(run)["image_size"]] = run
+        sizes[seen_patients_check.read_lineage(run)["image_size"]] = run
     if len(sizes) > 1:
         listed = ", ".join(f"{run} at {size}" for size, run in sorted(sizes.items()))
         raise UserError(f"--run: an ensemble needs one image size, but {listed} pixels")

@@ -8,10 +8,10 @@ import hashlib
 import pandas as pd
 
 from chexspark.errors import UserError
-from chexspark.evaluation import honesty
-from chexspark.manifest import Manifest
-from chexspark.patients import patients_of_split
+from chexspark.evaluation import seen_patients_check
 from chexspark.storage import Location, locate
+from chexspark.store.manifest import Manifest
+from chexspark.store.row_groups import patients_of_split
 
 
 def model_of(run: Location) -> Location:
@@ -38,7 +38,7 @@ def digest(place: Location) -> str:
 def check_fit(store: Location, run: Location, manifest: Manifest) -> None:
     """Raise UserError unless the run has a model of the store's image size."""
     check_model(run)
-    size = honesty.read_lineage(run)["image_size"]
+    size = seen_patients_check.read_lineage(run)["image_size"]
     if size != manifest.image_size:
         raise UserError(
             f"--data {store} has images of {manifest.image_size} pixels, but --run {run} was trained "
@@ -52,7 +52,7 @@ def check_seen(runs: list[Location], store: Location, manifest: Manifest, split:
         raise UserError(f"--split {split} of {store} has no images")
     patients = patients_of_split(store, manifest, split)
     for run in runs:
-        honesty.check_store(run, store, manifest, split, patients)
+        seen_patients_check.check_store(run, store, manifest, split, patients)
     if split == "val":
         print("note: the best epoch was chosen on validation: its figures flatter the model")
 
@@ -65,7 +65,7 @@ def validation_split(runs, store: Location, manifest: Manifest, split: str) -> s
                 raise UserError(f"the val split of {store} has no images")
             patients = patients_of_split(store, manifest, "val")
             for run in runs:
-                honesty.check_store(run, store, manifest, "val", patients)
+                seen_patients_check.check_store(run, store, manifest, "val", patients)
     except UserError as error:
         print(f"note: no thresholds and no temperature: {error}", flush=True)
         return None
@@ -77,11 +77,11 @@ def check_runs_of(table: pd.DataFrame) -> None:
     names = {run for runs in table.get("run", pd.Series(dtype=str)).dropna().unique()
              for run in str(runs).split(" + ")}  # fmt: skip
     known = {run: locate(run) for run in sorted(names) if "/" in run}
-    seen = {run: honesty.read_seen_patients(place) for run, place in known.items()}
+    seen = {run: seen_patients_check.read_seen_patients(place) for run, place in known.items()}
     for run, patients in seen.items():
         if patients is not None:
             scored = set(table["patient_id"])
-            honesty.check_patients(run, patients, scored, "--predictions", False)
+            seen_patients_check.check_patients(run, patients, scored, "--predictions", False)
     if not seen or None in seen.values():
         print(
             "note: which patients the model of --predictions has seen is not known here", flush=True

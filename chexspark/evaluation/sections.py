@@ -13,9 +13,9 @@ from chexspark.evaluation import calibration, plots
 from chexspark.evaluation.examples import KINDS
 from chexspark.evaluation.inference import LABEL, PROBABILITY
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
-from chexspark.evaluation.published import PUBLISHED
-from chexspark.manifest import SPLITS
+from chexspark.evaluation.published_aurocs import PUBLISHED
 from chexspark.progress import duration
+from chexspark.store.manifest import SPLITS
 
 PICTURE_SIDE = 256  # pixels, at least, of an example in the report
 SHARES = {"input_share": "input", "compute_share": "compute", "allreduce_share": "allreduce"}

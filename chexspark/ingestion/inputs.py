@@ -12,11 +12,11 @@ import pyarrow as pa
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
 from chexspark.ingestion.labels import read_boxes, read_labels
-from chexspark.ingestion.parts import Label
 from chexspark.ingestion.sources import SourceFile, find_sources
 from chexspark.ingestion.splits import assign_splits
-from chexspark.manifest import SPLITS
+from chexspark.ingestion.task import Label
 from chexspark.storage import locate
+from chexspark.store.manifest import SPLITS
 
 NO_LABEL, NO_IMAGE, DOUBLED_IMAGE = (
     "image without a label",

@@ -20,15 +20,15 @@ from chexspark.ingestion.inputs import (
     layout_settings,
     read_inputs,
 )
-from chexspark.ingestion.parts import FILE_ROWS, Kept, Part, PartResult, write_part
 from chexspark.ingestion.petastorm_metadata import write_petastorm_metadata
 from chexspark.ingestion.summary import patients_of, summarise, summary_text
+from chexspark.ingestion.task import FILE_ROWS, Kept, Part, PartResult, write_part
 from chexspark.ingestion.workplace import Workplace, holds_other_things
-from chexspark.manifest import FILE_NAME, SPLITS, Manifest, read_manifest
 from chexspark.progress import ProgressLine, duration
-from chexspark.schema import LABELS, parquet_schema
 from chexspark.session import start_session
 from chexspark.storage import Location, locate
+from chexspark.store.manifest import FILE_NAME, SPLITS, Manifest, read_manifest
+from chexspark.store.schema import LABELS, parquet_schema
 
 MIN_FILES, MIN_FILE_ROWS = 8, 32  # so that a small set still keeps several cores and ranks busy
 

@@ -17,9 +17,9 @@ from petastorm.etl.dataset_metadata import ROW_GROUPS_PER_FILE_KEY, UNISCHEMA_KE
 from petastorm.unischema import Unischema, UnischemaField
 
 from chexspark.findings import FINDINGS
-from chexspark.manifest import StoreFile
-from chexspark.schema import IMAGE, LABELS, parquet_schema
 from chexspark.storage import Location
+from chexspark.store.manifest import StoreFile
+from chexspark.store.schema import IMAGE, LABELS, parquet_schema
 
 
 def unischema(size: int) -> Unischema:

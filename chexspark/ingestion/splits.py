@@ -12,8 +12,8 @@ import pandas as pd
 
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
-from chexspark.manifest import SPLITS
 from chexspark.storage import Location, locate
+from chexspark.store.manifest import SPLITS
 
 SHARES = (0.7, 0.1, 0.2)  # CheXNet's shares of the patients: train, val, test
 VAL_OF_TRAIN_VAL = SHARES[1] / (SHARES[0] + SHARES[1])

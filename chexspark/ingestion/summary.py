@@ -13,11 +13,11 @@ from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.inputs import Inputs, check_matches, check_splits, layout_settings
-from chexspark.ingestion.parts import FINGERPRINT_MODULUS, Kept, PartResult, label_counts
 from chexspark.ingestion.splits import split_hash
-from chexspark.manifest import SCHEMA_VERSION, SPLITS, Manifest, SplitSummary, class_weights
+from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, PartResult, label_counts
 from chexspark.progress import duration
 from chexspark.storage import Location
+from chexspark.store.manifest import SCHEMA_VERSION, SPLITS, Manifest, SplitSummary, class_weights
 
 QUARANTINE = pa.schema([("path", pa.string()), ("reason", pa.string()), ("bytes", pa.int64())])
 UNMATCHED = pa.schema([("name", pa.string()), ("kind", pa.string())])

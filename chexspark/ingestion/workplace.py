@@ -15,8 +15,8 @@ import uuid
 import psutil
 
 from chexspark.errors import UserError
-from chexspark.manifest import FILE_NAME, SPLITS, UNFINISHED, Manifest
 from chexspark.storage import Location
+from chexspark.store.manifest import FILE_NAME, SPLITS, UNFINISHED, Manifest
 
 OWNER = "owner.json"
 QUARANTINE = "quarantine"

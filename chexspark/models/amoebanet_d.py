@@ -20,7 +20,7 @@ classifier, dropped paths and dropout, which are for training alone, are left ou
 
 import tf_keras as keras
 
-from chexspark.models.frame import TORCH, gray_input, with_logits
+from chexspark.models.input_output import TORCH, gray_input, with_logits
 
 layers = keras.layers
 STEM_FILTERS = 32

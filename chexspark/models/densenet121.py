@@ -7,7 +7,7 @@ Sources: Huang et al. 2017 (DenseNet-BC, growth 32, 121 layers); Rajpurkar et al
 
 import tf_keras as keras
 
-from chexspark.models.frame import TORCH, gray_input, with_logits
+from chexspark.models.input_output import TORCH, gray_input, with_logits
 
 
 def build(size: int, findings: int) -> keras.Model:

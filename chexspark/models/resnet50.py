@@ -7,7 +7,7 @@ Source: He et al. 2016, Deep Residual Learning for Image Recognition, as in Kera
 
 import tf_keras as keras
 
-from chexspark.models.frame import CAFFE, gray_input, with_logits
+from chexspark.models.input_output import CAFFE, gray_input, with_logits
 
 
 def build(size: int, findings: int) -> keras.Model:

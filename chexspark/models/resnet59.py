@@ -11,7 +11,7 @@ halvings, from 896 to 7. Which convolution of a block has the stride is not in t
 
 import tf_keras as keras
 
-from chexspark.models.frame import TORCH, gray_input, with_logits
+from chexspark.models.input_output import TORCH, gray_input, with_logits
 
 layers = keras.layers
 # Stage: blocks, channels inside a block (out of it four times as many), stride of the first block.

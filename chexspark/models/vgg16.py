@@ -11,7 +11,7 @@ Source: Simonyan and Zisserman 2015, configuration D, as in Keras applications.
 
 import tf_keras as keras
 
-from chexspark.models.frame import CAFFE, gray_input, with_logits
+from chexspark.models.input_output import CAFFE, gray_input, with_logits
 
 
 def build(size: int, findings: int) -> keras.Model:

@@ -1,27 +1,12 @@
-"""Where a run stands, and where the time of an epoch goes. Runs on ranks, `Moment` on the driver too.
+"""Where the time of an epoch goes. Runs on ranks.
 
 In: the times of each step. Out: rates, shares, and when it is time to tell the driver.
 """
 
 import math
 import time
-from dataclasses import dataclass, field
 
 EVENT_SECONDS = 0.5  # between two events of steps
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Before a step of an epoch, both counted from 0; after the last of `steps` it validates."""
-
-    epoch: int = 0
-    step: int = 0
-    steps: int | None = field(default=None, compare=False)
-
-    def __str__(self) -> str:
-        if self.step == self.steps:
-            return f"epoch {self.epoch + 1}, validation"
-        return f"epoch {self.epoch + 1}, step {self.step + 1}"
 
 
 class Clock:

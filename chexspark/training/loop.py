@@ -19,21 +19,21 @@ from chexspark.data.pipeline import tensors
 from chexspark.data.plan import FILLER, RankFacts, fixed_plan, training_plan
 from chexspark.data.reader import Cache, SplitReader
 from chexspark.findings import FINDINGS
-from chexspark.manifest import Manifest
 from chexspark.models.weights import train_trunk
+from chexspark.run.best import promote, save_best, settle
+from chexspark.run.checkpoint import Writer, latest, moment_of
 from chexspark.storage import locate
-from chexspark.training.best import promote, save_best, settle
-from chexspark.training.checkpoint import Writer, latest, moment_of
+from chexspark.store.manifest import Manifest
 from chexspark.training.clock import Clock
 from chexspark.training.events import EventSender
 from chexspark.training.faults import StoppedByUser, check_finite
 from chexspark.training.schedule import Plateau, make_schedule
 from chexspark.training.setup import global_batch, make_model, make_steps
 from chexspark.training.statistics import all_statistics, average_statistics, take_statistics
+from chexspark.training.tensorboard import TensorBoard
 from chexspark.training.validation import averaged_weights, validate
-from chexspark.training.watch import Watch
 
-WATCH_STEPS = 10  # between two points of TensorBoard's curves
+TENSORBOARD_STEPS = 10  # between two points of TensorBoard's curves
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +58,7 @@ class Training:
         self.steps_per_epoch = -(-self.images // global_batch(config))
         self.schedule = make_schedule(config, self.steps_per_epoch)
         self.plateau = Plateau(1.0, config.plateau_factor, config.plateau_patience)
-        self.history, self.best, self.watch = [], (-math.inf, -math.inf), None
+        self.history, self.best, self.tensorboard = [], (-math.inf, -math.inf), None
         self.frozen, self.writer, self.rate = False, None, None
 
     def epochs(self) -> None:
@@ -66,7 +66,7 @@ class Training:
         epoch, step, losses = self.resume()
         with contextlib.ExitStack() as stack:
             if self.facts.rank == 0:
-                self.watch = stack.enter_context(Watch(self.run / "tensorboard"))
+                self.tensorboard = stack.enter_context(TensorBoard(self.run / "tensorboard"))
                 self.writer = Writer(self.run / "checkpoints", log.error, lambda: promote(self.run))
                 stack.callback(self.writer.wait)
             while epoch < self.config.epochs and not self.is_over():
@@ -168,7 +168,7 @@ class Training:
         if self.facts.rank == 0:
             table = pa.Table.from_pylist(self.history, history_schema())
             (self.run / "history").write_table(table)
-            self.watch.epoch(row)
+            self.tensorboard.epoch(row)
         self.events.send("epoch", **row)
 
     def goes_on(self) -> bool:
@@ -205,9 +205,9 @@ class Training:
             inputs = next(batches)
             clock.gets()
             rate = self.set_rate(epoch * self.steps_per_epoch + step)
-            if self.watch and epoch == step == 0:
+            if self.tensorboard and epoch == step == 0:
                 seen = augment(inputs.images, inputs.draws, self.steps.augmentation)
-                self.watch.images(seen, inputs.labels)
+                self.tensorboard.images(seen, inputs.labels)
             self.steps.stop.assign(float(self.events.stopping.is_set()))
             result = self.steps.train(inputs)
             check_finite(result, inputs, self.train, self.facts, epoch, step)
@@ -232,8 +232,8 @@ class Training:
 
     def tell(self, epoch: int, step: int, steps: int, rate: float, clock: Clock) -> None:
         """Send the step to the driver, from ranks but the first now and then, and to TensorBoard."""
-        if self.watch and step % WATCH_STEPS == 0:
-            self.watch.step(
+        if self.tensorboard and step % TENSORBOARD_STEPS == 0:
+            self.tensorboard.step(
                 epoch * steps + step, loss=clock.loss, learning_rate=rate,
                 images_per_second=clock.rate,
             )  # fmt: skip

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from chexspark.config import TrainConfig
 from chexspark.findings import FINDINGS
-from chexspark.manifest import Manifest
+from chexspark.store.manifest import Manifest
 
 
 @dataclass(frozen=True)

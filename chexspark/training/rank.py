@@ -24,9 +24,9 @@ from pyarrow.fs import LocalFileSystem
 
 from chexspark.config import TrainConfig
 from chexspark.data.plan import RankFacts
-from chexspark.manifest import read_manifest
-from chexspark.patients import write_seen_patients
+from chexspark.run.seen_patients import write_seen_patients
 from chexspark.storage import Location, locate
+from chexspark.store.manifest import read_manifest
 from chexspark.training.events import EventAddress, EventSender
 from chexspark.training.faults import NotJoined, failure_of
 

@@ -13,9 +13,9 @@ from chexspark.config import TrainConfig
 from chexspark.data.augmentation import Augmentation
 from chexspark.data.plan import RankFacts
 from chexspark.findings import FINDINGS
-from chexspark.manifest import Manifest
 from chexspark.models import build_model
 from chexspark.models.weights import load_weights
+from chexspark.store.manifest import Manifest
 from chexspark.training.batch_norm import synchronised
 from chexspark.training.loss import make_loss
 from chexspark.training.optimizers import make_optimizer

@@ -1,6 +1,6 @@
 """Two ranks on Spark and one allreduce: the proof that the set-up works. Runs on the driver.
 
-spark-submit --master 'local[2]' chexspark/cluster/proof.py
+spark-submit --master 'local[2]' chexspark/cluster/smoke_test.py
 """
 
 import sys

@@ -7,9 +7,9 @@ The lineage tells which store and split the run saw, ``RUN/trained_patients`` wh
 import json
 
 from chexspark.errors import UserError
-from chexspark.manifest import Manifest
-from chexspark.patients import FOLDER, digest_of, patient_hash, read_seen_patients
+from chexspark.run.seen_patients import FOLDER, digest_of, patient_hash, read_seen_patients
 from chexspark.storage import Location
+from chexspark.store.manifest import Manifest
 
 REMEDY = (
     "score patients that it has not seen (if these are other people whose numbers are equal by "

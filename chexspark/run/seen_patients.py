@@ -7,10 +7,10 @@ training starts. Hashes, and not names: a run may travel further than its store.
 import hashlib
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from chexspark.manifest import Manifest
 from chexspark.storage import Location
+from chexspark.store.manifest import Manifest
+from chexspark.store.row_groups import patients_of_split
 
 FOLDER = "trained_patients"
 SEEN = ("train", "val")  # learned from; chose the best epoch, the thresholds and the temperature
@@ -19,16 +19,6 @@ SEEN = ("train", "val")  # learned from; chose the best epoch, the thresholds an
 def patient_hash(patient_id: str) -> str:
     """SHA-256 of a patient's name in the store, hexadecimal."""
     return hashlib.sha256(patient_id.encode()).hexdigest()
-
-
-def patients_of_split(store: Location, manifest: Manifest, split: str) -> set[str]:
-    """The patients that a split of the store has images of."""
-    found = set()
-    for file in manifest.splits[split].files:
-        place = store / file.path
-        table = pq.read_table(place.path, columns=["patient_id"], filesystem=place.filesystem)
-        found.update(table["patient_id"].unique().to_pylist())
-    return found
 
 
 def write_seen_patients(run: Location, store: Location, manifest: Manifest) -> str:

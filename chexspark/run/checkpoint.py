@@ -18,8 +18,8 @@ import xxhash
 from pyarrow.fs import LocalFileSystem
 
 from chexspark.errors import UserError
+from chexspark.run.moment import Moment
 from chexspark.storage import Location
-from chexspark.training.clock import Moment
 
 KEPT = 2  # the last ones
 ARRAYS, STATE, UNFINISHED = "arrays.npz", "state.json", "unfinished-"

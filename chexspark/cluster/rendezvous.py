@@ -18,7 +18,7 @@ LONGEST_LINE = 1 << 20
 AFTER_SECONDS = 15.0  # for those that have met to meet once more
 
 
-class Meeting:
+class Rendezvous:
     """A context manager; inside it, tasks may `probe.gather` at `port`.
 
     The round ``start`` ends when all have come or `seconds` have passed; who comes later is sent away
@@ -29,14 +29,14 @@ class Meeting:
         self.token = secrets.token_hex(16)
         self.num_tasks, self.until = num_tasks, time.monotonic() + seconds
         self.rounds, self.changed = defaultdict(dict), threading.Condition()
-        meeting = self
+        rendezvous = self
 
         class Connection(socketserver.StreamRequestHandler):
             def handle(self):
                 token = self.rfile.readline(LONGEST_LINE).strip()
-                if hmac.compare_digest(token, meeting.token.encode()):
+                if hmac.compare_digest(token, rendezvous.token.encode()):
                     said = json.loads(self.rfile.readline(LONGEST_LINE))
-                    answer = meeting.wait(said["round"], said["rank"], said["value"])
+                    answer = rendezvous.wait(said["round"], said["rank"], said["value"])
                     self.wfile.write((json.dumps(answer) + "\n").encode())
 
         class Server(socketserver.ThreadingTCPServer):

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import BadImage, StoredImage, prepare
 from chexspark.ingestion.sources import SourceFile, archive_members
-from chexspark.manifest import SPLITS, StoreFile
-from chexspark.schema import IMAGE, LABELS, RowGroupChecksum, image_column, parquet_schema
 from chexspark.storage import Location, locate
+from chexspark.store.manifest import SPLITS, StoreFile
+from chexspark.store.schema import IMAGE, LABELS, RowGroupChecksum, image_column, parquet_schema
 
 FINGERPRINT_MODULUS = 2**256
 FILE_ROWS = 1024  # 100 MB of 320 × 320 images: large for a file system, small for a retry

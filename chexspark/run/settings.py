@@ -10,10 +10,10 @@ import yaml
 
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError
-from chexspark.manifest import Manifest
+from chexspark.run.checkpoint import Checkpoint, latest
 from chexspark.settings import build
 from chexspark.storage import Location
-from chexspark.training.checkpoint import Checkpoint, latest
+from chexspark.store.manifest import Manifest
 
 # What may change from one start to the next: nothing that the weights depend on, but for rounding.
 FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "plan",

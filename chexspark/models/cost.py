@@ -2,7 +2,7 @@
 
 In: a network's name, the size of the images, the batch of one rank. Out: a dict, or JSON:
 
-    python -m chexspark.models.facts densenet121 224 16 [--slots 2] [--precision mixed_float16]
+    python -m chexspark.models.cost densenet121 224 16 [--slots 2] [--precision mixed_float16]
 """
 
 import argparse
@@ -33,7 +33,7 @@ def facts_in_the_making(
     if given in KNOWN:
         yield lambda: KNOWN[given]
         return
-    command = [sys.executable, "-m", "chexspark.models.facts", name, str(size), str(batch)]
+    command = [sys.executable, "-m", "chexspark.models.cost", name, str(size), str(batch)]
     command += ["--slots", str(slots), "--precision", precision]
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     child = subprocess.Popen(
@@ -109,7 +109,7 @@ def count(model, batch: int, slots: int) -> dict:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m chexspark.models.facts")
+    parser = argparse.ArgumentParser(prog="python -m chexspark.models.cost")
     parser.add_argument("name")
     parser.add_argument("size", type=int)
     parser.add_argument("batch", type=int)

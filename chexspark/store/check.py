@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow.parquet as pq
 
 from chexspark.errors import UserError
-from chexspark.manifest import Manifest, StoreFile
-from chexspark.schema import parquet_schema
 from chexspark.storage import Location
+from chexspark.store.manifest import Manifest, StoreFile
+from chexspark.store.schema import parquet_schema
 
 THREADS = 8  # on an object store a footer is a matter of waiting
 

@@ -16,7 +16,7 @@ from chexspark.storage import Location
 GRID = 16  # augmented images shown
 
 
-class Watch:
+class TensorBoard:
     """A context manager around the event files.
 
     TensorFlow writes to local paths; for another file system the files are copied there after

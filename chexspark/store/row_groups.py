@@ -1,0 +1,117 @@
+"""The one reader of a store's row groups. Runs on driver, ranks and in Spark tasks.
+
+In: a store and its manifest. Out: images and labels as arrays, checked against the manifest's
+checksums. Nothing is unpickled.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chexspark.storage import Location, locate
+from chexspark.store.manifest import Manifest
+from chexspark.store.schema import IMAGE, LABELS, RowGroupChecksum, images_of, labels_of
+
+PIECE_BYTES = 1 << 20  # a row group is decoded in pieces that fit a processor's cache
+
+
+class DamagedStoreError(Exception):
+    """A file is not what the manifest says; the message names file and row group."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a split; plain values, that may be sent to a task."""
+
+    uri: str  # of its Parquet file
+    number: int  # in the file
+    rows: int
+    checksum: str  # of pixels and labels, as the manifest has it
+
+    def __str__(self) -> str:
+        return f"{self.uri}, row group {self.number}"
+
+
+class Piece(NamedTuple):
+    """Rows of a row group that follow each other, from the row `first`."""
+
+    first: int
+    images: np.ndarray  # uint8 (rows, size, size)
+    labels: np.ndarray  # int8 (rows, findings): 1, 0, or −1 for unknown
+    others: pa.Table  # the other columns that were asked for
+
+
+def row_groups(store: Location, manifest: Manifest, split: str) -> list[RowGroup]:
+    """All row groups of a split in the store's order."""
+    return [
+        RowGroup((store / file.path).uri, number, rows, known)
+        for file in manifest.splits[split].files
+        for number, (rows, known) in enumerate(zip(file.row_groups, file.checksums, strict=True))
+    ]
+
+
+def pieces(group: RowGroup, size: int, others: tuple[str, ...] = (), place=None, footers=None):
+    """Yield a row group of images of `size` × `size` pixels as `Piece`s, in order.
+
+    `others`: columns wanted beside images and labels. `place`: the file's `Location`, where the
+    caller has it already. `footers`: a dict in which Parquet footers are kept by file for the next
+    call. Raises DamagedStoreError, at the latest after the last piece.
+    """
+    place = place or locate(group.uri)
+    footers = {} if footers is None else footers
+    found, first = RowGroupChecksum(), 0
+    try:
+        with place.filesystem.open_input_file(place.path) as source:
+            parquet = pq.ParquetFile(source, metadata=footers.get(group.uri))
+            footers[group.uri] = parquet.metadata
+            for batch in parquet.iter_batches(
+                max(1, PIECE_BYTES // size**2), row_groups=[group.number],
+                columns=[IMAGE, LABELS, *others], use_threads=False,
+            ):  # fmt: skip
+                table = pa.Table.from_batches([batch]).select(list(others))
+                piece = Piece(first, images_of(batch[IMAGE], size), labels_of(batch[LABELS]), table)
+                found.add(piece.images, piece.labels)
+                yield piece
+                first += len(piece.images)
+    except (OSError, ValueError) as error:
+        raise DamagedStoreError(f"{group}: {error}") from error
+    if found.hexdigest() != group.checksum:
+        raise DamagedStoreError(f"{group}: pixels or labels have changed since ingest")
+
+
+def joined(parts: list[Piece]) -> Piece:
+    """All of a row group in one piece, in memory of its own."""
+    images, labels = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+    return Piece(0, images, labels, pa.concat_tables([part.others for part in parts]))
+
+
+def read_row_group(group: RowGroup, size: int, others: tuple[str, ...] = ()) -> Piece:
+    """The whole of a row group, in memory of its own. Raises DamagedStoreError."""
+    return joined(list(pieces(group, size, others)))
+
+
+def image_names(group: RowGroup) -> list[str]:
+    """The `image_index` of each row. Raises DamagedStoreError."""
+    place, column = locate(group.uri), "image_index"
+    try:
+        with place.filesystem.open_input_file(place.path) as source:
+            table = pq.ParquetFile(source).read_row_group(group.number, columns=[column])
+    except (OSError, ValueError) as error:
+        raise DamagedStoreError(f"{group}: {error}") from error
+    return table[column].to_pylist()
+
+
+def patients_of_split(store: Location, manifest: Manifest, split: str) -> set[str]:
+    """The patients that a split of the store has images of. Raises DamagedStoreError."""
+    found = set()
+    for file in manifest.splits[split].files:
+        place = store / file.path
+        try:
+            table = pq.read_table(place.path, columns=["patient_id"], filesystem=place.filesystem)
+        except (OSError, ValueError) as error:
+            raise DamagedStoreError(f"{place}: {error}") from error
+        found.update(table["patient_id"].unique().to_pylist())
+    return found
