@@ -8,12 +8,19 @@ import dataclasses
 import functools
 import inspect
 
-import yaml
-
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError, closest
-from chexspark.settings import REQUIRED, build, check_value, flag, is_several, value_type
+from chexspark.settings import (
+    REQUIRED,
+    build,
+    check_renamed,
+    check_value,
+    flag,
+    is_several,
+    value_type,
+)
 from chexspark.storage import locate
+from chexspark.text_files import read_yaml
 
 
 def read_recipe(uri: str) -> dict:
@@ -21,12 +28,7 @@ def read_recipe(uri: str) -> dict:
     place = locate(uri)
     if not place.is_file():
         raise UserError(f"--recipe {uri}: there is no such file")
-    try:
-        values = yaml.safe_load(place.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--recipe {uri} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"--recipe {uri} must hold lines of the form 'setting: value'")
+    values = read_yaml(place, f"--recipe {uri}")
     valid = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("data", "run")]
     for name in values:
         if name not in valid:
@@ -92,6 +94,7 @@ def parse_command_line(config_class, description: str, arguments: list[str]):
         )
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
+        check_renamed(config_class, unknown[0].lstrip("-").replace("-", "_"), unknown[0])
         valid = [flag(f.name) for f in dataclasses.fields(config_class)]
         raise UserError(f"unknown option {unknown[0]}{closest(unknown[0], valid)} (see --help)")
     values = vars(parsed)

@@ -165,9 +165,9 @@ class TrainConfig:
     deterministic: bool = setting(
         "the same weights bit for bit in every run; slower on GPUs", "survival", False
     )
-    plan: bool = setting(
-        "print what would run (steps, memory, learning rate) and start nothing", "cluster", False
-    )
+    dry_run: bool = setting(
+        "print what would run (steps, memory, learning rate) and start nothing", "cluster", False,
+        formerly="plan")  # fmt: skip
     num_proc: int | None = setting(
         "ranks; by default as many as Spark has task slots", "cluster", None, minimum=1
     )

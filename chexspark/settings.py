@@ -12,7 +12,11 @@ REQUIRED = dataclasses.MISSING
 
 
 def setting(help, group, default=REQUIRED, **rules):
-    """Declare a field. `rules`: minimum, maximum, above (exclusive), choices, frame (or a DataFrame)."""
+    """Declare a field.
+
+    `rules`: minimum, maximum, above (exclusive), choices, frame (or a DataFrame), formerly (its old
+    name, which is answered with the new one).
+    """
     return dataclasses.field(default=default, metadata={"help": help, "group": group, **rules})
 
 
@@ -36,6 +40,7 @@ def build(config_class, values: dict):
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for name in values:
         if name not in fields:
+            check_renamed(config_class, name, f"setting {name!r}")
             raise UserError(
                 f"unknown setting {name!r}{closest(name, fields)} (valid: {', '.join(fields)})"
             )
@@ -45,6 +50,13 @@ def build(config_class, values: dict):
         elif field.default is REQUIRED:
             raise UserError(f"{flag(name)} is missing: {field.metadata['help']}")
     return config_class(**{name: whole(fields[name], value) for name, value in values.items()})
+
+
+def check_renamed(config_class, name: str, what: str) -> None:
+    """Raise UserError that tells the new name where `name` is a setting's old one."""
+    for field in dataclasses.fields(config_class):
+        if field.metadata.get("formerly") == name:
+            raise UserError(f"{what} is now called {flag(field.name)}")
 
 
 def whole(field: dataclasses.Field, value):

@@ -10,6 +10,7 @@ import pytest
 
 from chexspark import ingest
 from chexspark.phantom import write_release
+from chexspark.run.folder import RunFolder
 from chexspark.run.seen_patients import write_seen_patients
 from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
@@ -72,7 +73,7 @@ def untrained_run(store, manifest, tmp_path_factory):
         run = locate(str(folder))
         (run / "best").make_directory()
         keras.Model(image, logits).save(folder / "best" / "model.keras")
-        digest = write_seen_patients(run, store, manifest)
+        digest = write_seen_patients(RunFolder(run), store, manifest)
         lineage = {"store": store.path, "store_fingerprint": manifest.fingerprint,
                    "trained_patients": digest, "image_size": SIZE}  # fmt: skip
         (run / "lineage.json").write_text(json.dumps(lineage))

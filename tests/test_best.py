@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from chexspark.run.best import promote, save_best, settle, waiting
-from chexspark.storage import Location, locate
+from chexspark.run.best import promote, save_best, settle
+from chexspark.run.folder import run_folder
+from chexspark.storage import Location
 
 
 class Model:
@@ -19,7 +20,7 @@ class Model:
 @pytest.fixture
 def run(tmp_path):
     """A run whose best epoch is 0, and in which epoch 1 was better and waits."""
-    run = locate(str(tmp_path / "run"))
+    run = run_folder(str(tmp_path / "run"))
     for epoch in (0, 1):
         if epoch:
             promote(run)
@@ -28,7 +29,7 @@ def run(tmp_path):
 
 
 def best(run):
-    place = run / "best"
+    place = run.place / "best"
     return (place / "model.keras").read_text(), json.loads((place / "best.json").read_text())
 
 
@@ -40,25 +41,25 @@ def test_a_model_is_promoted_once(run):
     assert best(run) == FIRST
     promote(run)
     promote(run)
-    assert best(run) == SECOND and not waiting(run).exists()
+    assert best(run) == SECOND and not run.waiting.exists()
 
 
 def test_a_model_of_an_epoch_that_is_lost_is_deleted(run):
     settle(run, [{"epoch": 0}])
-    assert best(run) == FIRST and not waiting(run).exists()
+    assert best(run) == FIRST and not run.waiting.exists()
 
 
 def test_a_model_of_an_epoch_that_is_known_is_promoted(run):
     settle(run, [{"epoch": 0}, {"epoch": 1}])
-    assert best(run) == SECOND and not waiting(run).exists()
+    assert best(run) == SECOND and not run.waiting.exists()
 
 
 def test_a_model_that_was_not_written_whole_is_deleted(run):
-    (waiting(run) / "best.json").filesystem.delete_file((waiting(run) / "best.json").path)
+    (run.waiting / "best.json").filesystem.delete_file((run.waiting / "best.json").path)
     promote(run)
     assert best(run) == FIRST
     settle(run, [{"epoch": 0}, {"epoch": 1}])
-    assert best(run) == FIRST and not waiting(run).exists()
+    assert best(run) == FIRST and not run.waiting.exists()
 
 
 def test_a_death_between_the_two_files_is_made_good(run, monkeypatch):

@@ -16,6 +16,7 @@ from chexspark.evaluation.job import Evaluation
 from chexspark.evaluation.localisation import enlarge, overlap, pointed_box, points_at
 from chexspark.evaluation.tables import read_facts, read_split
 from chexspark.findings import FINDINGS
+from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.seen_patients import patient_hash, read_seen_patients
 from chexspark.storage import locate
 
@@ -47,7 +48,7 @@ def test_thresholds_come_from_validation_which_is_scored_once(
     spark, store, evaluated, runs, capsys
 ):
     metrics = evaluated[0].metrics.set_index("finding")
-    validation = read_split(runs[0] / "predictions", "val")
+    validation = read_split(RunFolder(runs[0]), "predictions", "val")
     for finding in FINDINGS:
         truth, score = validation[f"label_{finding}"], validation[f"prob_{finding}"]
         threshold = metrics.threshold_sens90[finding]
@@ -58,18 +59,18 @@ def test_thresholds_come_from_validation_which_is_scored_once(
             assert np.isnan(threshold) and "validation has no" in metrics.note[finding]
     evaluate(spark, data=store.path, run=runs[0].path, bootstrap=100)
     assert "/val" not in capsys.readouterr().out.split("thresholds and temperature")[0]
-    assert "val split" in read_facts(runs[0])["test"]["fitted_on"]
+    assert "val split" in read_facts(RunFolder(runs[0]))["test"]["fitted_on"]
 
 
 def test_subgroups_and_localisation_stand_beside_the_metrics(evaluated, runs):
-    subgroups = read_split(runs[0] / "subgroups", "test")
+    subgroups = read_split(RunFolder(runs[0]), "subgroups", "test")
     assert {"sex", "age", "view_position", "follow_up"} >= set(subgroups.subgroup_by) >= {"sex"}
     table = evaluated[0].predictions
     women = subgroups[(subgroups.subgroup == "F") & (subgroups.finding == "mean")].iloc[0]
     assert women.images == (table.sex == "F").sum()
-    localisation = read_split(runs[0] / "localisation", "test")
+    localisation = read_split(RunFolder(runs[0]), "localisation", "test")
     assert localisation.finding.iloc[-1] == "mean" and localisation.iou.between(0, 1).all()
-    examples = read_split(runs[0] / "examples", "test")
+    examples = read_split(RunFolder(runs[0]), "examples", "test")
     for example in examples.itertuples():
         row = table.set_index("image_index").loc[example.image_index]
         called = row[f"prob_{example.finding}"] >= example.threshold
@@ -94,7 +95,7 @@ def test_a_flip_and_an_ensemble_are_means(spark, store, runs, evaluated, tmp_pat
 def test_two_runs_are_compared_on_the_same_images(spark, store, runs, evaluated, tmp_path):
     evaluate(spark, data=store.path, run=runs[0].path, against=runs[1].path, bootstrap=100,
              out=str(tmp_path / "out"))  # fmt: skip
-    found = read_split(locate(str(tmp_path / "out" / "comparison")), "test").set_index("finding")
+    found = read_split(run_folder(str(tmp_path / "out")), "comparison", "test").set_index("finding")
     metrics = [e.metrics.set_index("finding") for e in evaluated]
     assert found.auroc["mean"] == pytest.approx(metrics[0].auroc["mean"])
     assert found.auroc_other["mean"] == pytest.approx(metrics[1].auroc["mean"])
@@ -107,7 +108,7 @@ def test_patients_that_a_run_has_seen_are_not_scored(spark, store, manifest, run
         evaluate(None, data=store.path, run=runs[0].path, split="train")
     run = tmp_path / "run"
     shutil.copytree(runs[0].path, run)
-    table = read_seen_patients(locate(str(run)))
+    table = read_seen_patients(run_folder(str(run)))
     assert set(table.values()) == {"train", "val"}
     (run / "trained_patients" / "part-00000.parquet").unlink()
     (run / "trained_patients").rmdir()
@@ -130,7 +131,7 @@ def test_patients_that_chose_the_best_epoch_are_not_scored_as_test(store, manife
     from chexspark.evaluation.seen_patients_check import check_patients
     from chexspark.store.row_groups import patients_of_split
 
-    seen = read_seen_patients(runs[0])
+    seen = read_seen_patients(RunFolder(runs[0]))
     val = patients_of_split(store, manifest, "val")
     with pytest.raises(UserError, match=f"was chosen on {len(val)} of its {len(val)} patients"):
         check_patients("run", seen, val, "--data", False)
@@ -241,14 +242,14 @@ def test_a_map_and_its_logit_agree(spark, store, manifest, runs):
     import tf_keras as keras
 
     from chexspark.evaluation.maps import map_stored
-    from chexspark.evaluation.runs import model_facts, model_of
+    from chexspark.run.folder import model_and_digest
     from chexspark.store.row_groups import image_names, row_groups
 
     groups = row_groups(store, manifest, "test")
     names = frozenset(image_names(groups[0])[:3])
-    place = model_of(runs[0])
-    found = map_stored(spark, groups, manifest.image_size, names, names, model_facts(runs[0]), 2)
-    model = keras.models.load_model(place.path, compile=False)
+    run = RunFolder(runs[0])
+    found = map_stored(spark, groups, manifest.image_size, names, names, model_and_digest(run), 2)
+    model = keras.models.load_model(run.best_model.path, compile=False)
     bias = model.get_layer("logits").bias.numpy()
     assert set(found) == names
     for image in found.values():

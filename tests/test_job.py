@@ -143,7 +143,7 @@ def test_the_report_is_one_file_that_says_what_was_found(run):
 
 def test_a_plan_shows_what_would_run_and_starts_nothing(store, manifest, tmp_path, capsys):
     new = tmp_path / "new"
-    train(None, data=store.path, run=str(new), plan=True, num_proc=4, batch_size=4, epochs=3,
+    train(None, data=store.path, run=str(new), dry_run=True, num_proc=4, batch_size=4, epochs=3,
           model="vgg16", schedule="cosine", scale_learning_rate="linear", warmup_epochs=1)  # fmt: skip
     shown = capsys.readouterr().out
     steps = -(-manifest.splits["train"].images // 16)
@@ -160,10 +160,12 @@ def test_the_learning_rate_of_an_earlier_run_is_taken_up(run, store, tmp_path):
         "run": str(tmp_path / "new"),
         "learning_rate_from_weights": True,
     }
-    config, *_ = check_inputs(build(TrainConfig, settings | {"weights": place.path, "plan": True}))
+    config, *_ = check_inputs(
+        build(TrainConfig, settings | {"weights": place.path, "dry_run": True})
+    )
     assert config.learning_rate == best["learning_rate"]
     with pytest.raises(UserError, match="needs --weights to name a run"):
-        check_inputs(build(TrainConfig, settings | {"plan": True}))
+        check_inputs(build(TrainConfig, settings | {"dry_run": True}))
 
 
 def test_a_network_that_memory_does_not_hold_is_refused_before_the_start(spark, store, tmp_path):

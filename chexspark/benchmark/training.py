@@ -17,8 +17,9 @@ from chexspark.errors import RunFailed
 from chexspark.ingestion.job import ingest
 from chexspark.phantom import write_release
 from chexspark.progress import ProgressLine
+from chexspark.run.folder import run_folder
+from chexspark.run.history import read_history
 from chexspark.settings import build
-from chexspark.storage import locate
 
 BATCH, ROUNDS = 16, 5
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -96,7 +97,7 @@ def measure_start(spark, folder: Path, count: int, size: int, ranks: int) -> dic
     seconds = time.perf_counter() - started
     if done.returncode:
         raise RunFailed(f"jobs/train.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    history = (locate(str(folder / "run")) / "history").read_table().to_pandas()
+    history = read_history(run_folder(str(folder / "run")))
     return {
         "seconds": seconds,
         "images_per_second": float(history["images_per_second"].iloc[-1]),

@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import json
 import re
 import time
 
 import pandas as pd
-import yaml
 
 from chexspark.arguments import takes
 from chexspark.cluster.diagnosis import data_faults
@@ -20,12 +18,20 @@ from chexspark.models import MINIMUM_SIZE, check_model_name
 from chexspark.models.cost import facts_in_the_making
 from chexspark.models.weights import check_weights
 from chexspark.progress import ProgressLine
-from chexspark.run.best import FIGURES, settle
+from chexspark.run.best import best_learning_rate, settle
 from chexspark.run.checkpoint import moment_of
+from chexspark.run.folder import RunFolder, run_folder
+from chexspark.run.history import best_epoch, read_history
 from chexspark.run.moment import Moment
-from chexspark.run.settings import check_same, check_store, earlier_config, standing
+from chexspark.run.settings import (
+    check_same,
+    check_same_store,
+    earlier_config,
+    last_checkpoint,
+    write_settings,
+)
 from chexspark.session import check_ranks, replace_executors, slots_again, start_session
-from chexspark.storage import Location, locate
+from chexspark.storage import locate
 from chexspark.store.check import check_files
 from chexspark.store.manifest import Manifest, read_manifest
 from chexspark.training.rank import run_rank
@@ -45,14 +51,14 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
     Raises UserError for what the user can mend, before ranks are started.
     """
     config, manifest, earlier = check_inputs(config)
-    run = locate(config.run)
-    before = standing(run) if earlier else None
+    run = run_folder(config.run)
+    before = last_checkpoint(run) if earlier else None
     if before and before.state["finished"]:
         settle(run, before.state["history"])
         print(f"{run} is finished: {len(before.state['history'])} epochs")
         return tell_best(run)
     with facts_in_the_making(*what_to_count(config, manifest, earlier)) as facts:
-        if config.plan and config.num_proc:
+        if config.dry_run and config.num_proc:
             num_proc = config.num_proc
         else:
             spark = start_session(spark, "train", SETTINGS)
@@ -70,14 +76,14 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
         schedule = make_schedule(config, steps_per_epoch(config, images))
         at = moment_of(before.state) if before else None
         print(describe(config, manifest, num_proc, at), flush=True)
-        if config.plan:
+        if config.dry_run:
             print(plan_text(config, manifest, schedule, facts()), flush=True)
             return pd.DataFrame()
-        place = locate(config.data), run
+        place = locate(config.data), run.place
         found = examine(spark, num_proc, *place, manifest, config.batch_size, facts)
     print(found, flush=True)
     found.raise_for_faults()
-    (run / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    write_settings(run, config)
     run_to_the_end(spark, config, num_proc)
     return tell_best(run)
 
@@ -95,7 +101,7 @@ def what_to_count(config: TrainConfig, manifest: Manifest, earlier: TrainConfig 
 
 def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
     """Run the ranks; where some are lost, go on from the last checkpoint with those there are."""
-    run, fell_at = locate(config.run), []
+    run, fell_at = run_folder(config.run), []
     least, most = config.min_proc or num_proc, num_proc
     with stop_told(run), ProgressLine() as line:
         view = EpochTable(line, config.epochs)
@@ -133,7 +139,7 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
 
 
 @contextlib.contextmanager
-def stop_told(run: Location):
+def stop_told(run: RunFolder):
     """Say of a run that is stopped inside where it goes on."""
     try:
         yield
@@ -143,29 +149,29 @@ def stop_told(run: Location):
         raise Stopped(f"{reason}; the same command goes on at {at}: {run}") from None
 
 
-def last_words(run: Location, rank: int | None, lines: int = 5) -> list[str]:
+def last_words(run: RunFolder, rank: int | None, lines: int = 5) -> list[str]:
     """The end of a rank's log, without what TensorFlow says at its start."""
     try:
-        content = (run / "logs" / f"rank-{rank}.log").read_bytes()
+        content = run.log_of(rank).read_bytes()
     except OSError:
         return []
     said = content.decode(errors="replace").splitlines()
     return [text for text in said if not START_UP.match(text)][-lines:]
 
 
-def standing_at(run: Location) -> Moment:
-    """Where a run goes on."""
-    found = standing(run)
+def standing_at(run: RunFolder) -> Moment:
+    """Where a run would be resumed."""
+    found = last_checkpoint(run)
     return moment_of(found.state) if found else Moment()
 
 
-def tell_best(run: Location) -> pd.DataFrame:
+def tell_best(run: RunFolder) -> pd.DataFrame:
     """Print which epoch was best; return the history."""
-    history = (run / "history").read_table().to_pandas()
-    best = history[history["best"]].iloc[0]
+    history = read_history(run)
+    best = best_epoch(history)
     print(
         f"best epoch {best['epoch'] + 1} of {len(history)}, "
-        f"validation AUROC {auroc_text(best['val_auroc'])}: {run / 'best'}"
+        f"validation AUROC {auroc_text(best['val_auroc'])}: {run.best}"
     )
     return history
 
@@ -176,7 +182,7 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, TrainConfi
     Returns the config, the manifest, and the config of the run that is there already, if any.
     """
     check_model_name(config.model)
-    store, run = locate(config.data), locate(config.run)
+    store, run = locate(config.data), run_folder(config.run)
     manifest = read_manifest(store)
     check_files(store, manifest, ("train", "val"))
     if manifest.image_size < MINIMUM_SIZE:
@@ -193,18 +199,18 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, TrainConfi
     earlier = earlier_config(run)
     if earlier:
         check_same(run, config, earlier)
-        check_store(run, manifest)
-    if not config.plan:
-        (run / "logs").make_directory()
+        check_same_store(run, manifest)
+    if not config.dry_run:
+        run.logs.make_directory()
     return config, manifest, earlier
 
 
 def learning_rate_of(weights: str | None) -> float:
     """The learning rate of the best epoch of an earlier run. Raises UserError if it is not one."""
-    best = locate(weights) / "best" / FIGURES if weights else None
-    if not best or not best.is_file():
+    rate = best_learning_rate(run_folder(weights)) if weights else None
+    if rate is None:
         raise UserError("--learning-rate-from-weights needs --weights to name a run")
-    return float(json.loads(best.read_text())["learning_rate"])
+    return rate
 
 
 def horovod_settings(config: TrainConfig) -> dict[str, str]:

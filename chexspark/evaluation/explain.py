@@ -8,13 +8,15 @@ import pandas as pd
 from chexspark.arguments import takes
 from chexspark.config import ExplainConfig
 from chexspark.errors import RunFailed, UserError, closest
-from chexspark.evaluation import seen_patients_check
 from chexspark.evaluation.maps import Mapped, NoMaps, map_images, map_stored
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
-from chexspark.evaluation.runs import check_fit, check_model, model_facts
+from chexspark.evaluation.runs import check_fit
 from chexspark.findings import FINDINGS, finding_position
 from chexspark.ingestion.images import BadImage, decode, prepare
 from chexspark.ingestion.sources import find_sources
+from chexspark.run.folder import model_and_digest, run_folder
+from chexspark.run.lineage import read_lineage
+from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
@@ -33,11 +35,11 @@ def explain(spark, config: ExplainConfig) -> pd.DataFrame:
     Columns: image_index, finding, probability, label (None where not known), picture. Raises
     UserError for images that are not there or cannot be used.
     """
-    run = locate(config.run)
-    out = locate(config.out) if config.out else run / "maps"
+    run = run_folder(config.run)
+    out = locate(config.out) if config.out else run.maps
     asked = asked_findings(config.findings)
-    check_model(run)
-    model = model_facts(run)
+    check_run(run)
+    model = model_and_digest(run)
     boxes = None
     if config.data:
         store = locate(config.data)
@@ -53,7 +55,7 @@ def explain(spark, config: ExplainConfig) -> pd.DataFrame:
         mapped = {name: found[name] for name in dict.fromkeys(config.images)}
         pictures = {name: enlarged(image.pixels, PICTURE_SIDE) for name, image in mapped.items()}
     else:
-        size = seen_patients_check.read_lineage(run)["image_size"]
+        size = read_lineage(run)["image_size"]
         pictures, prepared = read_images(config.images, size)
         spark = start_session(spark, "explain")
         mapped = run_maps(lambda: map_files(spark, prepared, model))

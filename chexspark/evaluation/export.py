@@ -11,9 +11,11 @@ import numpy as np
 from chexspark.arguments import takes
 from chexspark.config import ExportConfig
 from chexspark.errors import RunFailed
-from chexspark.evaluation import seen_patients_check
 from chexspark.evaluation.inference import load_keras, quiet_errors
-from chexspark.evaluation.runs import check_fit, check_model, model_facts
+from chexspark.evaluation.runs import check_fit
+from chexspark.run.folder import model_and_digest, run_folder
+from chexspark.run.lineage import read_lineage
+from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
@@ -34,17 +36,17 @@ def export(spark, config: ExportConfig) -> dict[str, Location]:
     1 / (1 + e^-logit). Raises UserError for what the user can mend, RunFailed when an exported model
     differs from the model.
     """
-    run = locate(config.run)
-    check_model(run)
-    store = locate(config.data or seen_patients_check.read_lineage(run)["store"])
+    run = run_folder(config.run)
+    check_run(run)
+    store = locate(config.data or read_lineage(run)["store"])
     manifest = read_manifest(store)
     check_fit(store, run, manifest)
     split = next(s for s in ("test", "val", "train") if manifest.splits[s].images)
     group = row_groups(store, manifest, split)[0]
-    out = locate(config.out) if config.out else run / "export"
+    out = locate(config.out) if config.out else run.exported
     out.make_directory()
     model, size, formats = (
-        model_facts(run),
+        model_and_digest(run),
         manifest.image_size,
         config.formats,
     )

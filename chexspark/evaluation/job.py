@@ -21,16 +21,25 @@ from chexspark.evaluation.runs import (
     check_fit,
     check_runs_of,
     check_seen,
-    model_facts,
     validation_split,
 )
 from chexspark.evaluation.scores import read_scores, with_labels
 from chexspark.evaluation.subgroups import groups_of
 from chexspark.findings import FINDINGS
 from chexspark.progress import duration
+from chexspark.run.folder import (
+    COMPARISON,
+    METRICS,
+    PREDICTIONS,
+    SUBGROUPS,
+    TABLES,
+    RunFolder,
+    model_and_digest,
+    run_folder,
+)
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
-from chexspark.storage import Location, locate
+from chexspark.storage import locate
 from chexspark.store.manifest import Manifest, read_manifest
 from chexspark.store.row_groups import row_groups
 
@@ -54,17 +63,17 @@ def evaluate(spark, config: EvaluateConfig) -> Evaluation:
     check_settings(config)
     if config.predictions is not None:
         return evaluate_scores(spark, config)
-    store, runs = locate(config.data), [locate(run) for run in config.run]
-    out = locate(config.out) if config.out else runs[0]
+    store, runs = locate(config.data), [run_folder(run) for run in config.run]
+    out = run_folder(config.out) if config.out else runs[0]
     manifest = read_manifest(store)
     for run in runs:
         check_fit(store, run, manifest)
     check_seen(runs, store, manifest, config.split)
     val = validation_split(runs, store, manifest, config.split)
     against = read_against(config, manifest) if config.against else None
-    models = tuple(model_facts(run) for run in runs)
+    models = tuple(model_and_digest(run) for run in runs)
     scorer = Scorer(models, config.flip, config.batch_size)
-    out.make_directory()
+    out.place.make_directory()
     spark = start_session(spark, "evaluate")
     scored = {}
     for split in dict.fromkeys([val, config.split] if val else [config.split]):
@@ -135,11 +144,11 @@ def data_of(manifest: Manifest) -> dict[str, str]:
 
 
 def score(
-    spark, store, manifest, split: str, scorer: Scorer, out: Location, facts: dict, asked: str
+    spark, store, manifest, split: str, scorer: Scorer, out: RunFolder, facts: dict, asked: str
 ) -> pd.DataFrame:
     """Score a split into ``OUT/predictions`` and return it; the validation split only once."""
     before = tables.read_facts(out).get(split, {})
-    folder = out / "predictions" / f"split={split}"
+    folder = out.table(PREDICTIONS, split)
     if (
         split != asked
         and folder.is_directory()
@@ -159,8 +168,9 @@ def score(
         scores.write.mode("overwrite").parquet(folder.spark_uri)
     seconds = time.monotonic() - started
     print(f"{images:,} images in {duration(seconds)}, {images / seconds:.1f} images/s", flush=True)
-    for name in ("metrics", "subgroups", "comparison", "localisation", "examples"):
-        (out / name / f"split={split}").delete_directory()  # what was said of other scores
+    for name in TABLES:
+        if name != PREDICTIONS:
+            out.table(name, split).delete_directory()  # what was said of other scores
     table = folder.read_table().to_pandas()
     if not np.isfinite(scores_of(table)).all():
         bad = (~np.isfinite(scores_of(table))).any(axis=1)
@@ -183,7 +193,7 @@ def scores_of(table: pd.DataFrame) -> np.ndarray:
     return table[[PROBABILITY + finding for finding in FINDINGS]].to_numpy(np.float64)
 
 
-def describe(table, validation, config, out: Location, split: str, fitted_on: str | None):
+def describe(table, validation, config, out: RunFolder, split: str, fitted_on: str | None):
     """Metrics of all images and of subgroups: written and printed. Returns the former."""
     fitted = None if validation is None else fit(labels_of(validation), scores_of(validation))
     groups = groups_of(table)
@@ -191,9 +201,9 @@ def describe(table, validation, config, out: Location, split: str, fitted_on: st
         labels_of(table), scores_of(table), table["patient_id"].to_numpy(str), config.bootstrap,
         groups, fitted,
     )  # fmt: skip
-    tables.write_split(out / "metrics", split, found[0], tables.metrics_schema())
+    tables.write_split(out, METRICS, split, found[0], tables.metrics_schema())
     rows = tables.subgroup_rows(groups, found)
-    tables.write_split(out / "subgroups", split, rows, tables.subgroups_schema())
+    tables.write_split(out, SUBGROUPS, split, rows, tables.subgroups_schema())
     notes = tables.warnings_text(groups, found)
     facts = tables.read_facts(out)[split]
     tables.write_facts(out, split, facts | {
@@ -204,13 +214,13 @@ def describe(table, validation, config, out: Location, split: str, fitted_on: st
     if fitted_on is None:
         chosen = "no thresholds and no temperature, which need a validation split"
         chosen += " (--validation-predictions)" * (split == GIVEN)
-    print(chosen, out / "metrics", sep="\n", flush=True)
+    print(chosen, out.table(METRICS), sep="\n", flush=True)
     return found[0]
 
 
 def evaluate_scores(spark, config: EvaluateConfig) -> Evaluation:
     """Metrics of scores that are there already."""
-    out, path, name = locate(config.out), config.predictions, named(config.predictions)
+    out, path, name = run_folder(config.out), config.predictions, named(config.predictions)
     table = with_labels(read_scores(path, "--predictions"), config.labels, f"--predictions {name}")
     check_runs_of(table)
     validation = None
@@ -224,8 +234,8 @@ def evaluate_scores(spark, config: EvaluateConfig) -> Evaluation:
                 "may be fitted on other patients only"
             )
     against = read_against(config, None) if config.against else None
-    out.make_directory()
-    folder = out / "predictions" / f"split={GIVEN}"
+    out.place.make_directory()
+    folder = out.table(PREDICTIONS, GIVEN)
     folder.delete_directory()
     folder.write_table(pa.Table.from_pandas(table, preserve_index=False))
     tables.write_facts(out, GIVEN, {
@@ -243,14 +253,12 @@ def evaluate_scores(spark, config: EvaluateConfig) -> Evaluation:
 
 def read_against(config: EvaluateConfig, manifest: Manifest | None) -> pd.DataFrame:
     """The scores of the other model: an evaluated run's of the same split, or scores as they are."""
-    place = locate(config.against) if isinstance(config.against, str) else None
-    if place is None or not (place.is_directory() and (
-        (place / "lineage.json").is_file() or (place / tables.FACTS).is_file()
-    )):  # fmt: skip
+    place = run_folder(config.against) if isinstance(config.against, str) else None
+    if place is None or not (place.lineage.is_file() or place.evaluation.is_file()):
         return read_scores(config.against, "--against")
     facts = tables.read_facts(place)
     for split in (config.split, GIVEN):
-        folder = place / "predictions" / f"split={split}"
+        folder = place.table(PREDICTIONS, split)
         other = facts.get(split, {}).get("store_fingerprint")
         if folder.is_directory() and (not manifest or other in (None, manifest.fingerprint)):
             return folder.read_table().to_pandas()
@@ -260,7 +268,7 @@ def read_against(config: EvaluateConfig, manifest: Manifest | None) -> pd.DataFr
     )
 
 
-def compare(table: pd.DataFrame, other: pd.DataFrame, config, out: Location, split: str) -> None:
+def compare(table: pd.DataFrame, other: pd.DataFrame, config, out: RunFolder, split: str) -> None:
     """Compare with another model on the images that both have: written and printed."""
     name = named(config.against)
     columns = [PROBABILITY + finding for finding in FINDINGS]
@@ -276,15 +284,15 @@ def compare(table: pd.DataFrame, other: pd.DataFrame, config, out: Location, spl
         labels_of(both), scores_of(both), second, both["patient_id"].to_numpy(str), config.bootstrap
     )
     rows = [{**r, "images": len(both), "other": name} for r in records]
-    tables.write_split(out / "comparison", split, rows, tables.comparison_schema())
+    tables.write_split(out, COMPARISON, split, rows, tables.comparison_schema())
     print(tables.comparison_text(records, name), flush=True)
 
 
-def result(spark, out: Location, split: str) -> Evaluation:
+def result(spark, out: RunFolder, split: str) -> Evaluation:
     """The written tables as Spark DataFrames."""
     frames = [
-        spark.read.option("basePath", (out / name).spark_uri)
-        .parquet((out / name / f"split={split}").spark_uri)
-        for name in ("predictions", "metrics")
+        spark.read.option("basePath", out.table(name).spark_uri)
+        .parquet(out.table(name, split).spark_uri)
+        for name in (PREDICTIONS, METRICS)
     ]  # fmt: skip
     return Evaluation(*frames)

@@ -22,6 +22,7 @@ from chexspark.evaluation.localisation import (
     localisation_text,
     usable_boxes,
 )
+from chexspark.run.folder import EXAMPLES, LOCALISATION
 from chexspark.spark_progress import watched
 from chexspark.store.row_groups import RowGroup, image_names, read_row_group, row_groups
 
@@ -137,7 +138,7 @@ def write_maps(spark, store, manifest, split, model, out, table, records, batch_
         print(f"note: no class activation maps: {error}", flush=True)
         return
     rows = [example_row(example, mapped[example.name], boxes) for example in examples]
-    tables.write_split(out / "examples", split, rows, EXAMPLES_SCHEMA)
+    tables.write_split(out, EXAMPLES, split, rows, EXAMPLES_SCHEMA)
     if not boxed:
         return
     usable, note = usable_boxes(boxes, mapped)
@@ -145,5 +146,5 @@ def write_maps(spark, store, manifest, split, model, out, table, records, batch_
         print(f"note: {note}", flush=True)
     if len(usable):
         found = localisation_records(usable, mapped)
-        tables.write_split(out / "localisation", split, found, LOCALISATION_SCHEMA)
-        print(localisation_text(found), out / "localisation", sep="\n", flush=True)
+        tables.write_split(out, LOCALISATION, split, found, LOCALISATION_SCHEMA)
+        print(localisation_text(found), out.table(LOCALISATION), sep="\n", flush=True)

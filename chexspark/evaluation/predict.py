@@ -16,12 +16,13 @@ from pyspark.sql.functions import lit
 from chexspark.arguments import takes
 from chexspark.config import PredictConfig
 from chexspark.errors import UserError
-from chexspark.evaluation import seen_patients_check
 from chexspark.evaluation.inference import PROBABILITIES, Scorer, probabilities_of
-from chexspark.evaluation.runs import check_model, model_facts
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import BadImage, prepare
 from chexspark.ingestion.sources import SourceFile, archive_members, find_sources
+from chexspark.run.folder import RunFolder, model_and_digest, run_folder
+from chexspark.run.lineage import read_lineage
+from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
@@ -46,7 +47,7 @@ def predict(spark, config: PredictConfig) -> Predicted:
 
     Raises UserError for what the user can mend.
     """
-    runs, out = [locate(run) for run in config.run], locate(config.out)
+    runs, out = [run_folder(run) for run in config.run], locate(config.out)
     if len(set(config.run)) < len(config.run):
         raise UserError("--run names a run twice: an ensemble needs different ones")
     size = image_size(runs)
@@ -57,7 +58,7 @@ def predict(spark, config: PredictConfig) -> Predicted:
     files, archives = find_sources(config.images)
     sources = [tuple(files[i : i + TASK_IMAGES]) for i in range(0, len(files), TASK_IMAGES)]
     sources += [(archive,) for archive in archives]
-    models = tuple(model_facts(run) for run in runs)
+    models = tuple(model_and_digest(run) for run in runs)
     scorer = Scorer(models, config.flip, config.batch_size)
     out.make_directory()
     spark = start_session(spark, "predict")
@@ -102,12 +103,12 @@ def tell(result: Predicted, out: Location, beside: Location) -> None:
     print(f"{good:,} images: {out}", flush=True)
 
 
-def image_size(runs: list[Location]) -> int:
+def image_size(runs: list[RunFolder]) -> int:
     """The one size of the runs' images. Raises UserError where they differ or have no model."""
     sizes = {}
     for run in runs:
-        check_model(run)
-        sizes[seen_patients_check.read_lineage(run)["image_size"]] = run
+        check_run(run)
+        sizes[read_lineage(run)["image_size"]] = run
     if len(sizes) > 1:
         listed = ", ".join(f"{run} at {size}" for size, run in sorted(sizes.items()))
         raise UserError(f"--run: an ensemble needs one image size, but {listed} pixels")

@@ -3,9 +3,6 @@
 The page is one self-contained file: it loads nothing and runs nothing.
 """
 
-import json
-
-import yaml
 from jinja2 import Environment, PackageLoader
 
 from chexspark.arguments import takes
@@ -13,7 +10,10 @@ from chexspark.config import ReportConfig
 from chexspark.errors import UserError
 from chexspark.evaluation import plots, sections, tables
 from chexspark.evaluation.sections import Evaluated, Trained
-from chexspark.storage import Location, locate
+from chexspark.run.folder import METRICS, PREDICTIONS, SUBGROUPS, TABLES, RunFolder, run_folder
+from chexspark.run.history import has_history, read_history
+from chexspark.run.lineage import read_lineage
+from chexspark.run.settings import read_settings
 
 ORDER = ("test", "given", "val", "train")  # the report is of the first of these that was evaluated
 
@@ -24,7 +24,7 @@ def report(spark, config: ReportConfig) -> str:
 
     Raises UserError when the run is not evaluated.
     """
-    run, *others = (locate(name) for name in config.run)
+    run, *others = (run_folder(name) for name in config.run)
     evaluated = read_evaluated(run, config.split)
     trained = read_trained(training_run(run, evaluated.facts))
     compared = [read_trained(other) for other in others]
@@ -38,19 +38,19 @@ def report(spark, config: ReportConfig) -> str:
     pages.filters |= {"spoken": plots.spoken, "figure": sections.figure}
     pages.filters["chance"] = lambda p: tables.p_text(p) or "–"
     content = sections.contents(str(run), evaluated, trained, compared)
-    place = run / "report.html"
+    place = run.report
     place.write_text(pages.get_template("report.html.jinja").render(content))
-    card = run / "model_card.md"
+    card = run.model_card
     words = pages.overlay(autoescape=False)
     card.write_text(words.get_template("model_card.md.jinja").render(content))
     print(f"report: {place}\nmodel card: {card}")
     return str(place)
 
 
-def read_evaluated(run: Location, split: str | None) -> Evaluated:
+def read_evaluated(run: RunFolder, split: str | None) -> Evaluated:
     """What evaluate wrote of a split. Raises UserError where there is nothing, or not that split."""
     done = [s for s, facts in tables.read_facts(run).items() if facts.get("metrics")]
-    if not done and not (run / "history").is_directory():
+    if not done and not has_history(run):
         raise UserError(f"--run {run} has no history: run jobs/train.py first")
     if not done:
         raise UserError(f"--run {run} has no metrics: run jobs/evaluate.py first")
@@ -60,30 +60,24 @@ def read_evaluated(run: Location, split: str | None) -> Evaluated:
             f"jobs/evaluate.py --split {split}"
         )
     split = split or next(name for name in ORDER if name in done)
-    names = ("predictions", "metrics", "subgroups", "examples", "localisation", "comparison")
-    found = {name: tables.read_split(run / name, split) for name in names}
-    for name in ("predictions", "metrics", "subgroups"):
+    found = {name: tables.read_split(run, name, split) for name in TABLES}
+    for name in (PREDICTIONS, METRICS, SUBGROUPS):
         if found[name] is None:
-            raise UserError(f"{run / name} has no split {split}: run jobs/evaluate.py again")
+            raise UserError(f"{run.table(name)} has no split {split}: run jobs/evaluate.py again")
     return Evaluated(split, tables.read_facts(run)[split], **found)
 
 
-def training_run(run: Location, facts: dict) -> Location | None:
+def training_run(run: RunFolder, facts: dict) -> RunFolder | None:
     """The one run that was trained for what was evaluated, where it is in reach."""
-    if (run / "history").is_directory():
+    if has_history(run):
         return run
     runs = facts.get("runs", [])
-    return locate(runs[0]) if len(runs) == 1 else None
+    return run_folder(runs[0]) if len(runs) == 1 else None
 
 
-def read_trained(run: Location | None) -> Trained | None:
+def read_trained(run: RunFolder | None) -> Trained | None:
     """What train wrote, or None."""
-    if run is None or not (run / "history").is_directory():
+    if run is None or not has_history(run):
         return None
-    settings = run / "config.yaml"
-    return Trained(
-        str(run),
-        (run / "history").read_table().to_pandas().sort_values("epoch", ignore_index=True),
-        json.loads((run / "lineage.json").read_text()),
-        yaml.safe_load(settings.read_text()) if settings.is_file() else {},
-    )
+    _, settings = read_settings(run)
+    return Trained(str(run), read_history(run), read_lineage(run), settings)

@@ -4,10 +4,10 @@ In: a run, the patients of what is to be scored. Out: nothing, or a UserError th
 The lineage tells which store and split the run saw, ``RUN/trained_patients`` which patients.
 """
 
-import json
-
 from chexspark.errors import UserError
-from chexspark.run.seen_patients import FOLDER, digest_of, patient_hash, read_seen_patients
+from chexspark.run.folder import RunFolder
+from chexspark.run.lineage import Lineage, read_lineage
+from chexspark.run.seen_patients import digest_of, patient_hash, read_seen_patients
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 
@@ -17,15 +17,7 @@ REMEDY = (
 )
 
 
-def read_lineage(run: Location) -> dict:
-    """``RUN/lineage.json``. Raises UserError where there is none."""
-    place = run / "lineage.json"
-    if not place.is_file():
-        raise UserError(f"--run {run} has no lineage.json: give a folder that jobs/train.py wrote")
-    return json.loads(place.read_text())
-
-
-def check_store(run: Location, store: Location, manifest: Manifest, split: str, patients) -> None:
+def check_split(run: RunFolder, store: Location, manifest: Manifest, split: str, patients) -> None:
     """Raise UserError when a split of a store has patients that the run has seen.
 
     For a run that was written before runs listed their patients, only its own store can be known.
@@ -46,20 +38,22 @@ def check_store(run: Location, store: Location, manifest: Manifest, split: str, 
         )
 
 
-def seen_patients(run: Location, lineage: dict) -> dict[str, str] | None:
+def seen_patients(run: RunFolder, lineage: Lineage) -> dict[str, str] | None:
     """Patient hash → split, or None. Raises UserError when the table is not the lineage's."""
     seen = read_seen_patients(run)
     if seen is not None and digest_of(sorted(seen.items())) != lineage.get("trained_patients"):
         raise UserError(
-            f"{run / FOLDER} is not the table that {run / 'lineage.json'} tells of: one of the two "
+            f"{run.seen_patients} is not the table that {run.lineage} tells of: one of the two "
             "was changed; train again"
         )
     if seen is None and lineage.get("trained_patients"):
-        raise UserError(f"{run / FOLDER} is missing: copy it along with the run")
+        raise UserError(f"{run.seen_patients} is missing: copy it along with the run")
     return seen
 
 
-def check_patients(run, seen: dict[str, str], patients, what: str, selected_may: bool) -> None:
+def check_patients(
+    run: RunFolder, seen: dict[str, str], patients, what: str, selected_may: bool
+) -> None:
     """Raise UserError when `patients` were trained on, or (unless `selected_may`) validated on."""
     found = [seen[h] for h in map(patient_hash, patients) if h in seen]
     trained = found.count("train")

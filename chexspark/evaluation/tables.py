@@ -12,9 +12,8 @@ import pyarrow as pa
 
 from chexspark.evaluation import comparison, metrics
 from chexspark.evaluation.subgroups import Group
-from chexspark.storage import Location
-
-FACTS = "evaluation.json"
+from chexspark.run.folder import RunFolder
+from chexspark.text_files import read_json
 
 
 def metrics_schema() -> pa.Schema:
@@ -57,29 +56,32 @@ def subgroup_rows(groups: list[Group], tables: list[list[dict]]) -> list[dict]:
     ]
 
 
-def write_split(place: Location, split: str, rows: list[dict], schema: pa.Schema) -> None:
+def write_split(out: RunFolder, name: str, split: str, rows: list[dict], schema: pa.Schema) -> None:
     """Write the rows of one split in place of those that were there; other splits stay."""
-    folder = place / f"split={split}"
+    folder = out.table(name, split)
     folder.delete_directory()
     folder.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def read_split(place: Location, split: str) -> pd.DataFrame | None:
+def read_split(out: RunFolder, name: str, split: str) -> pd.DataFrame | None:
     """The rows of one split, or None where it has none."""
-    folder = place / f"split={split}"
+    folder = out.table(name, split)
     return folder.read_table().to_pandas() if folder.is_directory() else None
 
 
-def read_facts(out: Location) -> dict:
+def read_facts(out: RunFolder) -> dict:
     """Split → what was scored; empty where nothing was."""
-    place = out / FACTS
-    return json.loads(place.read_text()) if place.is_file() else {}
+    return (
+        read_json(out.evaluation, str(out.evaluation), "evaluate again, into a new --out")
+        if out.evaluation.is_file()
+        else {}
+    )
 
 
-def write_facts(out: Location, split: str, facts: dict) -> None:
-    out.make_directory()
+def write_facts(out: RunFolder, split: str, facts: dict) -> None:
+    out.place.make_directory()
     text = json.dumps(read_facts(out) | {split: facts}, indent=1) + "\n"
-    (out / FACTS).write_text(text)
+    out.evaluation.write_text(text)
 
 
 def metrics_text(records: list[dict], split: str) -> str:

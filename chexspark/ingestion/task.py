@@ -231,6 +231,7 @@ def row_of(kept: Kept, label: Label, image: StoredImage) -> dict:
         "inverted": image.inverted,
         "perceptual_hash": kept.perceptual_hash,
         "pixel_digest": kept.pixel_digest,
+        "source": None,  # one set of images so far
     }
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from chexspark.errors import UserError
 from chexspark.models import LOGITS, MODELS
+from chexspark.run.folder import RunFolder
 from chexspark.storage import Location, locate
 
 HDF5_MARK, ZIP_MARK = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
@@ -49,9 +50,9 @@ def find_weights(name: str, uri: str) -> tuple[Location, bytes]:
     """
     place = locate(uri)
     if place.is_directory():
-        if not (place / "best" / "model.keras").is_file():
-            raise UserError(f"--weights {place}: this folder is not a run with a best/model.keras")
-        place = place / "best" / "model.keras"
+        run, place = place, RunFolder(place).best_model
+        if not place.is_file():
+            raise UserError(f"--weights {run}: this folder is not a run with a best/model.keras")
     if not place.is_file():
         imagenet = MODELS[name].weights
         remedy = f"; {name}'s ImageNet weights are {imagenet}" if imagenet else ""

@@ -1,50 +1,54 @@
 """The model of the best epoch: ``RUN/best``. Runs on rank 0; `settle` on the driver too.
 
 In: a model and its row of the history. Out: ``model.keras`` and ``best.json``. They wait aside until
-a checkpoint knows of their epoch, so that ``RUN/best`` is always of the history that goes on.
+a checkpoint knows of their epoch, so that ``RUN/best`` is always of the history that is continued.
 """
 
 import json
 import tempfile
 from pathlib import Path
 
-from chexspark.storage import Location
-
-MODEL, FIGURES = "model.keras", "best.json"
-
-
-def waiting(run: Location) -> Location:
-    """Where a model is until a checkpoint knows of it."""
-    return run / "best-unfinished"
+from chexspark.errors import UserError
+from chexspark.run.folder import RunFolder
+from chexspark.text_files import read_json
 
 
-def save_best(model, run: Location, figures: dict) -> None:
-    """Write the whole Keras model aside, then the figures of its epoch."""
-    place = waiting(run)
-    place.make_directory()
+def save_best(model, run: RunFolder, figures: dict) -> None:
+    """Write the whole Keras model aside, then the figures of its epoch (its row of the history)."""
+    run.waiting.make_directory()
     with tempfile.TemporaryDirectory(prefix="chexspark-") as folder:
-        path = Path(folder) / MODEL
+        path = Path(folder) / "model.keras"
         model.save(path)
-        (place / MODEL).write_bytes(path.read_bytes())
-    (place / FIGURES).write_text(json.dumps(figures, indent=1) + "\n")
+        run.waiting_model.write_bytes(path.read_bytes())
+    run.waiting_figures.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def promote(run: Location) -> None:
+def promote(run: RunFolder) -> None:
     """Put the model that waits, if there is one, into ``RUN/best``."""
-    aside, place = waiting(run), run / "best"
-    if (aside / FIGURES).is_file():
-        place.make_directory()
-        for name in (MODEL, FIGURES):  # the model may be there already, after a death in between
-            if (aside / name).is_file():
-                (aside / name).move_to(place / name)
-        aside.delete_directory()
+    if run.waiting_figures.is_file():
+        run.best.make_directory()
+        # The model may be there already, after a death in between.
+        if run.waiting_model.is_file():
+            run.waiting_model.move_to(run.best_model)
+        run.waiting_figures.move_to(run.best_figures)
+        run.waiting.delete_directory()
 
 
-def settle(run: Location, history: list[dict]) -> None:
+def settle(run: RunFolder, history: list[dict]) -> None:
     """After a death: promote the model that waits if it is of this history, or delete it."""
-    figures = waiting(run) / FIGURES
-    if figures.is_file():
-        epoch = json.loads(figures.read_text())["epoch"]
+    if run.waiting_figures.is_file():
+        epoch = read_json(run.waiting_figures, str(run.waiting_figures))["epoch"]
         if any(row["epoch"] == epoch for row in history):
             promote(run)
-    waiting(run).delete_directory()
+    run.waiting.delete_directory()
+
+
+def best_learning_rate(run: RunFolder) -> float | None:
+    """The learning rate of the best epoch; None where there is none. Raises UserError for damage."""
+    if not run.best_figures.is_file():
+        return None
+    figures = read_json(run.best_figures, str(run.best_figures))
+    try:
+        return float(figures["learning_rate"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.best_figures} is damaged: it has no learning_rate") from error

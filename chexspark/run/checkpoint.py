@@ -12,17 +12,37 @@ import os
 import re
 import threading
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import xxhash
 from pyarrow.fs import LocalFileSystem
 
 from chexspark.errors import UserError
+from chexspark.run.folder import LAYOUT_VERSION
 from chexspark.run.moment import Moment
 from chexspark.storage import Location
 
 KEPT = 2  # the last ones
 ARRAYS, STATE, UNFINISHED = "arrays.npz", "state.json", "unfinished-"
+PATTERN = "step-*"  # of the folders' names
+
+
+class State(TypedDict):
+    """Where a run stands, before a step of an epoch, and all that it remembers beside arrays."""
+
+    epoch: int  # counted from 0, as `step` is
+    step: int
+    steps: int  # of an epoch
+    losses: float  # sum over the steps of this epoch so far
+    finished: bool
+    plateau: dict  # fields of `training.schedule.Plateau`
+    best: tuple[float, float]  # mean AUROC and negative loss of the best epoch
+    history: list[dict]  # rows of ``RUN/history``
+    seed: int
+    global_batch: int  # images per step over all ranks
+    world_size: int
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -30,7 +50,7 @@ class Checkpoint:
     """A whole checkpoint: its state, and where its arrays are."""
 
     place: Location
-    state: dict
+    state: State
 
     def arrays(self) -> list[np.ndarray]:
         """Read the arrays, in the order in which they were given."""
@@ -38,7 +58,7 @@ class Checkpoint:
             return [file[f"{number:05}"] for number in range(len(file.files))]
 
 
-def moment_of(state: dict) -> Moment:
+def moment_of(state: State) -> Moment:
     """Where the run stood."""
     return Moment(state["epoch"], state["step"], state["steps"])
 
@@ -84,7 +104,7 @@ class Writer:
             if name.startswith(UNFINISHED):  # of a rank that was killed while it wrote
                 (folder / name).delete_directory()
 
-    def write(self, step: int, arrays: list[np.ndarray], state: dict) -> None:
+    def write(self, step: int, arrays: list[np.ndarray], state: State) -> None:
         """Begin to write ``step-<step>``, after the one before it is done.
 
         The state may change afterwards, the arrays may not.
@@ -100,7 +120,7 @@ class Writer:
             self.thread.join()
             self.thread = None
 
-    def _work(self, step: int, arrays: list[np.ndarray], state: dict) -> None:
+    def _work(self, step: int, arrays: list[np.ndarray], state: State) -> None:
         try:
             save(self.folder, step, arrays, state)
             self.then()
@@ -108,7 +128,7 @@ class Writer:
             self.on_problem(f"checkpoint of step {step} was not written: {error}")
 
 
-def save(folder: Location, step: int, arrays: list[np.ndarray], state: dict) -> None:
+def save(folder: Location, step: int, arrays: list[np.ndarray], state: State) -> None:
     """Write a checkpoint aside, sync it, rename it whole, remove all but the last two."""
     buffer = io.BytesIO()
     np.savez(buffer, **{f"{number:05}": array for number, array in enumerate(arrays)})
@@ -117,7 +137,7 @@ def save(folder: Location, step: int, arrays: list[np.ndarray], state: dict) -> 
     # An object store cannot rename folders: there the state, written last, makes it whole.
     aside = place if folder.filesystem.type_name == "s3" else folder / f"{UNFINISHED}{step}"
     aside.delete_directory()
-    state = state | {"arrays": xxhash.xxh3_64_hexdigest(content)}
+    state = {"layout_version": LAYOUT_VERSION, **state, "arrays": xxhash.xxh3_64_hexdigest(content)}
     try:
         aside.make_directory()
         write_synced(aside / ARRAYS, content)

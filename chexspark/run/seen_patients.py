@@ -8,11 +8,11 @@ import hashlib
 
 import pyarrow as pa
 
+from chexspark.run.folder import RunFolder
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 from chexspark.store.row_groups import patients_of_split
 
-FOLDER = "trained_patients"
 SEEN = ("train", "val")  # learned from; chose the best epoch, the thresholds and the temperature
 
 
@@ -21,7 +21,7 @@ def patient_hash(patient_id: str) -> str:
     return hashlib.sha256(patient_id.encode()).hexdigest()
 
 
-def write_seen_patients(run: Location, store: Location, manifest: Manifest) -> str:
+def write_seen_patients(run: RunFolder, store: Location, manifest: Manifest) -> str:
     """Write the table and return the SHA-256 of its rows, for the lineage."""
     rows = sorted(
         (patient_hash(patient), split)
@@ -29,15 +29,15 @@ def write_seen_patients(run: Location, store: Location, manifest: Manifest) -> s
         for patient in patients_of_split(store, manifest, split)
     )
     columns = list(zip(*rows, strict=True))
-    (run / FOLDER).write_table(pa.table(columns, names=["patient_hash", "split"]))
+    run.seen_patients.write_table(pa.table(columns, names=["patient_hash", "split"]))
     return digest_of(rows)
 
 
-def read_seen_patients(run: Location) -> dict[str, str] | None:
+def read_seen_patients(run: RunFolder) -> dict[str, str] | None:
     """Patient hash → split, as the run saw them; None where a run has no such table."""
-    if not (run / FOLDER).is_directory():
+    if not run.seen_patients.is_directory():
         return None
-    table = (run / FOLDER).read_table().select(["patient_hash", "split"])
+    table = run.seen_patients.read_table().select(["patient_hash", "split"])
     return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 

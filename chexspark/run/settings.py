@@ -1,44 +1,82 @@
-"""Whether a run is new, may go on, or is finished. Runs on the driver.
+"""The settings that a run began with: ``RUN/config.yaml``. Runs on the driver.
 
-In: the run's folder and the config asked for. Out: the config to run with, or UserError.
+In: the run and the config asked for. Out: the config to run with, or UserError. Settings of an
+older layout are read under the names of today.
 """
 
 import dataclasses
-import json
 
 import yaml
 
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError
 from chexspark.run.checkpoint import Checkpoint, latest
+from chexspark.run.folder import LAYOUT_VERSION, RunFolder, check_layout, check_model
+from chexspark.run.lineage import read_lineage
 from chexspark.settings import build
-from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
+from chexspark.text_files import read_yaml
 
 # What may change from one start to the next: nothing that the weights depend on, but for rounding.
-FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "plan",
-        "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds"}  # fmt: skip
+FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "dry_run",
+        "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds", "wait_seconds"}  # fmt: skip
+VERSION = "layout_version"
+RENAMED = {1: {"plan": "dry_run"}}  # by layout version: old name → new name
 
 
-def earlier_config(run: Location) -> TrainConfig | None:
+def write_settings(run: RunFolder, config: TrainConfig) -> None:
+    """Write the effective settings, with the layout version first."""
+    values = {VERSION: LAYOUT_VERSION} | dataclasses.asdict(config)
+    run.settings.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def read_settings(run: RunFolder) -> tuple[int, dict]:
+    """The layout version and the settings by today's names; 1 and none where there is no file.
+
+    Raises UserError for a damaged file, or a layout that is not known here.
+    """
+    if not run.settings.is_file():
+        return 1, {}
+    values = read_yaml(run.settings, str(run.settings), "copy the run again")
+    version = check_layout(run, values.pop(VERSION, 1))
+    names = RENAMED.get(version, {})
+    return version, {names.get(name, name): value for name, value in values.items()}
+
+
+def check_run(run: RunFolder) -> None:
+    """Raise UserError unless the folder is a run of a layout known here, with a best model."""
+    check_model(run)
+    read_settings(run)
+
+
+def earlier_config(run: RunFolder) -> TrainConfig | None:
     """The config of the run that is in this folder; none for a new or empty folder.
 
-    Raises UserError when there are files, but no run.
+    Raises UserError when there are files, but no run, or a run that cannot be resumed here.
     """
-    if not run.exists():
+    if not run.place.exists():
         return None
-    if not run.is_directory():
+    if not run.place.is_directory():
         raise UserError(f"--run {run} is a file: give a folder")
-    place = run / "config.yaml"
-    if place.is_file():
-        return build(TrainConfig, yaml.safe_load(place.read_text()))
+    if run.settings.is_file():
+        version, values = read_settings(run)
+        if version != LAYOUT_VERSION:
+            raise UserError(
+                f"--run {run} has layout version {version}, and only runs of version "
+                f"{LAYOUT_VERSION} are resumed: give a new folder (evaluate, predict and report take "
+                "this one as it is)"
+            )
+        try:
+            return build(TrainConfig, values)
+        except UserError as error:
+            raise UserError(f"{run.settings} is damaged: {error}") from error
     # A doctor that was killed may have left a mark.
-    if any(not file.base_name.startswith(".") for file in run.list_files()):
+    if any(not file.base_name.startswith(".") for file in run.place.list_files()):
         raise UserError(f"--run {run} has files in it, but no run: give a new folder")
     return None
 
 
-def check_same(run: Location, config: TrainConfig, earlier: TrainConfig) -> None:
+def check_same(run: RunFolder, config: TrainConfig, earlier: TrainConfig) -> None:
     """Raise UserError that lists what differs, where the weights would depend on it."""
     changed = [
         f"{name} was {was!r}, now {getattr(config, name)!r}"
@@ -48,19 +86,16 @@ def check_same(run: Location, config: TrainConfig, earlier: TrainConfig) -> None
     if changed:
         raise UserError(
             f"--run {run} was begun with other settings: {'; '.join(changed)}; give these again to "
-            "go on, or a new folder"
+            "resume it, or a new folder"
         )
 
 
-def check_store(run: Location, manifest: Manifest) -> None:
+def check_same_store(run: RunFolder, manifest: Manifest) -> None:
     """Raise UserError when the run was begun on other images."""
-    lineage = run / "lineage.json"
-    if lineage.is_file():
-        known = json.loads(lineage.read_text())["store_fingerprint"]
-        if known != manifest.fingerprint:
-            raise UserError(f"--run {run} was begun on another store: give that, or a new folder")
+    if run.lineage.is_file() and read_lineage(run)["store_fingerprint"] != manifest.fingerprint:
+        raise UserError(f"--run {run} was begun on another store: give that, or a new folder")
 
 
-def standing(run: Location) -> Checkpoint | None:
+def last_checkpoint(run: RunFolder) -> Checkpoint | None:
     """The last checkpoint, as far as its state tells."""
-    return latest(run / "checkpoints", thorough=False)
+    return latest(run.checkpoints, thorough=False)

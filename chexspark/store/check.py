@@ -6,6 +6,7 @@ Parquet footers are looked at; the images' bytes are checked by the reader, as i
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexspark.errors import UserError
@@ -18,14 +19,15 @@ THREADS = 8  # on an object store a footer is a matter of waiting
 
 def check_files(store: Location, manifest: Manifest, splits) -> None:
     """Raise UserError that names the first file which is missing or not what ingest wrote."""
+    schema = parquet_schema(manifest.image_size, manifest.schema_version)
     files = [file for split in splits for file in manifest.splits[split].files]
     with ThreadPoolExecutor(THREADS) as pool:
-        for fault in pool.map(lambda file: fault_of(store, file, manifest.image_size), files):
+        for fault in pool.map(lambda file: fault_of(store, file, schema), files):
             if fault:
                 raise UserError(f"--data {store}: {fault}; ingest again")
 
 
-def fault_of(store: Location, file: StoreFile, size: int) -> str | None:
+def fault_of(store: Location, file: StoreFile, schema: pa.Schema) -> str | None:
     """What is wrong with one file, in words."""
     place = store / file.path
     info = place.filesystem.get_file_info(place.path)
@@ -39,6 +41,6 @@ def fault_of(store: Location, file: StoreFile, size: int) -> str | None:
     except (OSError, ValueError) as error:
         return f"{file.path} is not readable as Parquet ({error})"
     rows = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
-    if rows != file.row_groups or footer.schema.to_arrow_schema() != parquet_schema(size):
+    if rows != file.row_groups or footer.schema.to_arrow_schema() != schema:
         return f"{file.path} has other row groups or columns than ingest wrote"
     return None

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.storage import Location
+from chexspark.text_files import read_json
 
-SCHEMA_VERSION = 1  # of the store's layout
+# Of the store's layout. 1: NIH's 14 findings. 2: its own list of findings, a column `source`, and a
+# checksum per row group of the columns beside images and labels.
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
 FILE_NAME = "dataset.json"
 UNFINISHED = "_unfinished"  # the folder in which an ingest works
 SPLITS = ("train", "val", "test")
@@ -26,6 +30,7 @@ class StoreFile:
     bytes: int
     row_groups: tuple[int, ...]  # rows of each row group
     checksums: tuple[str, ...]  # XXH3 of each row group's images and labels
+    column_checksums: tuple[str, ...] = ()  # XXH3 of its other columns; none in version 1
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,12 @@ def read_manifest(store: Location) -> Manifest:
             f"{store} is not a chexspark store: it has no {FILE_NAME} ({what}); run jobs/ingest.py"
         )
     try:
-        raw = json.loads(place.read_text())
+        raw = read_json(place, str(place), "ingest again")
         version = raw["schema_version"]
-        if version != SCHEMA_VERSION:
+        if version not in READABLE:
             raise UserError(
-                f"{place} has schema version {version}, this chexspark reads {SCHEMA_VERSION}: "
-                "ingest again"
+                f"{place} has schema version {version}, this chexspark reads "
+                f"{' and '.join(map(str, READABLE))}: ingest again"
             )
         splits = {
             name: SplitSummary(
@@ -115,7 +120,11 @@ def read_manifest(store: Location) -> Manifest:
                     **split,
                     "files": tuple(
                         StoreFile(
-                            f["path"], f["bytes"], tuple(f["row_groups"]), tuple(f["checksums"])
+                            f["path"],
+                            f["bytes"],
+                            tuple(f["row_groups"]),
+                            tuple(f["checksums"]),
+                            tuple(f.get("column_checksums", ())),
                         )
                         for f in split["files"]
                     ),

@@ -7,6 +7,7 @@ fixed length, and reading is a copy. Plain Petastorm opens it; our reader needs 
 
 import functools
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +26,13 @@ def image_header(size: int) -> bytes:
     return buffer.getvalue()[: -size * size]
 
 
-def parquet_schema(size: int) -> pa.Schema:
-    """The columns of ``STORE/train``, ``val`` and ``test``, for images of `size` × `size` pixels."""
+def parquet_schema(size: int, version: int = 2) -> pa.Schema:
+    """The columns of ``STORE/train``, ``val`` and ``test``, for images of `size` × `size` pixels.
+
+    `version`: of the store's layout. `source`: the set of images that a row came from, where several
+    were put together.
+    """
+    added = [pa.field("source", pa.string())] if version > 1 else []
     return pa.schema(
         [
             pa.field("image_index", pa.string(), nullable=False),
@@ -45,6 +51,7 @@ def parquet_schema(size: int) -> pa.Schema:
             pa.field("inverted", pa.bool_(), nullable=False),
             pa.field("perceptual_hash", pa.int64(), nullable=False),
             pa.field("pixel_digest", pa.int64(), nullable=False),
+            *added,
         ]
     )
 
@@ -82,6 +89,15 @@ def labels_of(column: pa.Array) -> np.ndarray:
     if len(values) != len(column) * len(FINDINGS):
         raise ValueError(f"a row has not {len(FINDINGS)} labels")
     return values.reshape(-1, len(FINDINGS))
+
+
+def columns_checksum(table: pa.Table) -> str:
+    """XXH3, 64 bits in hex, of the values of all columns but images and labels, in their order."""
+    digest = xxhash.xxh3_64()
+    for name in table.column_names:
+        if name not in (IMAGE, LABELS):
+            digest.update(json.dumps([name, table[name].to_pylist()]).encode())
+    return digest.hexdigest()
 
 
 class RowGroupChecksum:

@@ -11,7 +11,6 @@ import math
 
 import horovod.tensorflow as hvd
 import numpy as np
-import pyarrow as pa
 
 from chexspark.config import TrainConfig
 from chexspark.data.augmentation import augment, draw
@@ -22,6 +21,8 @@ from chexspark.findings import FINDINGS
 from chexspark.models.weights import train_trunk
 from chexspark.run.best import promote, save_best, settle
 from chexspark.run.checkpoint import Writer, latest, moment_of
+from chexspark.run.folder import run_folder
+from chexspark.run.history import AUROC, write_history
 from chexspark.storage import locate
 from chexspark.store.manifest import Manifest
 from chexspark.training.clock import Clock
@@ -44,7 +45,7 @@ class Training:
         self, config: TrainConfig, manifest: Manifest, facts: RankFacts, events: EventSender
     ):
         self.config, self.facts, self.events = config, facts, events
-        self.run = locate(config.run)
+        self.run = run_folder(config.run)
         self.saved, loaded = make_model(config, manifest.image_size)
         if loaded:
             events.send("note", text=loaded)
@@ -66,8 +67,8 @@ class Training:
         epoch, step, losses = self.resume()
         with contextlib.ExitStack() as stack:
             if self.facts.rank == 0:
-                self.tensorboard = stack.enter_context(TensorBoard(self.run / "tensorboard"))
-                self.writer = Writer(self.run / "checkpoints", log.error, lambda: promote(self.run))
+                self.tensorboard = stack.enter_context(TensorBoard(self.run.tensorboard))
+                self.writer = Writer(self.run.checkpoints, log.error, lambda: promote(self.run))
                 stack.callback(self.writer.wait)
             while epoch < self.config.epochs and not self.is_over():
                 self.set_trunk(epoch)
@@ -103,8 +104,8 @@ class Training:
         """Take up the last whole checkpoint. Returns epoch, step and the epoch's losses so far."""
         found = None
         if self.facts.rank == 0:
-            found = latest(self.run / "checkpoints")
-            for place in (self.run, self.run / "history", self.run / "best"):
+            found = latest(self.run.checkpoints)
+            for place in (self.run.place, self.run.history, self.run.best):
                 place.clear_unfinished()
             settle(self.run, found.state["history"] if found else [])
         state = hvd.broadcast_object(found.state if found else None)
@@ -149,7 +150,7 @@ class Training:
             found = validate(self.steps, self.val, plan, self.goes_on)
             score = (-math.inf if math.isnan(found.mean) else found.mean, -found.loss)
             is_best = score > self.best
-            names = [f"val_auroc_{name}" for name in FINDINGS]
+            names = [AUROC + name for name in FINDINGS]
             aurocs = [none_if_nan(float(value)) for value in found.aurocs]
             row = {"epoch": epoch, "steps": self.steps_per_epoch, **figures, "val_loss": found.loss,
                    "val_auroc": none_if_nan(found.mean), **dict(zip(names, aurocs, strict=True)),
@@ -166,8 +167,7 @@ class Training:
         self.history.append(row)
         log.info("epoch %d: %s", epoch, row)
         if self.facts.rank == 0:
-            table = pa.Table.from_pylist(self.history, history_schema())
-            (self.run / "history").write_table(table)
+            write_history(self.run, self.history)
             self.tensorboard.epoch(row)
         self.events.send("epoch", **row)
 
@@ -256,14 +256,3 @@ def run_epochs(
 
 def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def history_schema() -> pa.Schema:
-    """``RUN/history``: one row per epoch, counted from 0."""
-    doubles = ["learning_rate", "train_loss", "seconds", "images_per_second", "input_share",
-               "compute_share", "allreduce_share", "val_loss", "val_auroc",
-               *(f"val_auroc_{name}" for name in FINDINGS)]  # fmt: skip
-    return pa.schema(
-        [("epoch", pa.int32()), ("steps", pa.int32()), *((n, pa.float64()) for n in doubles),
-         ("best", pa.bool_())]
-    )  # fmt: skip

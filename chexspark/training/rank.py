@@ -6,7 +6,6 @@ imports this module to send it.
 """
 
 import contextlib
-import json
 import logging
 import os
 import platform
@@ -24,6 +23,8 @@ from pyarrow.fs import LocalFileSystem
 
 from chexspark.config import TrainConfig
 from chexspark.data.plan import RankFacts
+from chexspark.run.folder import run_folder
+from chexspark.run.lineage import Lineage, write_lineage
 from chexspark.run.seen_patients import write_seen_patients
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import read_manifest
@@ -39,7 +40,7 @@ PACKAGES = ("tensorflow", "tf-keras", "horovod", "pyspark", "petastorm", "pyarro
 def run_rank(address: EventAddress, config: TrainConfig) -> dict:
     """Train as one rank among those that Horovod has started. Returns who ran where."""
     rank = int(os.environ["HOROVOD_RANK"])
-    place = locate(config.run) / "logs" / f"rank-{rank}.log"
+    place = run_folder(config.run).log_of(rank)
     with EventSender(address, rank) as events:
         logging.captureWarnings(True)
         signal.signal(signal.SIGTERM, lambda *_: events.stopping.set())
@@ -68,21 +69,19 @@ def train_as_rank(config: TrainConfig, events: EventSender) -> dict:
     ranks = hvd.allgather_object(mine)
     manifest = read_manifest(locate(config.data))
     if facts.rank == 0:
-        lineage = {
+        run = run_folder(config.run)
+        lineage: Lineage = {
             "store": config.data,
             "store_fingerprint": manifest.fingerprint,
             "split_hash": manifest.split_hash,
-            "trained_patients": write_seen_patients(
-                locate(config.run), locate(config.data), manifest
-            ),
+            "trained_patients": write_seen_patients(run, locate(config.data), manifest),
             "image_size": manifest.image_size,
             "chexspark": version("chexspark"),
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},
             "ranks": ranks,
         }
-        text = json.dumps(lineage, indent=1) + "\n"
-        (locate(config.run) / "lineage.json").write_text(text)
+        write_lineage(run, lineage)
     events.send("starting", what="the model")
     run_epochs(config, manifest, facts, events)
     hvd.shutdown()

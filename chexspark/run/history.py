@@ -1,0 +1,46 @@
+"""One row per epoch: ``RUN/history``. Written on rank 0, read on the driver."""
+
+import pandas as pd
+import pyarrow as pa
+
+from chexspark.errors import UserError
+from chexspark.findings import FINDINGS
+from chexspark.run.folder import RunFolder
+
+AUROC = "val_auroc_"  # and a finding's name
+
+
+def history_schema() -> pa.Schema:
+    """The columns; epochs are counted from 0, shares are of an epoch's time on rank 0."""
+    doubles = ["learning_rate", "train_loss", "seconds", "images_per_second", "input_share",
+               "compute_share", "allreduce_share", "val_loss", "val_auroc",
+               *(AUROC + name for name in FINDINGS)]  # fmt: skip
+    return pa.schema(
+        [("epoch", pa.int32()), ("steps", pa.int32()), *((n, pa.float64()) for n in doubles),
+         ("best", pa.bool_())]
+    )  # fmt: skip
+
+
+def write_history(run: RunFolder, rows: list[dict]) -> None:
+    run.history.write_table(pa.Table.from_pylist(rows, history_schema()))
+
+
+def has_history(run: RunFolder) -> bool:
+    return run.history.is_directory()
+
+
+def read_history(run: RunFolder) -> pd.DataFrame:
+    """All epochs in order. Raises UserError where there are none, or where they are damaged."""
+    if not has_history(run):
+        raise UserError(f"--run {run} has no history: give a folder that jobs/train.py wrote")
+    try:
+        table = run.history.read_table().to_pandas()
+        return table.sort_values("epoch", ignore_index=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{run.history} is damaged ({reason}): copy the run again") from error
+
+
+def best_epoch(history: pd.DataFrame) -> pd.Series:
+    """The row of the best epoch, whose model is ``RUN/best``."""
+    return history[history["best"]].iloc[0]

@@ -1,0 +1,51 @@
+"""Where a run comes from: ``RUN/lineage.json``. Written on rank 0, read on the driver."""
+
+import json
+from typing import TypedDict
+
+from chexspark.errors import UserError
+from chexspark.run.folder import RunFolder
+from chexspark.text_files import read_json
+
+
+class Placed(TypedDict):
+    """Where one rank ran."""
+
+    rank: int
+    host: str
+    device: str  # GPU:0, CPU
+    threads: int
+
+
+class Lineage(TypedDict):
+    """The file's content. A run from before it was recorded lacks `trained_patients`."""
+
+    store: str  # path or URI
+    store_fingerprint: str
+    split_hash: str
+    trained_patients: str  # SHA-256 of the table of seen patients
+    image_size: int  # pixels
+    chexspark: str
+    python: str
+    packages: dict[str, str]  # name → version
+    ranks: list[Placed]
+
+
+NEEDED = {"image_size": int, "store_fingerprint": str}  # by those who read a run
+
+
+def write_lineage(run: RunFolder, lineage: Lineage) -> None:
+    run.lineage.write_text(json.dumps(lineage, indent=1) + "\n")
+
+
+def read_lineage(run: RunFolder) -> Lineage:
+    """Read and check the file. Raises UserError where there is none, or where it is damaged."""
+    if not run.lineage.is_file():
+        raise UserError(f"--run {run} has no lineage.json: give a folder that jobs/train.py wrote")
+    found = read_json(run.lineage, str(run.lineage), "copy the run again")
+    for name, kind in NEEDED.items():
+        if not isinstance(found.get(name), kind):
+            raise UserError(
+                f"{run.lineage} is damaged: {name} is {found.get(name)!r}; copy the run again"
+            )
+    return found

@@ -1,0 +1,114 @@
+"""Stores and runs of the layout before this one: read rightly, or refused in one line."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from chexspark import evaluate, predict, report, train
+from chexspark.config import TrainConfig
+from chexspark.errors import UserError
+from chexspark.findings import FINDINGS
+from chexspark.phantom import write_release
+from chexspark.run.folder import LAYOUT_VERSION, RunFolder, run_folder
+from chexspark.run.settings import earlier_config, read_settings, write_settings
+from chexspark.settings import build
+from chexspark.storage import locate
+from chexspark.store.manifest import SCHEMA_VERSION, read_manifest
+from chexspark.store.row_groups import read_row_group, row_groups
+
+OLD = Path(__file__).parent / "fixtures" / "layout1"
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A copy of the store and the run that commit 5c1b2b3 wrote."""
+    return Path(shutil.copytree(OLD, tmp_path / "old"))
+
+
+def test_a_store_of_schema_1_is_read(old):
+    assert SCHEMA_VERSION == 2
+    manifest = read_manifest(locate(str(old / "store")))
+    assert manifest.schema_version == 1 and manifest.findings == FINDINGS
+    groups = row_groups(locate(str(old / "store")), manifest, "train")
+    read = [read_row_group(group, 32, ("image_index",)) for group in groups]
+    assert sum(len(piece.images) for piece in read) == manifest.splits["train"].images
+
+
+def test_a_run_of_layout_1_is_scored_as_it_was_then(spark, old):
+    before = pd.read_parquet(old / "run" / "predictions" / "split=test")
+    (old / "run" / "evaluation.json").unlink(missing_ok=True)
+    found, _ = evaluate(spark, data=str(old / "store"), run=str(old / "run"), bootstrap=100)
+    after = found.toPandas()
+    assert (after["image_index"] == before["image_index"]).all() and len(after) > 5
+    for finding in FINDINGS:
+        np.testing.assert_allclose(after[f"prob_{finding}"], before[f"prob_{finding}"], atol=1e-7)
+        assert (after[f"label_{finding}"] == before[f"label_{finding}"]).all()
+    page = Path(report(run=str(old / "run"))).read_text()
+    assert "densenet121" in page
+    write_release(out=str(old / "nih"), images=4, size=32)
+    scores = predict(
+        spark, images=str(old / "nih" / "images"), run=str(old / "run"), out=str(old / "scores")
+    )
+    assert scores.predictions.count() == 4
+
+
+def test_a_run_of_layout_1_is_not_resumed_and_both_versions_are_named(old):
+    with pytest.raises(UserError, match="layout version 1, and only runs of version 2") as raised:
+        train(data=str(old / "store"), run=str(old / "run"), num_proc=2, dry_run=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_old_keys_of_the_settings_are_mapped(old):
+    version, settings = read_settings(run_folder(str(old / "run")))
+    assert version == 1 and settings["dry_run"] is False and "plan" not in settings
+    assert build(TrainConfig, settings).epochs == 2
+
+
+@pytest.mark.parametrize("version", [LAYOUT_VERSION + 1, 0, "x", None])
+def test_a_run_of_a_layout_to_come_is_refused_by_all(old, version):
+    place = old / "run" / "config.yaml"
+    settings = yaml.safe_load(place.read_text()) | {"layout_version": version}
+    place.write_text(yaml.safe_dump(settings))
+    shutil.rmtree(old / "run" / "predictions")
+    message = f"has layout version {version!r}, this chexspark reads 1 to {LAYOUT_VERSION}"
+    for call in (
+        lambda: evaluate(data=str(old / "store"), run=str(old / "run")),
+        lambda: predict(images=str(old), run=str(old / "run"), out=str(old / "scores")),
+        lambda: train(data=str(old / "store"), run=str(old / "run"), num_proc=1, dry_run=True),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_settings_come_back_as_they_were_written(tmp_path):
+    config = build(TrainConfig, {"data": "d", "run": str(tmp_path), "epochs": 3, "num_proc": 2})
+    run = RunFolder(locate(str(tmp_path)))
+    write_settings(run, config)
+    assert earlier_config(run) == config
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["layout_version"] == 2
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("config.yaml", b"a: [", r"config.yaml is not YAML: line 1"),
+        ("config.yaml", b"epochs: \xe9", r"config.yaml is not YAML: line 1 has the byte 0xE9"),
+        ("config.yaml", b"epochs: many\ndata: d\nrun: r\nlayout_version: 2\n", "is damaged: --epochs"),
+        ("lineage.json", b'{"a": ', r"lineage.json is damaged: line 1"),
+        ("lineage.json", b"[]", r"lineage.json is damaged"),
+        ("lineage.json", b'{"image_size": "x"}', r"lineage.json is damaged: image_size is 'x'"),
+    ],
+)  # fmt: skip
+def test_damaged_files_of_a_run_are_one_line(old, name, content, message):
+    (old / "run" / name).write_bytes(content)
+    places = {"data": str(old / "store"), "run": str(old / "run")}
+    with pytest.raises(UserError, match=message) as raised:
+        if name == "config.yaml":
+            train(**places, num_proc=1, dry_run=True)
+        else:
+            evaluate(**places)
+    assert "\n" not in str(raised.value)
