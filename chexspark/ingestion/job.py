@@ -65,6 +65,7 @@ def ingest(spark, config: IngestConfig) -> Manifest:
             spark, parts, inputs, frozenset(kept.name for kept in stored), config.size
         )
         manifest, tables = summarise(inputs, config, results, stored, before, out)
+        workplace.check_held()
         publish(out, workplace.folder, manifest, tables, results)
         manifest = dataclasses.replace(manifest, seconds=round(time.monotonic() - started, 1))
         manifest.write(out)
