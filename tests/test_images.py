@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from chexspark.ingestion.images import (
-    BadImage,
+    BadImageError,
     decode,
     looks_inverted,
     perceptual_hash,
@@ -79,7 +79,7 @@ def flipped(content):
     ],
 )
 def test_a_bad_image_is_refused_with_its_reason(content, reason):
-    with pytest.raises(BadImage, match=reason):
+    with pytest.raises(BadImageError, match=reason):
         prepare(content, 32)
 
 
@@ -87,12 +87,12 @@ def test_absurd_dimensions_are_refused_by_the_header_alone():
     header = bytearray(encoded(Image.fromarray(RAMP)))
     header[16:24] = (60_000).to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
-    with pytest.raises(BadImage, match=r"absurd dimensions|exceeds limit"):
+    with pytest.raises(BadImageError, match=r"absurd dimensions|exceeds limit"):
         prepare(bytes(header), 32)
 
 
 def test_a_name_that_disagrees_with_the_content():
-    with pytest.raises(BadImage, match="extension and content disagree: named PNG, is JPEG"):
+    with pytest.raises(BadImageError, match="extension and content disagree: named PNG, is JPEG"):
         prepare(encoded(Image.fromarray(RAMP), "JPEG"), 32, "chest.png")
 
 
@@ -149,7 +149,7 @@ def test_dicom_monochrome1_is_inverted():
     ids=["colour", "frames", "truncated", "absurd"],
 )
 def test_a_bad_dicom_is_refused_with_its_reason(content, reason):
-    with pytest.raises(BadImage, match=reason):
+    with pytest.raises(BadImageError, match=reason):
         prepare(content, 32, "chest.dcm")
 
 

@@ -13,7 +13,7 @@ from chexspark.evaluation.maps import Mapped, NoMaps, map_images, map_stored
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.runs import check_fit, check_model, model_facts
 from chexspark.findings import FINDINGS, finding_position
-from chexspark.ingestion.images import BadImage, decode, prepare
+from chexspark.ingestion.images import BadImageError, decode, prepare
 from chexspark.ingestion.sources import find_sources
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
@@ -126,7 +126,7 @@ def read_images(given: tuple[str, ...], size: int):
         try:
             prepared[file.name] = prepare(content, size, file.name)
             pictures[file.name] = enlarged(decode(content, file.name)[0], PICTURE_SIDE)
-        except BadImage as error:
+        except BadImageError as error:
             raise UserError(f"--images {file.uri} cannot be used: {error}") from error
     return pictures, prepared
 

@@ -20,8 +20,8 @@ from chexspark.evaluation import seen_patients_check
 from chexspark.evaluation.inference import PROBABILITIES, Scorer, probabilities_of
 from chexspark.evaluation.runs import check_model, model_facts
 from chexspark.findings import FINDINGS
-from chexspark.ingestion.images import BadImage, prepare
-from chexspark.ingestion.sources import SourceFile, archive_members, find_sources
+from chexspark.ingestion.images import BadImageError, prepare
+from chexspark.ingestion.sources import SourceFile, find_sources, read_images
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
@@ -127,7 +127,7 @@ def source_scorer(sources: list[tuple[SourceFile, ...]], size: int, scorer: Scor
         for batch in batches:
             for position in batch.column(0).to_pylist():
                 held = []
-                for image in contents(sources[position]):
+                for image in read_images(sources[position]):
                     held.append(image)
                     if len(held) == TASK_IMAGES:
                         yield scored_batch(held, size, scorer)
@@ -138,20 +138,6 @@ def source_scorer(sources: list[tuple[SourceFile, ...]], size: int, scorer: Scor
     return score
 
 
-def contents(sources: tuple[SourceFile, ...]):
-    """Yield name, path, size, and bytes or BadImage, of every image of a task."""
-    for source in sources:
-        if source.name.lower().endswith((".png", ".jpg", ".jpeg", ".dcm")):
-            try:
-                yield source.name, source.uri, source.bytes, locate(source.uri).read_bytes()
-            except OSError as error:
-                yield source.name, source.uri, source.bytes, BadImage(f"cannot be read: {error}")
-            continue
-        for path, size, content in archive_members(source.uri):
-            whole = f"{source.uri}!{path}" if path else source.uri
-            yield posixpath.basename(path) or source.name, whole, size, content
-
-
 def scored_batch(held: list, size: int, scorer: Scorer) -> pa.RecordBatch:
     """Rows of `COLUMNS` for some images: probabilities of the good, the reason of the bad."""
     rows, good = [], []
@@ -159,13 +145,13 @@ def scored_batch(held: list, size: int, scorer: Scorer) -> pa.RecordBatch:
         row = {"image_index": name, "path": path, "bytes": number, "reason": None,
                "original_width": None, "original_height": None, "inverted": None}  # fmt: skip
         try:
-            if isinstance(content, BadImage):
+            if isinstance(content, BadImageError):
                 raise content
             image = prepare(content, size, name)
             row |= {"original_width": image.original_width, "inverted": image.inverted,
                     "original_height": image.original_height}  # fmt: skip
             good.append((row, image.pixels))
-        except BadImage as error:
+        except BadImageError as error:
             row["reason"] = str(error)
         rows.append(row)
     if good:
