@@ -7,6 +7,7 @@ import pydicom
 import pytest
 from PIL import Image
 
+from chexspark.ingestion.dicom import window_range
 from chexspark.ingestion.images import (
     BadImageError,
     decode,
@@ -168,3 +169,23 @@ def test_the_perceptual_hash_knows_the_picture_and_not_its_brightness():
 def test_a_negative_looks_inverted():
     chest, _ = draw_phantom(64, [], np.random.Generator(np.random.PCG64(0)))
     assert not looks_inverted(chest) and looks_inverted(255 - chest)
+
+
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        ({}, (0, 4095)),
+        ({"RescaleSlope": 2, "RescaleIntercept": -1000}, (-1000, 7190)),
+        ({"PixelRepresentation": 1}, (-2048, 2047)),
+        ({"RescaleSlope": -1, "RescaleIntercept": 10}, (-4085, 10)),
+        ({"BitsStored": 8}, (0, 255)),
+        ({"VOILUTSequence": []}, (3.0, 7.0)),
+    ],
+    ids=["12 bits", "rescaled", "signed", "negative slope", "8 bits", "a table"],
+)
+def test_the_range_that_a_window_is_mapped_to(more, expected):
+    dataset = pydicom.Dataset()
+    dataset.BitsStored = 12
+    for name, value in more.items():
+        setattr(dataset, name, value)
+    assert window_range(dataset, 3.0, 7.0) == expected

@@ -21,7 +21,15 @@ from chexspark.ingestion.inputs import (
 )
 from chexspark.ingestion.petastorm_metadata import write_petastorm_metadata
 from chexspark.ingestion.sources import is_archive
-from chexspark.ingestion.summary import patients_of, summarise, summary_text
+from chexspark.ingestion.summary import (
+    QUARANTINE,
+    patients_of,
+    refused_images,
+    summarise,
+    summary_text,
+    table_of,
+    too_many_refused,
+)
 from chexspark.ingestion.task import FILE_ROWS, Kept, TaskResult, WriteTask, write_task
 from chexspark.ingestion.workplace import Workplace, holds_other_things
 from chexspark.session import start_session
@@ -44,9 +52,16 @@ def ingest(spark, config: IngestConfig) -> Manifest:
     out = locate(config.out)
     inputs = read_inputs(config)
     before = read_manifest(out) if (out / FILE_NAME).is_file() else None
-    if before and is_same(before, inputs, config, out):
-        print(f"{out} already holds this store: nothing to do")
-        return before
+    if before:
+        check_same_settings(before, config, out)
+        if inputs.digest in before.sources["digests"]:
+            print(f"{out} already holds this store: nothing to do")
+            return before
+        if not config.append:
+            raise UserError(
+                f"--out {out} already holds a store of other images, labels, splits or boxes: give "
+                "another folder, or --append to add what is new"
+            )
     if holds_other_things(out):
         raise UserError(f"--out {out} has other files in it: give a new or empty folder")
     if not inputs.archives:
@@ -64,6 +79,7 @@ def ingest(spark, config: IngestConfig) -> Manifest:
         results = run_tasks(
             spark, tasks, inputs, frozenset(kept.name for kept in stored), config.size
         )
+        stop_when_too_many_refused(results, config.max_bad, out)
         manifest, tables = summarise(inputs, config, results, stored, before, out)
         workplace.check_held()
         publish(out, workplace.folder, manifest, tables, results)
@@ -73,11 +89,8 @@ def ingest(spark, config: IngestConfig) -> Manifest:
     return manifest
 
 
-def is_same(before: Manifest, inputs: IngestInputs, config: IngestConfig, out: Location) -> bool:
-    """Whether a store that is there came from this input.
-
-    Raises UserError when it did not, unless the new is to be added to it.
-    """
+def check_same_settings(before: Manifest, config: IngestConfig, out: Location) -> None:
+    """Raise UserError when a store that is there was written with other settings."""
     asked = layout_settings(config)
     differ = [
         f"{n} {v} there, {asked[n]} here" for n, v in before.settings.items() if v != asked[n]
@@ -87,14 +100,15 @@ def is_same(before: Manifest, inputs: IngestInputs, config: IngestConfig, out: L
             f"--out {out} already holds a store with other settings ({', '.join(differ)}): give "
             "another folder, or the same settings"
         )
-    if inputs.digest in before.sources["digests"]:
-        return True
-    if config.append:
-        return False
-    raise UserError(
-        f"--out {out} already holds a store of other images, labels, splits or boxes: give another folder, or "
-        "--append to add what is new"
-    )
+
+
+def stop_when_too_many_refused(results: list[TaskResult], max_bad: float, out: Location) -> None:
+    """Raise UserError when too many images were refused, having written which to STORE/quarantine."""
+    fault = too_many_refused(results, max_bad)
+    if fault:
+        place = out / "quarantine"
+        place.write_table(table_of(refused_images(results), QUARANTINE))
+        raise UserError(f"{fault}: see {place}")
 
 
 def read_stored(out: Location, before: Manifest | None) -> list[Kept]:

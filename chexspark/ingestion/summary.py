@@ -25,12 +25,12 @@ DUPLICATES = pa.schema([("image", pa.string()), ("other", pa.string()), ("kind",
 
 
 def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, before, out):
-    """Return the manifest, and the small tables beside the splits by name.
+    """Return the manifest, and the small tables beside the splits by name. Writes nothing.
 
-    Raises UserError for duplicate names, missing partners, too many bad images or an empty split.
+    Raises UserError for duplicate names, missing partners or an empty split.
     """
     new = [kept for result in results for kept in result.kept]
-    refused = sorted(row for result in results for row in result.quarantined)
+    refused = refused_images(results)
     unlabelled = [name for result in results for name in result.unlabelled]
     # A refused name without a label (an archive's own, say) is in quarantine and needs no partner.
     refused_names = {path_name(path) for path, *_ in refused} & inputs.labels.keys()
@@ -41,13 +41,6 @@ def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, befor
             f"{min(duplicates)}: give each once"
         )
     all_refused = refused + stored_table(out, "quarantine", QUARANTINE, before)
-    share = len(refused) / max(1, len(refused) + len(new))
-    if share > config.max_bad:
-        (out / "quarantine").write_table(table_of(refused, QUARANTINE))
-        raise UserError(
-            f"{len(refused):,} of {len(refused) + len(new):,} images were refused ({reasons(refused)}), "
-            f"more than --max-bad {config.max_bad}: see {out / 'quarantine'}"
-        )
     everything = stored + new
     present = {f.name for f in inputs.files} | {k.name for k in everything}
     present |= set(unlabelled) | refused_names
@@ -98,6 +91,23 @@ def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, befor
         "boxes": boxes,
     }
     return manifest, tables
+
+
+def refused_images(results: list[TaskResult]) -> list[tuple[str, str, int]]:
+    """Path, reason and bytes of the images that were refused, sorted."""
+    return sorted(row for result in results for row in result.quarantined)
+
+
+def too_many_refused(results: list[TaskResult], max_bad: float) -> str | None:
+    """What is wrong when a larger share than `max_bad` was refused, else None."""
+    refused = refused_images(results)
+    images = len(refused) + sum(len(result.kept) for result in results)
+    if len(refused) / max(1, images) <= max_bad:
+        return None
+    return (
+        f"{len(refused):,} of {images:,} images were refused ({reasons(refused)}), more than "
+        f"--max-bad {max_bad}"
+    )
 
 
 def path_name(path: str) -> str:
