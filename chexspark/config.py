@@ -42,7 +42,9 @@ class IngestConfig:
         "folder of train_val_list.txt and test_list.txt; by default where the labels are", "split",
         None)  # fmt: skip
     split_file: str | None = setting(
-        "a custom split instead: a CSV with patient (or image) and split", "split", None
+        "a custom split of all images instead: a CSV with patient (or image) and split",
+        "split",
+        None,
     )
 
 

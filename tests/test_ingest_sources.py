@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from chexspark import ingest
 from chexspark.errors import UserError
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.images import BadImageError
-from chexspark.ingestion.sources import archive_members, find_sources, read_images
+from chexspark.ingestion.sources import archive_members, find_sources, read_source_images
 from chexspark.storage import locate
 from chexspark.store.manifest import SPLITS, read_manifest
 
@@ -225,7 +224,7 @@ def test_members_that_an_archive_has_twice_are_refused(release, tmp_path):
         for _ in range(2):
             tar.add(image, "images/a.png")
     files, archives = find_sources((str(image), str(tmp_path / "a.tar")))
-    found = [(f.name, f.path, str(f.content)[:10]) for f in read_images(files + archives)]
+    found = [(f.name, f.path, str(f.content)[:10]) for f in read_source_images(files + archives)]
     whole, member = str(image.read_bytes())[:10], f"{tmp_path}/a.tar!images/a.png"
     assert found == [
         (image.name, str(image), whole), ("a.png", member, whole), ("a.png", member, "duplicate:"),
@@ -329,27 +328,36 @@ def test_another_living_run_is_not_touched(spark, release, tmp_path):
     assert not workplace.exists()
 
 
-@pytest.mark.parametrize("delay", [0.5, 1.5])
+KILLED = """
+import json, os, signal, sys
+from chexspark.ingestion import job
+group, step, write = os.getpgid(0), sys.argv[1], job.write_task
+
+def die(*_, **__):
+    os.killpg(group, signal.SIGKILL)
+
+def write_or_die(task, *shared):
+    return die() if task.number == 2 else write(task, *shared)
+
+setattr(job, step, write_or_die if step == "write_task" else die)
+job.ingest(None, **json.loads(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("step", ["plan_tasks", "write_task", "write_petastorm_metadata"])
 def test_a_killed_run_leaves_no_dataset_and_the_next_one_makes_it_whole(
-    spark, release, store, tmp_path, delay
+    spark, release, store, tmp_path, step
 ):
-    flags = settings(release, tmp_path / "store")
-    command = [
-        sys.executable,
-        str(JOBS / "ingest.py"),
-        *(f"--{k.replace('_', '-')}={v}" for k, v in flags.items()),
-    ]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "store" / "_unfinished").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(delay)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert ingest(spark, **flags).fingerprint == read_manifest(store).fingerprint
+    """Killed with all its processes before its tasks, in one of them, and with its files in place."""
+    given = settings(release, tmp_path / "store")
+    command = [sys.executable, "-c", KILLED, step, json.dumps(given)]
+    killed = subprocess.run(command, start_new_session=True, stderr=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "store" / "_unfinished" / "owner.json").exists()
+    assert not (tmp_path / "store" / "dataset.json").exists()
+    assert ingest(spark, **given).fingerprint == read_manifest(store).fingerprint
     assert not (tmp_path / "store" / "_unfinished").exists()
-    found = [name for split in SPLITS for name in names_in(spark, locate(flags["out"]), split)]
+    found = [name for split in SPLITS for name in names_in(spark, locate(given["out"]), split)]
     assert sorted(found) == sorted(path.name for path in (release / "images").iterdir())
 
 

@@ -14,7 +14,7 @@ from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.runs import check_fit, check_model, model_facts
 from chexspark.findings import FINDINGS, finding_position
 from chexspark.ingestion.images import BadImageError, decode, prepare
-from chexspark.ingestion.sources import find_sources
+from chexspark.ingestion.sources import find_sources, read_source_images
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
@@ -119,15 +119,16 @@ def read_images(given: tuple[str, ...], size: int):
         raise UserError(f"--images {archives[0].uri} is an archive: give image files, unpacked")
     check_number(len(files))
     pictures, prepared = {}, {}
-    for file in files:
-        if file.name in pictures:
-            raise UserError(f"--images has {file.name} twice: give each name once")
-        content = locate(file.uri).read_bytes()
+    for name, uri, _, content in read_source_images(files):
+        if name in pictures:
+            raise UserError(f"--images has {name} twice: give each name once")
         try:
-            prepared[file.name] = prepare(content, size, file.name)
-            pictures[file.name] = enlarged(decode(content, file.name)[0], PICTURE_SIDE)
+            if isinstance(content, BadImageError):
+                raise content
+            prepared[name] = prepare(content, size, name)
+            pictures[name] = enlarged(decode(content, name)[0], PICTURE_SIDE)
         except BadImageError as error:
-            raise UserError(f"--images {file.uri} cannot be used: {error}") from error
+            raise UserError(f"--images {uri} cannot be used: {error}") from error
     return pictures, prepared
 
 

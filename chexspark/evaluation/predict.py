@@ -21,7 +21,7 @@ from chexspark.evaluation.inference import PROBABILITIES, Scorer, probabilities_
 from chexspark.evaluation.runs import check_model, model_facts
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import BadImageError, prepare
-from chexspark.ingestion.sources import SourceFile, find_sources, read_images
+from chexspark.ingestion.sources import SourceFile, find_sources, read_source_images
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
@@ -127,7 +127,7 @@ def source_scorer(sources: list[tuple[SourceFile, ...]], size: int, scorer: Scor
         for batch in batches:
             for position in batch.column(0).to_pylist():
                 held = []
-                for image in read_images(sources[position]):
+                for image in read_source_images(sources[position]):
                     held.append(image)
                     if len(held) == TASK_IMAGES:
                         yield scored_batch(held, size, scorer)

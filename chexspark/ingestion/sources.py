@@ -92,7 +92,7 @@ def uri_of(place: Location, path: str) -> str:
     return place.uri if path == place.path else (place / path[len(place.path) :].lstrip("/")).uri
 
 
-def read_images(sources: Iterable[SourceFile]) -> Iterator[ImageFile]:
+def read_source_images(sources: Iterable[SourceFile]) -> Iterator[ImageFile]:
     """Yield every image of some files and archives. A name that an archive has twice counts once."""
     for source in sources:
         if not is_archive(source):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import BadImageError, StoredImage, prepare
-from chexspark.ingestion.sources import SourceFile, read_images
+from chexspark.ingestion.sources import SourceFile, read_source_images
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, StoreFile
 from chexspark.store.schema import IMAGE, LABELS, RowGroupChecksum, image_column, parquet_schema
@@ -150,7 +150,7 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
     cv2.setNumThreads(1)  # Spark runs a task per core
     result = TaskResult()
     writers = {split: FileWriter(task, split) for split in SPLITS}
-    for name, path, size, content in read_images(task.sources):
+    for name, path, size, content in read_source_images(task.sources):
         if name in stored:
             result.stored_before += 1
             continue
