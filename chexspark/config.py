@@ -17,12 +17,12 @@ class IngestConfig:
         "folders (searched through), globs or tar archives with PNG, JPEG or DICOM images", "input"
     )
     labels: str = setting(
-        "NIH's Data_Entry CSV, or one's own: image, patient, and a column per finding", "input"
+        "NIH's Data_Entry CSV, or a plain one: image, patient, and a column per finding", "input"
     )
     boxes: str | None = setting("NIH's BBox_List CSV", "input", None)
     allow_missing: str = setting(
         "images: labels may lack an image; labels: images may lack a label; all: both, and unknown "
-        "findings and doubled names are left out", "input", "images",
+        "findings and duplicate names are left out", "input", "images",
         choices=("none", "images", "labels", "all"))  # fmt: skip
     max_bad: float = setting(
         "share of the images that may be refused before the job fails", "input", 0.05,
@@ -42,7 +42,9 @@ class IngestConfig:
         "folder of train_val_list.txt and test_list.txt; by default where the labels are", "split",
         None)  # fmt: skip
     split_file: str | None = setting(
-        "one's own split instead: a CSV with patient (or image) and split", "split", None
+        "a custom split of all images instead: a CSV with patient (or image) and split",
+        "split",
+        None,
     )
 
 

@@ -1,6 +1,7 @@
 """A Spark job with a progress line, and its failure in one line. Runs on the driver."""
 
 import contextlib
+import functools
 import re
 import threading
 import time
@@ -14,46 +15,66 @@ from chexspark.progress import ProgressLine, duration
 
 POLL_SECONDS = 0.5
 LONGEST_REASON = 300
-EXCEPTION = re.compile(r"[A-Za-z_][\w.]*: ")
+JOB_PROPERTIES = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel")
+TRACEBACK = "Traceback (most recent call last):"
+EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w$]*\.)+([A-Z]\w*(?=:|$))")  # package.Name: message
+AROUND = re.compile(r"^.*?most recent failure: Lost task \S+ in stage \S+ \(TID \d+\) \([^)]*\): ")
 
 
 @contextlib.contextmanager
-def watched(spark, what: str, images: int):
-    """Show how many of `images` are done, by finished tasks, while Spark jobs run inside.
+def watched(spark, what: str, images: int | None, done=None, remedy: str = ""):
+    """Show how many of `images` are done while Spark jobs run inside; None: nobody knows of how many.
 
-    Raises RunFailed with the reason when a job fails.
+    `done`: a function that counts them; by default they are taken from the share of finished tasks.
+    Raises RunFailed with the reason, and `remedy` after it, when a job fails.
     """
     context, group = spark.sparkContext, f"chexspark-{uuid.uuid4().hex}"
+    done = done or functools.partial(by_tasks, context.statusTracker(), group, images)
     finished = threading.Event()
-    watcher = threading.Thread(
-        target=watch, args=(context, group, what, images, finished), daemon=True
-    )
+    watcher = threading.Thread(target=watch, args=(what, images, done, finished), daemon=True)
+    before = {name: context.getLocalProperty(name) for name in JOB_PROPERTIES}
     context.setJobGroup(group, f"chexspark: {what}")
     watcher.start()
     try:
         yield
     except (Py4JError, PySparkException) as error:
-        raise RunFailed(f"{what} stopped: {reason(error)}") from error
+        raise RunFailed(
+            f"{what} stopped: {reason(str(error) or type(error).__name__)}{remedy}"
+        ) from error
     finally:
         finished.set()
         watcher.join()
-        context.setLocalProperty("spark.jobGroup.id", None)
-        context.setLocalProperty("spark.job.description", None)
+        for name, value in before.items():
+            context.setLocalProperty(name, value)
 
 
-def watch(context, group: str, what: str, images: int, finished: threading.Event) -> None:
+def watch(what: str, images: int | None, done, finished: threading.Event) -> None:
+    """Show the line until `finished`. A count that fails is tried again: it is the job that matters."""
     started = time.monotonic()
-    tracker = context.statusTracker()
     with ProgressLine() as line:
         while not finished.wait(POLL_SECONDS):
-            done, tasks = finished_tasks(tracker, group)
-            seconds = time.monotonic() - started
-            if not done:
-                line.show(f"{what}: starting, {duration(seconds)}")
+            try:
+                so_far = done()
+            except (OSError, Py4JError, PySparkException):
                 continue
-            so_far = images * done // tasks
-            left = duration(seconds * (tasks - done) / done)
-            line.show(f"{what}: {so_far:,} of {images:,} images, {so_far / seconds:.1f} images/s, {left} left")  # fmt: skip
+            line.show(f"{what}: {progress_text(so_far, images, time.monotonic() - started)}")
+
+
+def progress_text(so_far: int, images: int | None, seconds: float) -> str:
+    """``20 of 100 images, 2.0 images/s, 0:40 left``, as far as it is known."""
+    if not so_far:
+        return f"starting, {duration(seconds)}"
+    rate = f"{so_far / seconds:.1f} images/s"
+    if images is None:
+        return f"{so_far:,} images, {rate}"
+    so_far = min(so_far, images)
+    return f"{so_far:,} of {images:,} images, {rate}, {duration(seconds * (images - so_far) / so_far)} left"
+
+
+def by_tasks(tracker, group: str, images: int) -> int:
+    """Of `images`, the share of the group's finished tasks."""
+    done, tasks = finished_tasks(tracker, group)
+    return images * done // max(1, tasks)
 
 
 def finished_tasks(tracker, group: str) -> tuple[int, int]:
@@ -65,12 +86,27 @@ def finished_tasks(tracker, group: str) -> tuple[int, int]:
     return done, tasks
 
 
-def reason(error: Exception) -> str:
-    """What a task's own exception says, without the stacks of Python and Java around it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    traces = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent")]
-    raised = [line for line in lines[traces[-1] if traces else 0 :] if EXCEPTION.match(line)]
+def reason(text: str) -> str:
+    """Of the text of an error of Spark, what the task's own exception says, in one line.
+
+    Python's exception goes before Java's, the innermost of Java's before those around it; the name
+    of a module or package before an exception's is left out.
+    """
+    lines = text.splitlines()
+    traces = [i for i, line in enumerate(lines) if line.endswith(TRACEBACK)]
+    # The frames of a traceback are indented; the first line after them is the exception.
+    after = lines[traces[-1] + 1 :] if traces else []
+    raised = next((line for line in after if line and not line[0].isspace()), None)
+    found = raised or java_reason(lines) or "no reason was given"
+    return EXCEPTION.sub(r"\1", found)[:LONGEST_REASON]
+
+
+def java_reason(lines: list[str]) -> str | None:
+    """The innermost cause that says something, else the first line that does."""
+    lines = [line.strip() for line in lines]
     caused = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
-    java = [line.removeprefix(": ") for line in lines if line.startswith(": ")]
-    found = (raised or caused[-1:] or java or lines or [type(error).__name__])[0]
-    return found.rpartition("chexspark.")[2][:LONGEST_REASON]
+    outer = [line.removeprefix(": ") for line in lines if line.startswith(": ")]
+    telling = (
+        [line for line in caused if ": " in line][-1:] + outer + [line for line in lines if line]
+    )
+    return AROUND.sub("", telling[0]) if telling else None

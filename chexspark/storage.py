@@ -96,26 +96,20 @@ class Location:
             return file.read()
 
     def write_bytes(self, content: bytes) -> None:
-        """Write aside, then rename, so that the file is there whole or not at all.
-
-        Aside is a name that begins with a dot, which readers of Parquet folders pass over.
-        """
-        folder, name = posixpath.split(self.path)
-        aside = Location(
-            self.filesystem,
-            posixpath.join(folder, f".{name}.{uuid.uuid4().hex}{UNFINISHED}"),
-            self.uri,
-        )
+        """Write aside, then rename, so that the file is there whole or not at all."""
+        aside = self.hidden_name()
         with self.filesystem.open_output_stream(aside.path) as stream:
             stream.write(content)
         aside.move_to(self)
 
     def clear_unfinished(self) -> None:
-        """Delete what processes that were killed left in this folder of files in the making."""
+        """Delete what processes that were killed left in this folder of what they were writing."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
         for entry in self.filesystem.get_file_info(selector):
             if entry.base_name.startswith(".") and entry.base_name.endswith(UNFINISHED):
-                self.filesystem.delete_file(entry.path)
+                directory = entry.type == fs.FileType.Directory
+                delete = self.filesystem.delete_dir if directory else self.filesystem.delete_file
+                delete(entry.path)
 
     def read_text(self) -> str:
         return self.read_bytes().decode("utf-8")
@@ -132,11 +126,38 @@ class Location:
             yield target
 
     def write_table(self, table: pa.Table) -> None:
-        """Write one Parquet file into this directory, in place of what was there."""
+        """Write one Parquet file into this directory, in place of all that was there.
+
+        A reader never sees both. One file gives way to one in a single step; where other files
+        were, the whole folder gives way: there is none between two renames, or, on an object
+        store, which has no folders to rename, until the new file is written.
+        """
         self.make_directory()
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
-        (self / "part-00000.parquet").write_bytes(sink.getvalue().to_pybytes())
+        content, name = sink.getvalue().to_pybytes(), "part-00000.parquet"
+        there = {file.path for file in self.list_files() if file.base_name[0] not in "._"}
+        if there <= {(self / name).path}:
+            (self / name).write_bytes(content)
+            return
+        fresh, old = self.hidden_name(), self.hidden_name()
+        try:
+            fresh.make_directory()
+            (fresh / name).write_bytes(content)
+            self.filesystem.move(self.path, old.path)
+            self.filesystem.move(fresh.path, self.path)
+        except OSError:
+            self.filesystem.delete_dir_contents(self.path, missing_dir_ok=True)
+            self.make_directory()
+            (self / name).write_bytes(content)
+        for place in (fresh, old):
+            place.delete_directory()
+
+    def hidden_name(self) -> "Location":
+        """A new place beside this one, whose name begins with a dot: readers of folders pass over it."""
+        folder, name = posixpath.split(self.path)
+        hidden = f".{name}.{uuid.uuid4().hex}{UNFINISHED}"
+        return Location(self.filesystem, posixpath.join(folder, hidden), self.uri)
 
     def read_table(self) -> pa.Table:
         return pq.read_table(self.path, filesystem=self.filesystem)

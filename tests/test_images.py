@@ -7,8 +7,9 @@ import pydicom
 import pytest
 from PIL import Image
 
+from chexspark.ingestion.dicom import window_range
 from chexspark.ingestion.images import (
-    BadImage,
+    BadImageError,
     decode,
     looks_inverted,
     perceptual_hash,
@@ -79,7 +80,7 @@ def flipped(content):
     ],
 )
 def test_a_bad_image_is_refused_with_its_reason(content, reason):
-    with pytest.raises(BadImage, match=reason):
+    with pytest.raises(BadImageError, match=reason):
         prepare(content, 32)
 
 
@@ -87,12 +88,12 @@ def test_absurd_dimensions_are_refused_by_the_header_alone():
     header = bytearray(encoded(Image.fromarray(RAMP)))
     header[16:24] = (60_000).to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
-    with pytest.raises(BadImage, match=r"absurd dimensions|exceeds limit"):
+    with pytest.raises(BadImageError, match=r"absurd dimensions|exceeds limit"):
         prepare(bytes(header), 32)
 
 
 def test_a_name_that_disagrees_with_the_content():
-    with pytest.raises(BadImage, match="extension and content disagree: named PNG, is JPEG"):
+    with pytest.raises(BadImageError, match="extension and content disagree: named PNG, is JPEG"):
         prepare(encoded(Image.fromarray(RAMP), "JPEG"), 32, "chest.png")
 
 
@@ -149,7 +150,7 @@ def test_dicom_monochrome1_is_inverted():
     ids=["colour", "frames", "truncated", "absurd"],
 )
 def test_a_bad_dicom_is_refused_with_its_reason(content, reason):
-    with pytest.raises(BadImage, match=reason):
+    with pytest.raises(BadImageError, match=reason):
         prepare(content, 32, "chest.dcm")
 
 
@@ -168,3 +169,23 @@ def test_the_perceptual_hash_knows_the_picture_and_not_its_brightness():
 def test_a_negative_looks_inverted():
     chest, _ = draw_phantom(64, [], np.random.Generator(np.random.PCG64(0)))
     assert not looks_inverted(chest) and looks_inverted(255 - chest)
+
+
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        ({}, (0, 4095)),
+        ({"RescaleSlope": 2, "RescaleIntercept": -1000}, (-1000, 7190)),
+        ({"PixelRepresentation": 1}, (-2048, 2047)),
+        ({"RescaleSlope": -1, "RescaleIntercept": 10}, (-4085, 10)),
+        ({"BitsStored": 8}, (0, 255)),
+        ({"VOILUTSequence": []}, (3.0, 7.0)),
+    ],
+    ids=["12 bits", "rescaled", "signed", "negative slope", "8 bits", "a table"],
+)
+def test_the_range_that_a_window_is_mapped_to(more, expected):
+    dataset = pydicom.Dataset()
+    dataset.BitsStored = 12
+    for name, value in more.items():
+        setattr(dataset, name, value)
+    assert window_range(dataset, 3.0, 7.0) == expected

@@ -1,9 +1,8 @@
-"""Archives, globs, splits of three kinds, appending, doubled pictures, dead and live runs."""
+"""Archives, globs, splits of three kinds, appending, duplicate pictures, dead and live runs."""
 
 import hashlib
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -20,8 +19,8 @@ from PIL import Image
 from chexspark import ingest
 from chexspark.errors import UserError
 from chexspark.ingestion.duplicates import duplicate_pairs
-from chexspark.ingestion.images import BadImage
-from chexspark.ingestion.sources import archive_members, find_sources
+from chexspark.ingestion.images import BadImageError
+from chexspark.ingestion.sources import archive_members, find_sources, read_source_images
 from chexspark.storage import locate
 from chexspark.store.manifest import SPLITS, read_manifest
 
@@ -85,7 +84,7 @@ def test_what_an_archive_must_not_do(tmp_path):
         member("hard.png", type=tarfile.LNKTYPE, linkname="images/good.png")
         member("README.txt")
     found = {name: content for name, _, content in archive_members(str(tmp_path / "a.tar.gz"))}
-    reasons = {name: str(c) for name, c in found.items() if isinstance(c, BadImage)}
+    reasons = {name: str(c) for name, c in found.items() if isinstance(c, BadImageError)}
     assert reasons == {
         "/etc/passwd.png": "unsafe archive member: an absolute name",
         "../climbs.png": "unsafe archive member: a name that climbs out",
@@ -152,8 +151,8 @@ def test_a_split_of_one_s_own(spark, release, tmp_path):
     [
         ("patient,split\n1,train\n1,test\n", "patient 1 is in train and in test"),
         ("patient,split\n1,training\n", "'training' is not one of train, val, test"),
-        ("patient,split\n1,train\n", r"lacks .* patients, the first"),
-        ("image,split\n00000001_000.png,train\n", r"lack .* labelled images"),
+        ("patient,split\n1,train\n", "93 of 96 images have no split there, the first 00000002"),
+        ("image,split\n00000001_000.png,train\n", "95 of 96 images have no split there"),
         ("who,where\n1,train\n", "must have rows under patient"),
     ],
 )
@@ -161,6 +160,75 @@ def test_a_wrong_split_file_is_one_clear_line(release, tmp_path, text, message):
     (tmp_path / "own.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         ingest(None, **settings(release, tmp_path / "out", split_file=str(tmp_path / "own.csv")))
+
+
+@pytest.fixture
+def some(release, tmp_path):
+    """A folder of the first 60 images, and a split of their patients alone."""
+    (tmp_path / "some").mkdir()
+    images = sorted((release / "images").iterdir())[:60]
+    for path in images:
+        shutil.copy(path, tmp_path / "some")
+    patients = sorted({int(path.name[:8]) for path in images})
+    lines = [f"{patient},{SPLITS[i % 3]}" for i, patient in enumerate(patients)]
+    (tmp_path / "split.csv").write_text("\n".join(["patient,split", *lines]))
+    return tmp_path / "some"
+
+
+def test_labels_without_an_image_need_no_split(spark, release, some, tmp_path):
+    split = str(tmp_path / "split.csv")
+    given = settings(release, tmp_path / "a", images=str(some), split_file=split)
+    manifest = ingest(spark, **given)
+    assert sum(part.images for part in manifest.splits.values()) == 60
+    assert manifest.unmatched == {"label without an image": 36}
+    names = sorted(path.name for path in some.iterdir())
+    (tmp_path / "train_val_list.txt").write_text("\n".join(names[:-5]))
+    (tmp_path / "test_list.txt").write_text("\n".join(n for n in names[-5:]))
+    for path in some.iterdir():  # a patient must not be in both lists
+        if path.name not in names[-5:] and path.name[:8] in {n[:8] for n in names[-5:]}:
+            (tmp_path / "train_val_list.txt").write_text(
+                (tmp_path / "train_val_list.txt").read_text().replace(path.name, "")
+            )
+            path.unlink()
+    lists = settings(release, tmp_path / "b", images=str(some), split="official", split_lists=str(tmp_path))  # fmt: skip
+    assert ingest(spark, **lists).splits["test"].images == 5
+
+
+def test_an_image_in_an_archive_whose_label_has_no_split_is_set_aside(
+    spark, release, some, tmp_path
+):
+    lines = (tmp_path / "split.csv").read_text().splitlines()
+    (tmp_path / "split.csv").write_text("\n".join(lines[:-1]))
+    lacking = lines[-1].partition(",")[0]
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for path in sorted(some.iterdir()):
+            tar.add(path, path.name)
+    given = settings(release, tmp_path / "store", images=str(tmp_path / "all.tar"),
+                     split_file=str(tmp_path / "split.csv"), max_bad=0.5)  # fmt: skip
+    manifest = ingest(spark, **given)
+    refused = spark.read.parquet(str(tmp_path / "store" / "quarantine")).collect()
+    names = {path.name for path in some.iterdir() if int(path.name[:8]) == int(lacking)}
+    assert {row.path.rpartition("!")[2] for row in refused} == names
+    assert {row.reason for row in refused} == {
+        f"no split: the given one does not name it or its patient {lacking}"
+    }
+    assert manifest.quarantined == {"no split": len(names)}
+    assert sum(part.images for part in manifest.splits.values()) == 60 - len(names)
+    with pytest.raises(UserError, match=f"{len(names)} of 60 images have no split there, the first .* of patient {lacking}"):  # fmt: skip
+        ingest(None, **given | {"images": str(some), "out": str(tmp_path / "other")})
+
+
+def test_members_that_an_archive_has_twice_are_refused(release, tmp_path):
+    image = sorted((release / "images").iterdir())[0]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for _ in range(2):
+            tar.add(image, "images/a.png")
+    files, archives = find_sources((str(image), str(tmp_path / "a.tar")))
+    found = [(f.name, f.path, str(f.content)[:10]) for f in read_source_images(files + archives)]
+    whole, member = str(image.read_bytes())[:10], f"{tmp_path}/a.tar!images/a.png"
+    assert found == [
+        (image.name, str(image), whole), ("a.png", member, whole), ("a.png", member, "duplicate:"),
+    ]  # fmt: skip
 
 
 def test_a_patient_in_both_official_lists_is_an_error(release, tmp_path):
@@ -260,27 +328,36 @@ def test_another_living_run_is_not_touched(spark, release, tmp_path):
     assert not workplace.exists()
 
 
-@pytest.mark.parametrize("delay", [0.5, 1.5])
+KILLED = """
+import json, os, signal, sys
+from chexspark.ingestion import job
+group, step, write = os.getpgid(0), sys.argv[1], job.write_task
+
+def die(*_, **__):
+    os.killpg(group, signal.SIGKILL)
+
+def write_or_die(task, *shared):
+    return die() if task.number == 2 else write(task, *shared)
+
+setattr(job, step, write_or_die if step == "write_task" else die)
+job.ingest(None, **json.loads(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("step", ["plan_tasks", "write_task", "write_petastorm_metadata"])
 def test_a_killed_run_leaves_no_dataset_and_the_next_one_makes_it_whole(
-    spark, release, store, tmp_path, delay
+    spark, release, store, tmp_path, step
 ):
-    flags = settings(release, tmp_path / "store")
-    command = [
-        sys.executable,
-        str(JOBS / "ingest.py"),
-        *(f"--{k.replace('_', '-')}={v}" for k, v in flags.items()),
-    ]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "store" / "_unfinished").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(delay)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert ingest(spark, **flags).fingerprint == read_manifest(store).fingerprint
+    """Killed with all its processes before its tasks, in one of them, and with its files in place."""
+    given = settings(release, tmp_path / "store")
+    command = [sys.executable, "-c", KILLED, step, json.dumps(given)]
+    killed = subprocess.run(command, start_new_session=True, stderr=subprocess.DEVNULL, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "store" / "_unfinished" / "owner.json").exists()
+    assert not (tmp_path / "store" / "dataset.json").exists()
+    assert ingest(spark, **given).fingerprint == read_manifest(store).fingerprint
     assert not (tmp_path / "store" / "_unfinished").exists()
-    found = [name for split in SPLITS for name in names_in(spark, locate(flags["out"]), split)]
+    found = [name for split in SPLITS for name in names_in(spark, locate(given["out"]), split)]
     assert sorted(found) == sorted(path.name for path in (release / "images").iterdir())
 
 

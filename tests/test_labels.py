@@ -1,10 +1,12 @@
 import numpy as np
+import pandas as pd
 import pytest
 
+from chexspark.config import IngestConfig
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
-from chexspark.ingestion.labels import parse_age, read_boxes, read_labels
-from chexspark.ingestion.splits import random_split, split_hash
+from chexspark.ingestion.labels import parse_age, parse_count, read_boxes, read_labels
+from chexspark.ingestion.splits import assign_splits, random_split, split_hash
 from chexspark.storage import locate
 
 HEADER = (
@@ -47,14 +49,14 @@ def test_no_finding_is_fourteen_zeros(tmp_path):
     assert labels.dtype == np.int8 and labels.tolist() == [0] * 14
 
 
-def test_unknown_findings_and_doubled_names_are_listed(tmp_path):
+def test_unknown_findings_and_duplicate_names_are_listed(tmp_path):
     text = (
         "Image Index,Finding Labels,Patient ID\na.png,Masss|Edema,1\nb.png,Masss,2\na.png,Mass,1\n"
     )
     rows, problems = read_labels(write(tmp_path, text))
-    assert problems == [("Masss", "unknown finding"), ("a.png", "doubled label")]
+    assert problems == [("Masss", "unknown finding"), ("a.png", "duplicate label")]
     assert rows.image_index.tolist() == ["a.png", "b.png"]
-    assert rows.labels[0].tolist() == encoded("Edema"), "the first of the doubled ones"
+    assert rows.labels[0].tolist() == encoded("Edema"), "the first of the duplicates"
 
 
 def encoded(finding):
@@ -79,7 +81,18 @@ def test_the_plain_form_keeps_what_is_unknown(tmp_path):
 
 @pytest.mark.parametrize(
     "text, years",
-    [("58", 58), ("058Y", 58), ("011M", 0), ("030M", 2), ("003D", 0), ("", None), ("old", None)],
+    [
+        ("58", 58),
+        ("058Y", 58),
+        ("011M", 0),
+        ("030M", 2),
+        ("003D", 0),
+        ("", None),
+        ("old", None),
+        ("40000", None),
+        ("9" * 5000, None),
+        ("9999D", 27),
+    ],
 )
 def test_ages(text, years):
     assert parse_age(text) == years
@@ -112,6 +125,23 @@ def test_a_label_file_that_is_not_text(tmp_path):
     (tmp_path / "labels.csv").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(UserError, match="is not a CSV in UTF-8"):
         read_labels(locate(str(tmp_path / "labels.csv")))
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [("7", 7), ("", None), ("²", None), ("40000", None), ("9" * 5000, None), ("1.5", None)],
+)
+def test_counts(text, number):
+    assert parse_count(text) == number
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+    rows = "\n\nimage,patient,Mass\n\n\na.png,1,yes\n"
+    with pytest.raises(UserError, match="line 6: Mass is 'yes'"):
+        read_labels(write(tmp_path, rows))
+    rows = 'Image Index,Finding Label,Bbox\n"a\nb",Mass,1,2,3,4\n\na.png,Mass,1,2,3\n'
+    with pytest.raises(UserError, match="line 5: not an image"):
+        read_boxes(write(tmp_path, rows))
 
 
 def test_boxes_with_nih_s_broken_header_and_its_infiltrate(tmp_path):
@@ -150,3 +180,56 @@ def test_the_hash_of_a_split_knows_who_is_where_and_no_order():
     split = {"1": "train", "2": "test"}
     assert split_hash(split) == split_hash({"2": "test", "1": "train"})
     assert split_hash(split) != split_hash({"1": "train", "2": "val"})
+
+
+def table(*patients):
+    names = [f"{patient}_{i}.png" for i, patient in enumerate(patients)]
+    return pd.DataFrame({"image_index": names, "patient_id": list(patients)})
+
+
+def config(**more):
+    return IngestConfig(images=("i",), labels="l", out="o", **more)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n"])
+def test_split_files_and_lists_of_every_editor(tmp_path, encoding, end):
+    lines = {
+        "split.csv": ["patient,split", "Ö,test", "2,val"],
+        "train_val_list.txt": ["2_1.png", "4_3.png"], "test_list.txt": ["Ö_0.png", " "],
+    }  # fmt: skip
+    for name, content in lines.items():
+        (tmp_path / name).write_bytes(end.join(content).encode(encoding))
+    labels = table("Ö", "2", "3", "4")
+    given = assign_splits(labels, config(split_file=str(tmp_path / "split.csv")))
+    assert given == {"Ö_0.png": "test", "2_1.png": "val"}
+    official = assign_splits(labels, config(split="official", split_lists=str(tmp_path)))
+    assert official.keys() == {"Ö_0.png", "2_1.png", "4_3.png"} and official["Ö_0.png"] == "test"
+
+
+def test_a_split_file_or_list_that_is_not_unicode(tmp_path):
+    (tmp_path / "split.csv").write_bytes("patient,split\n\nBÖM,train\n".encode("latin-1"))
+    with pytest.raises(
+        UserError, match=r"split.csv is not a CSV in UTF-8: line 3 has the byte 0xD6"
+    ):
+        assign_splits(table("1"), config(split_file=str(tmp_path / "split.csv")))
+    (tmp_path / "train_val_list.txt").write_bytes(b"a.png\nb\xe9.png\n")
+    (tmp_path / "test_list.txt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"train_val_list.txt is not text in UTF-8: line 2 has"):
+        assign_splits(table("1"), config(split="official", split_lists=str(tmp_path)))
+
+
+def test_lines_of_a_split_file(tmp_path):
+    (tmp_path / "split.csv").write_text("patient,split\n\n1,train\n\n1,test\n")
+    with pytest.raises(UserError, match="line 5: patient 1 is in train and in test"):
+        assign_splits(table("1"), config(split_file=str(tmp_path / "split.csv")))
+    (tmp_path / "split.csv").write_text("patient,split\n1\n")
+    with pytest.raises(UserError, match="line 2: '' is not one of train, val, test"):
+        assign_splits(table("1"), config(split_file=str(tmp_path / "split.csv")))
+
+
+def test_an_image_in_both_lists(tmp_path):
+    for name in ("train_val_list.txt", "test_list.txt"):
+        (tmp_path / name).write_text("1_0.png\n")
+    with pytest.raises(UserError, match=r"1_0\.png is in both: keep it in one"):
+        assign_splits(table("1"), config(split="official", split_lists=str(tmp_path)))

@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from chexspark.storage import Location, locate
 
@@ -44,3 +46,53 @@ def test_a_death_inside_a_write_leaves_the_file_before_and_what_can_be_cleared(
     place.clear_unfinished()
     assert [file.base_name for file in place.list_files()] == ["part-00000.parquet"]
     (place / "none").clear_unfinished()
+
+
+def test_a_table_takes_the_place_of_all_that_was_there(tmp_path, monkeypatch):
+    place = locate(str(tmp_path / "table"))
+    (place / "more").make_directory()
+    for name in ("part-00000-of-spark.parquet", "part-00001.parquet", "more/part.parquet"):
+        pq.write_table(pa.table({"epoch": [7]}), (place / name).path)
+    (place / "_SUCCESS").write_text("")
+    seen = []
+    write = Location.write_bytes
+
+    def look_and_write(target, content):
+        seen.append(place.read_table()["epoch"].to_pylist())
+        write(target, content)
+
+    monkeypatch.setattr(Location, "write_bytes", look_and_write)
+    place.write_table(pa.table({"epoch": [1]}))
+    assert seen == [[7, 7, 7]], "while it is written, what was there is"
+    assert place.read_table()["epoch"].to_pylist() == [1]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["part-00000.parquet", "table"]
+
+
+def test_a_table_where_folders_cannot_be_renamed(tmp_path):
+    """As on an object store."""
+    place = locate(str(tmp_path / "table"))
+    place.make_directory()
+    pq.write_table(pa.table({"epoch": [7]}), (place / "part-00001.parquet").path)
+    local = fs.LocalFileSystem()
+
+    class Store:
+        """A file system that refuses to move a folder."""
+
+        def __getattr__(self, name):
+            return getattr(local, name)
+
+        def move(self, source, target):
+            if local.get_file_info(source).type == fs.FileType.Directory:
+                raise OSError("Cannot move a directory")
+            local.move(source, target)
+
+    Location(Store(), place.path, place.uri).write_table(pa.table({"epoch": [1]}))
+    assert place.read_table()["epoch"].to_pylist() == [1]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["part-00000.parquet", "table"]
+
+
+def test_unfinished_folders_are_cleared_too(tmp_path):
+    hidden = locate(str(tmp_path / "table")).hidden_name()
+    hidden.make_directory()
+    locate(str(tmp_path)).clear_unfinished()
+    assert not hidden.exists()

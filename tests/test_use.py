@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from chexspark import explain, export, predict
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import prepare
+from chexspark.storage import Location
 
 PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
 
@@ -56,6 +58,33 @@ def test_images_without_labels(spark, release, run, model, tmp_path):
     assert result.predictions.count() == 5
     with pytest.raises(UserError, match="is there already: give a new or empty folder"):
         predict(None, images=str(folder), run=run.path, out=str(tmp_path / "out.parquet"))
+
+
+def test_a_member_that_an_archive_has_twice_is_scored_once(spark, release, run, tmp_path):
+    image = sorted((release / "images").iterdir())[0]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for _ in range(2):
+            tar.add(image, "images/a.png")
+    result = predict(spark, images=str(tmp_path / "a.tar"), run=run.path, out=str(tmp_path / "out"))
+    member = f"{tmp_path}/a.tar!images/a.png"
+    assert [row.path for row in result.predictions.collect()] == [member]
+    assert [tuple(row) for row in result.quarantine.select("path", "reason").collect()] == [
+        (member, "duplicate: the archive has this member twice")
+    ]
+
+
+def test_an_image_that_cannot_be_read_is_one_line(release, run, monkeypatch):
+    image = sorted((release / "images").iterdir())[0]
+    read = Location.read_bytes
+
+    def read_or_fail(place):
+        if place.path == str(image):
+            raise OSError("Permission denied")
+        return read(place)
+
+    monkeypatch.setattr(Location, "read_bytes", read_or_fail)
+    with pytest.raises(UserError, match="cannot be used: cannot be read: Permission denied"):
+        explain(None, run=run.path, images=str(image))
 
 
 def test_only_bad_images(spark, run, tmp_path):

@@ -12,8 +12,8 @@ from chexspark.evaluation.maps import Mapped, NoMaps, map_images, map_stored
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.runs import check_fit
 from chexspark.findings import FINDINGS, finding_position
-from chexspark.ingestion.images import BadImage, decode, prepare
-from chexspark.ingestion.sources import find_sources
+from chexspark.ingestion.images import BadImageError, decode, prepare
+from chexspark.ingestion.sources import find_sources, read_source_images
 from chexspark.run.folder import model_and_digest, run_folder
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import check_run
@@ -121,15 +121,16 @@ def read_images(given: tuple[str, ...], size: int):
         raise UserError(f"--images {archives[0].uri} is an archive: give image files, unpacked")
     check_number(len(files))
     pictures, prepared = {}, {}
-    for file in files:
-        if file.name in pictures:
-            raise UserError(f"--images has {file.name} twice: give each name once")
-        content = locate(file.uri).read_bytes()
+    for name, uri, _, content in read_source_images(files):
+        if name in pictures:
+            raise UserError(f"--images has {name} twice: give each name once")
         try:
-            prepared[file.name] = prepare(content, size, file.name)
-            pictures[file.name] = enlarged(decode(content, file.name)[0], PICTURE_SIDE)
-        except BadImage as error:
-            raise UserError(f"--images {file.uri} cannot be used: {error}") from error
+            if isinstance(content, BadImageError):
+                raise content
+            prepared[name] = prepare(content, size, name)
+            pictures[name] = enlarged(decode(content, name)[0], PICTURE_SIDE)
+        except BadImageError as error:
+            raise UserError(f"--images {uri} cannot be used: {error}") from error
     return pictures, prepared
 
 

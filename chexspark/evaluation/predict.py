@@ -18,8 +18,8 @@ from chexspark.config import PredictConfig
 from chexspark.errors import UserError
 from chexspark.evaluation.inference import PROBABILITIES, Scorer, probabilities_of
 from chexspark.findings import FINDINGS
-from chexspark.ingestion.images import BadImage, prepare
-from chexspark.ingestion.sources import SourceFile, archive_members, find_sources
+from chexspark.ingestion.images import BadImageError, prepare
+from chexspark.ingestion.sources import SourceFile, find_sources, read_source_images
 from chexspark.run.folder import RunFolder, model_and_digest, run_folder
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import check_run
@@ -128,7 +128,7 @@ def source_scorer(sources: list[tuple[SourceFile, ...]], size: int, scorer: Scor
         for batch in batches:
             for position in batch.column(0).to_pylist():
                 held = []
-                for image in contents(sources[position]):
+                for image in read_source_images(sources[position]):
                     held.append(image)
                     if len(held) == TASK_IMAGES:
                         yield scored_batch(held, size, scorer)
@@ -139,20 +139,6 @@ def source_scorer(sources: list[tuple[SourceFile, ...]], size: int, scorer: Scor
     return score
 
 
-def contents(sources: tuple[SourceFile, ...]):
-    """Yield name, path, size, and bytes or BadImage, of every image of a task."""
-    for source in sources:
-        if source.name.lower().endswith((".png", ".jpg", ".jpeg", ".dcm")):
-            try:
-                yield source.name, source.uri, source.bytes, locate(source.uri).read_bytes()
-            except OSError as error:
-                yield source.name, source.uri, source.bytes, BadImage(f"cannot be read: {error}")
-            continue
-        for path, size, content in archive_members(source.uri):
-            whole = f"{source.uri}!{path}" if path else source.uri
-            yield posixpath.basename(path) or source.name, whole, size, content
-
-
 def scored_batch(held: list, size: int, scorer: Scorer) -> pa.RecordBatch:
     """Rows of `COLUMNS` for some images: probabilities of the good, the reason of the bad."""
     rows, good = [], []
@@ -160,13 +146,13 @@ def scored_batch(held: list, size: int, scorer: Scorer) -> pa.RecordBatch:
         row = {"image_index": name, "path": path, "bytes": number, "reason": None,
                "original_width": None, "original_height": None, "inverted": None}  # fmt: skip
         try:
-            if isinstance(content, BadImage):
+            if isinstance(content, BadImageError):
                 raise content
             image = prepare(content, size, name)
             row |= {"original_width": image.original_width, "inverted": image.inverted,
                     "original_height": image.original_height}  # fmt: skip
             good.append((row, image.pixels))
-        except BadImage as error:
+        except BadImageError as error:
             row["reason"] = str(error)
         rows.append(row)
     if good:

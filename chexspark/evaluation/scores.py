@@ -15,8 +15,9 @@ from chexspark.errors import UserError, closest
 from chexspark.evaluation.inference import LABEL, PROBABILITY
 from chexspark.evaluation.subgroups import COLUMNS as FACTS
 from chexspark.findings import ALIASES, FINDINGS
-from chexspark.ingestion.labels import DOUBLED_LABEL, read_labels
+from chexspark.ingestion.labels import DUPLICATE_LABEL, read_labels
 from chexspark.storage import Location, locate
+from chexspark.text_files import decoded, read_content
 
 KEYS = ("image_index", "Image Index")
 PARQUET_MARK = b"PAR1"
@@ -56,22 +57,23 @@ def read_scores(given, option: str) -> pd.DataFrame:
 
 def read_table(place: Location, name: str) -> pd.DataFrame:
     """A Parquet file or folder, or a CSV, by its content. CSV cells stay texts."""
+    fault = f"{name} is neither Parquet nor a CSV in UTF-8"
     if not place.exists():
         raise UserError(f"{name}: there is no such file")
     try:
-        if place.is_directory():
+        if place.is_directory() or is_parquet(place):
             return place.read_table().to_pandas()
-        content = place.read_bytes()
-        if content.startswith(PARQUET_MARK):
-            return place.read_table().to_pandas()
-        return pd.read_csv(
-            io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+        text = decoded(read_content(place, name), fault)
+        return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError as error:
         raise UserError(f"{name} is empty") from error
-    except (pa.ArrowInvalid, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name} is neither Parquet nor a CSV in UTF-8: {reason}") from error
+    except (pa.ArrowInvalid, pd.errors.ParserError, OSError) as error:
+        raise UserError(f"{fault}: {' '.join(str(error).split())[:200]}") from error
+
+
+def is_parquet(place: Location) -> bool:
+    with place.filesystem.open_input_file(place.path) as file:
+        return file.read(len(PARQUET_MARK)) == PARQUET_MARK
 
 
 def as_pandas(frame) -> pd.DataFrame:
@@ -152,12 +154,12 @@ def join_labels(scores: pd.DataFrame, labels: str, name: str) -> pd.DataFrame:
     """Scores with the labels, the patient and the facts of the same image in a label CSV."""
     rows, problems = read_labels(locate(labels))
     scored = set(scores["image_index"])
-    doubled = sorted({key for key, kind in problems if kind == DOUBLED_LABEL} & scored)
-    if doubled:
+    duplicates = sorted({key for key, kind in problems if kind == DUPLICATE_LABEL} & scored)
+    if duplicates:
         raise UserError(
-            f"--labels {labels}: {len(doubled):,} images have two rows, the first {doubled[0]}"
+            f"--labels {labels}: {len(duplicates):,} images have two rows, the first {duplicates[0]}"
         )
-    unknown = [key for key, kind in problems if kind != DOUBLED_LABEL]
+    unknown = [key for key, kind in problems if kind != DUPLICATE_LABEL]
     if unknown:
         print(f"note: --labels {labels} has findings that are none of the 14: {', '.join(unknown)}")
     without = sorted(scored - set(rows["image_index"]))

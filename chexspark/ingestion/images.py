@@ -1,7 +1,7 @@
 """From the bytes of an image file to stored pixels. Pure functions; runs in Spark tasks.
 
 In: bytes of a PNG, JPEG or DICOM file and its name. Out: uint8 (size, size) with what was
-measured, or BadImage with the reason.
+measured, or BadImageError with the reason.
 """
 
 import io
@@ -22,7 +22,7 @@ EXTENSIONS = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".dcm": DICOM}
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 
 
-class BadImage(Exception):
+class BadImageError(Exception):
     """The image cannot be used; the message is the reason that quarantine records."""
 
 
@@ -50,50 +50,50 @@ def kind_of(content: bytes) -> str | None:
 
 
 def check_png(content: bytes) -> None:
-    """Walk the chunks and their CRC-32. Raises BadImage for a truncated file or a flipped bit."""
+    """Walk the chunks and their CRC-32. Raises BadImageError for a truncated file or a flipped bit."""
     place, view = len(PNG_MARK), memoryview(content)
     while place + 12 <= len(content):
         end = place + 12 + int.from_bytes(content[place : place + 4], "big")
         if end > len(content):
             break
         if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
-            raise BadImage("corrupt: a PNG chunk does not fit its checksum")
+            raise BadImageError("corrupt: a PNG chunk does not fit its checksum")
         if content[place + 4 : place + 8] == b"IEND":
             return
         place = end
-    raise BadImage("truncated: the PNG breaks off")
+    raise BadImageError("truncated: the PNG breaks off")
 
 
 def check_dimensions(width: int, height: int) -> None:
-    """Raise BadImage for a size that no X-ray has."""
+    """Raise BadImageError for a size that no X-ray has."""
     if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
-        raise BadImage(f"absurd dimensions: {width}x{height}")
+        raise BadImageError(f"absurd dimensions: {width}x{height}")
 
 
 def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
     """Decode to 8-bit grayscale (height, width), and tell the original mode.
 
     RGB, RGBA and palettes become gray, 16 bits become 8. Dimensions are checked before any pixel
-    is decoded. `name` is the file's, to compare with the content. Raises BadImage.
+    is decoded. `name` is the file's, to compare with the content. Raises BadImageError.
     """
     if not content:
-        raise BadImage("empty file")
+        raise BadImageError("empty file")
     kind = kind_of(content)
     expected = next((k for end, k in EXTENSIONS.items() if name.lower().endswith(end)), kind)
     if kind is None:
-        raise BadImage("not a PNG, JPEG or DICOM file")
+        raise BadImageError("not a PNG, JPEG or DICOM file")
     if kind != expected:
-        raise BadImage(f"extension and content disagree: named {expected}, is {kind}")
+        raise BadImageError(f"extension and content disagree: named {expected}, is {kind}")
     try:
         return decode_dicom(content) if kind == DICOM else decode_picture(content, kind)
     except UnidentifiedImageError as error:
-        raise BadImage("cannot be decoded: no valid header") from error
+        raise BadImageError("cannot be decoded: no valid header") from error
     except Image.DecompressionBombError as error:
-        raise BadImage("absurd dimensions") from error
+        raise BadImageError("absurd dimensions") from error
     except (OSError, SyntaxError, ValueError) as error:
         if "truncated" in str(error).lower():
-            raise BadImage("truncated: the image breaks off") from error
-        raise BadImage(f"cannot be decoded: {error}") from error
+            raise BadImageError("truncated: the image breaks off") from error
+        raise BadImageError(f"cannot be decoded: {error}") from error
 
 
 def decode_dicom(content: bytes) -> tuple[np.ndarray, str]:
@@ -112,7 +112,7 @@ def decode_picture(content: bytes, kind: str) -> tuple[np.ndarray, str]:
     if image.mode == "L" and kind == PNG:  # nearly all of NIH's, and faster than through Pillow
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
         if pixels is None:
-            raise BadImage("cannot be decoded: the PNG's pixels are damaged")
+            raise BadImageError("cannot be decoded: the PNG's pixels are damaged")
         return pixels, image.mode
     if image.mode == "L":
         return np.asarray(image), image.mode
@@ -158,12 +158,12 @@ def looks_inverted(pixels: np.ndarray) -> bool:
 
 
 def prepare(content: bytes, size: int, name: str = "") -> StoredImage:
-    """Decode, check and shrink one image file. Raises BadImage."""
+    """Decode, check and shrink one image file. Raises BadImageError."""
     original, mode = decode(content, name)
     pixels = shrink(original, size)
     mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(pixels))
     if deviation < BLANK_DEVIATION:
-        raise BadImage("blank: all pixels are nearly equal")
+        raise BadImageError("blank: all pixels are nearly equal")
     height, width = original.shape
     return StoredImage(
         pixels,

@@ -13,21 +13,21 @@ from chexspark.config import IngestConfig
 from chexspark.errors import UserError
 from chexspark.ingestion.labels import read_boxes, read_labels
 from chexspark.ingestion.sources import SourceFile, find_sources
-from chexspark.ingestion.splits import assign_splits
+from chexspark.ingestion.splits import assign_splits, split_source
 from chexspark.ingestion.task import Label
 from chexspark.storage import locate
 from chexspark.store.manifest import SPLITS
 
-NO_LABEL, NO_IMAGE, DOUBLED_IMAGE = (
+NO_LABEL, NO_IMAGE, DUPLICATE_IMAGE = (
     "image without a label",
     "label without an image",
-    "doubled image",
+    "duplicate image",
 )
 SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Inputs:
+class IngestInputs:
     """All that goes in. `unmatched`: (name, kind) of what the labels and the images do not share."""
 
     labels: dict[str, Label]  # by image name
@@ -38,30 +38,31 @@ class Inputs:
     digest: str  # of names, sizes, times, labels, splits and boxes: the same input gives the same
 
 
-def read_inputs(config: IngestConfig) -> Inputs:
+def read_inputs(config: IngestConfig) -> IngestInputs:
     """Read labels, splits and boxes, find the images. Raises UserError for what does not fit."""
     table, unmatched = read_labels(locate(config.labels))
     refuse(unmatched, config.allow_missing == "all", f"--labels {config.labels}")
     boxes = read_boxes(locate(config.boxes)) if config.boxes else None
     files, archives = find_sources(config.images)
     by_name = {}
-    doubled = [f.name for f in files if by_name.setdefault(f.name, f) is not f]
-    doubled = [(name, DOUBLED_IMAGE) for name in doubled]
-    refuse(doubled, config.allow_missing == "all", f"--images {' '.join(config.images)}")
+    again = [f.name for f in files if by_name.setdefault(f.name, f) is not f]
+    duplicates = [(name, DUPLICATE_IMAGE) for name in again]
+    refuse(duplicates, config.allow_missing == "all", f"--images {' '.join(config.images)}")
     splits = assign_splits(table, config)
     labels = {
         row.image_index: Label(
-            row.patient_id, splits[row.patient_id], row.labels.tobytes(), row.view_position, row.sex,
+            row.patient_id, splits.get(row.image_index), row.labels.tobytes(), row.view_position, row.sex,
             row.age, row.follow_up,
         )
         for row in table.itertuples()
     }  # fmt: skip
-    return Inputs(
+    check_have_splits(by_name, labels, config)
+    return IngestInputs(
         labels,
         list(by_name.values()),
         archives,
         None if boxes is None else pa.Table.from_pandas(boxes, preserve_index=False),
-        unmatched + doubled,
+        unmatched + duplicates,
         digest_of(labels, list(by_name.values()) + archives, boxes),
     )
 
@@ -82,7 +83,9 @@ def refuse(found: list[tuple[str, str]], allowed: bool, where: str) -> None:
     )
 
 
-def check_matches(inputs: Inputs, seen: set[str], config: IngestConfig) -> list[tuple[str, str]]:
+def check_matches(
+    inputs: IngestInputs, seen: set[str], config: IngestConfig
+) -> list[tuple[str, str]]:
     """Compare the images that are there, by name, with the labels. Returns what has no partner.
 
     Raises UserError when nothing fits, or when something is missing that may not be.
@@ -98,6 +101,19 @@ def check_matches(inputs: Inputs, seen: set[str], config: IngestConfig) -> list[
     refuse(no_label, config.allow_missing in ("labels", "all"), where)
     refuse(no_image, config.allow_missing in ("images", "all"), f"--labels {config.labels}")
     return no_label + no_image
+
+
+def check_have_splits(names, labels: dict[str, Label], config: IngestConfig) -> None:
+    """Raise UserError for images whose label has no split. Labels without an image need none.
+
+    Names in archives are known only to Spark's tasks, which set such an image aside.
+    """
+    lacking = sorted(n for n in names if n in labels and labels[n].split is None)
+    if lacking:
+        raise UserError(
+            f"{split_source(config)}: {len(lacking):,} of {len(names):,} images have no split there, the "
+            f"first {lacking[0]} of patient {labels[lacking[0]].patient_id}: add them, or leave them out"
+        )
 
 
 def check_splits(patients: dict[str, set[str]]) -> None:

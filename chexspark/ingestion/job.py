@@ -1,31 +1,39 @@
 """Images and labels in, the store out. Runs on the driver; the images go through Spark tasks."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
-import threading
 import time
 
 import numpy as np
 import pyarrow.parquet as pq
-from py4j.protocol import Py4JError
 
 from chexspark.arguments import takes
 from chexspark.config import IngestConfig
-from chexspark.errors import RunFailed, UserError
+from chexspark.errors import UserError
 from chexspark.ingestion.inputs import (
-    Inputs,
+    IngestInputs,
     check_matches,
     check_splits,
     layout_settings,
     read_inputs,
 )
 from chexspark.ingestion.petastorm_metadata import write_petastorm_metadata
-from chexspark.ingestion.summary import patients_of, summarise, summary_text
-from chexspark.ingestion.task import FILE_ROWS, Kept, Part, PartResult, write_part
+from chexspark.ingestion.sources import is_archive
+from chexspark.ingestion.summary import (
+    QUARANTINE,
+    patients_of,
+    refused_images,
+    summarise,
+    summary_text,
+    table_of,
+    too_many_refused,
+)
+from chexspark.ingestion.task import FILE_ROWS, Kept, TaskResult, WriteTask, write_task
 from chexspark.ingestion.workplace import Workplace, holds_other_things
-from chexspark.progress import ProgressLine, duration
 from chexspark.session import start_session
+from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import FILE_NAME, SPLITS, Manifest, read_manifest
 from chexspark.store.schema import LABELS, parquet_schema
@@ -44,9 +52,16 @@ def ingest(spark, config: IngestConfig) -> Manifest:
     out = locate(config.out)
     inputs = read_inputs(config)
     before = read_manifest(out) if (out / FILE_NAME).is_file() else None
-    if before and is_same(before, inputs, config, out):
-        print(f"{out} already holds this store: nothing to do")
-        return before
+    if before:
+        check_same_settings(before, config, out)
+        if inputs.digest in before.sources["digests"]:
+            print(f"{out} already holds this store: nothing to do")
+            return before
+        if not config.append:
+            raise UserError(
+                f"--out {out} already holds a store of other images, labels, splits or boxes: give "
+                "another folder, or --append to add what is new"
+            )
     if holds_other_things(out):
         raise UserError(f"--out {out} has other files in it: give a new or empty folder")
     if not inputs.archives:
@@ -60,11 +75,13 @@ def ingest(spark, config: IngestConfig) -> Manifest:
         workplace.clean(before)
         stored = read_stored(out, before)
         check_known_patients(stored, inputs)
-        parts = plan_parts(inputs, config, workplace.folder, before, {kept.name for kept in stored})
-        results = run_parts(
-            spark, parts, inputs, frozenset(kept.name for kept in stored), config.size
+        tasks = plan_tasks(inputs, config, workplace.folder, before, {kept.name for kept in stored})
+        results = run_tasks(
+            spark, tasks, inputs, frozenset(kept.name for kept in stored), config.size
         )
+        stop_when_too_many_refused(results, config.max_bad, out)
         manifest, tables = summarise(inputs, config, results, stored, before, out)
+        workplace.check_held()
         publish(out, workplace.folder, manifest, tables, results)
         manifest = dataclasses.replace(manifest, seconds=round(time.monotonic() - started, 1))
         manifest.write(out)
@@ -72,11 +89,8 @@ def ingest(spark, config: IngestConfig) -> Manifest:
     return manifest
 
 
-def is_same(before: Manifest, inputs: Inputs, config: IngestConfig, out: Location) -> bool:
-    """Whether a store that is there came from this input.
-
-    Raises UserError when it did not, unless the new is to be added to it.
-    """
+def check_same_settings(before: Manifest, config: IngestConfig, out: Location) -> None:
+    """Raise UserError when a store that is there was written with other settings."""
     asked = layout_settings(config)
     differ = [
         f"{n} {v} there, {asked[n]} here" for n, v in before.settings.items() if v != asked[n]
@@ -86,14 +100,15 @@ def is_same(before: Manifest, inputs: Inputs, config: IngestConfig, out: Locatio
             f"--out {out} already holds a store with other settings ({', '.join(differ)}): give "
             "another folder, or the same settings"
         )
-    if inputs.digest in before.sources["digests"]:
-        return True
-    if config.append:
-        return False
-    raise UserError(
-        f"--out {out} already holds a store of other images, labels, splits or boxes: give another folder, or "
-        "--append to add what is new"
-    )
+
+
+def stop_when_too_many_refused(results: list[TaskResult], max_bad: float, out: Location) -> None:
+    """Raise UserError when too many images were refused, having written which to STORE/quarantine."""
+    fault = too_many_refused(results, max_bad)
+    if fault:
+        place = out / "quarantine"
+        place.write_table(table_of(refused_images(results), QUARANTINE))
+        raise UserError(f"{fault}: see {place}")
 
 
 def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
@@ -114,27 +129,27 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
     return stored
 
 
-def check_known_patients(stored: list[Kept], inputs: Inputs) -> None:
+def check_known_patients(stored: list[Kept], inputs: IngestInputs) -> None:
     """Raise UserError when the new labels would move a patient that the store has."""
     where = {kept.patient_id: kept.split for kept in stored}
     for label in inputs.labels.values():
-        if where.get(label.patient_id, label.split) != label.split:
+        if label.split and where.get(label.patient_id, label.split) != label.split:
             raise UserError(
                 f"patient {label.patient_id} is in the store's {where[label.patient_id]} split, but "
                 f"would now be in {label.split}: add with the split that the store was made with"
             )
 
 
-def plan_parts(
-    inputs: Inputs,
+def plan_tasks(
+    inputs: IngestInputs,
     config: IngestConfig,
     folder: Location,
     before: Manifest | None,
     stored: set[str],
-) -> list[Part]:
-    """Deal the images of each split to parts of nearly equal length, and an archive to each part.
+) -> list[WriteTask]:
+    """Deal the images of each split to tasks of nearly equal length, and an archive to each task.
 
-    The same input gives the same parts, whatever the cluster.
+    The same input gives the same tasks, whatever the cluster.
     """
     groups = []
     for split in SPLITS:
@@ -144,60 +159,43 @@ def plan_parts(
         files.sort(key=lambda f: hashlib.sha256(f.name.encode()).digest())
         number = max(-(-len(files) // FILE_ROWS), min(MIN_FILES, -(-len(files) // MIN_FILE_ROWS)))
         edges = np.linspace(0, len(files), number + 1).astype(int)
-        groups += [{"files": tuple(files[a:b])} for a, b in itertools.pairwise(edges)]
-    groups += [{"archive": archive} for archive in inputs.archives]
+        groups += [tuple(files[a:b]) for a, b in itertools.pairwise(edges)]
+    groups += [(archive,) for archive in inputs.archives]
     files_before = [f.path for s in before.splits.values() for f in s.files] if before else []
     first = max((int(path.split("part-")[1][:5]) for path in files_before), default=-1) + 1
     return [
-        Part(folder=folder.uri, number=first + i, size=config.size,
-             rows_per_group=config.rows_per_group, **group)
-        for i, group in enumerate(groups)
+        WriteTask(folder=folder.uri, number=first + i, size=config.size,
+             rows_per_group=config.rows_per_group, sources=sources)
+        for i, sources in enumerate(groups)
     ]  # fmt: skip
 
 
-def run_parts(spark, parts: list[Part], inputs: Inputs, stored, size: int) -> list[PartResult]:
-    """Write all parts in Spark tasks, one each. Raises RunFailed when Spark gives up."""
-    if not parts:
+def run_tasks(
+    spark, tasks: list[WriteTask], inputs: IngestInputs, stored, size: int
+) -> list[TaskResult]:
+    """Let Spark's tasks write, one each. Raises RunFailed when Spark gives up."""
+    if not tasks:
         return []
     context = spark.sparkContext
     wanted = {f.name for f in inputs.files} - stored
     labels = {n: v for n, v in inputs.labels.items() if inputs.archives or n in wanted}
     shared = context.broadcast((labels, stored))
     total = None if inputs.archives else len(wanted & labels.keys())
-    finished = threading.Event()
-    watcher = threading.Thread(
-        target=watch, args=(locate(parts[0].folder), size, total, finished), daemon=True
-    )
-    watcher.start()
+    # The longest first, so that no core waits long for the last.
+    ordered = sorted(tasks, key=lambda t: (not is_archive(t.sources[0]), -len(t.sources)))
+    written = functools.partial(images_written, locate(tasks[0].folder), size)
     try:
-        # The longest first, so that no core waits long for the last.
-        ordered = sorted(parts, key=lambda p: (p.archive is None, -len(p.files)))
-        tasks = context.parallelize(ordered, len(ordered))
-        return tasks.map(lambda part: write_part(part, *shared.value)).collect()
-    except Py4JError as error:
-        java = getattr(error, "java_exception", None)
-        reason = str(java.getMessage() if java else error).strip().splitlines()[0]
-        raise RunFailed(f"ingest stopped: {reason[:300]}; run it again") from error
+        with watched(spark, "ingest", total, written, "; run it again"):
+            spread = context.parallelize(ordered, len(ordered))
+            return spread.map(lambda task: write_task(task, *shared.value)).collect()
     finally:
-        finished.set()
-        watcher.join()
         shared.destroy()
 
 
-def watch(folder: Location, size: int, total: int | None, finished: threading.Event) -> None:
-    """Show how many images are stored, by the bytes in the workplace: rows are of fixed length."""
+def images_written(folder: Location, size: int) -> int:
+    """How many images the workplace holds, by its bytes: rows are of fixed length."""
     row_bytes = parquet_schema(size).field("image").type.byte_width
-    started = time.monotonic()
-    with ProgressLine() as line:
-        while not finished.wait(1):
-            done = sum(info.size for info in folder.list_files()) // row_bytes
-            rate = done / (time.monotonic() - started)
-            text = f"ingest: {done:,} images, {rate:.0f} images/s"
-            if total and rate:
-                done = min(done, total)
-                left = duration((total - done) / rate)
-                text = f"ingest: {done:,} of {total:,} images, {rate:.0f} images/s, {left} left"
-            line.show(text)
+    return sum(info.size for info in folder.list_files()) // row_bytes
 
 
 def publish(out: Location, folder: Location, manifest: Manifest, tables: dict, results) -> None:

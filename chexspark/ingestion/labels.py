@@ -1,15 +1,13 @@
 """Label and box CSVs. Runs on the driver.
 
-In: NIH's ``Data_Entry_2017.csv`` or ``Data_Entry_2017_v2020.csv``, or a plain CSV of one's own with
-the columns ``image``, ``patient`` and one per finding; NIH's ``BBox_List_2017.csv``.
+In: NIH's ``Data_Entry_2017.csv`` or ``Data_Entry_2017_v2020.csv``, or a plain CSV with the
+columns ``image``, ``patient`` and one per finding; NIH's ``BBox_List_2017.csv``.
 Out: pandas tables with plain column names. NIH's headers hold commas inside column names
 (``OriginalImage[Width,Height]``), the 2017 file ends each line with one more comma and
 writes ages as ``058Y``: columns are therefore found by name from the left, and what trails
 is left alone.
 """
 
-import csv
-import io
 import re
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ import pandas as pd
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS, NO_FINDING, UNKNOWN, finding_position
 from chexspark.storage import Location
+from chexspark.text_files import read_csv_rows
 
 LABEL_COLUMNS = {
     "Image Index": "image_index",
@@ -33,41 +32,41 @@ NEEDED = ("Image Index", "Finding Labels", "Patient ID")
 PLAIN_NEEDED = ("image", "patient")
 PLAIN_OTHERS = ("age", "sex", "view_position", "follow_up")
 PLAIN_VALUES = {"": UNKNOWN, "-1": UNKNOWN, "-1.0": UNKNOWN, "0": 0, "0.0": 0, "1": 1, "1.0": 1}
-UNKNOWN_FINDING, DOUBLED_LABEL = "unknown finding", "doubled label"
+UNKNOWN_FINDING, DUPLICATE_LABEL = "unknown finding", "duplicate label"
+LARGEST_NUMBER = 2**15 - 1  # ages and follow-ups are stored as int16
 
 
 class Labels(NamedTuple):
     """What a label file says."""
 
-    rows: pd.DataFrame  # one row per image, sorted by image name; the first of doubled ones
-    problems: list[tuple[str, str]]  # (name, UNKNOWN_FINDING or DOUBLED_LABEL)
+    rows: pd.DataFrame  # one row per image, sorted by image name; the first of duplicates
+    problems: list[tuple[str, str]]  # (name, UNKNOWN_FINDING or DUPLICATE_LABEL)
 
 
-def read_rows(place: Location, option: str) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a CSV. Raises UserError when it cannot be read."""
-    if not place.is_file():
-        raise UserError(f"{option} {place}: there is no such file")
-    try:
-        rows = list(csv.reader(io.StringIO(place.read_bytes().decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{option} {place} is not a CSV in UTF-8: {error}") from error
-    rows = [row for row in rows if any(cell.strip() for cell in row)]
+def read_rows(place: Location, name: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header and the rows of a CSV, each with its line in the file. Raises UserError."""
+    rows = list(read_csv_rows(place, name))
     if not rows:
-        raise UserError(f"{option} {place} is empty")
-    return [cell.strip() for cell in rows[0]], rows[1:]
+        raise UserError(f"{name} is empty")
+    return [cell.strip() for cell in rows[0][1]], rows[1:]
 
 
 def parse_age(text: str) -> int | None:
     """Years from ``58``, ``058Y``, ``011M`` (months) or ``003D`` (days); None when unreadable."""
-    match = re.fullmatch(r"\s*(\d+)\s*([YMD]?)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]{1,5})\s*([YMD]?)\s*", text)
     if not match:
         return None
-    return int(int(match[1]) / {"": 1, "Y": 1, "M": 12, "D": 365.25}[match[2]])
+    return stored_number(int(match[1]) / {"": 1, "Y": 1, "M": 12, "D": 365.25}[match[2]])
 
 
 def parse_count(text: str) -> int | None:
-    """A whole number of 0 or more; None when the text is none."""
-    return int(text) if text.strip().isdigit() else None
+    """A whole number of 0 or more; None when the text is none, or it is larger than is stored."""
+    return stored_number(int(text)) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else None
+
+
+def stored_number(value: float) -> int | None:
+    """The whole number that the store's int16 columns can hold, or None."""
+    return int(value) if value <= LARGEST_NUMBER else None
 
 
 def read_labels(place: Location) -> Labels:
@@ -77,7 +76,7 @@ def read_labels(place: Location) -> Labels:
     view_position, sex (str or None); age (years), follow_up (int or None). In the plain form an
     empty cell, −1, or a finding without a column is unknown. Raises UserError naming the line.
     """
-    header, rows = read_rows(place, "--labels")
+    header, rows = read_rows(place, f"--labels {place}")
     plain = "Image Index" not in header and "image" in header
     needed = PLAIN_NEEDED if plain else NEEDED
     missing = [name for name in needed if name not in header]
@@ -96,7 +95,7 @@ def read_labels(place: Location) -> Labels:
     problems, label_of = (plain_labels if plain else nih_labels)(header)
     fewest = max(header.index(name) for name in needed) + 1
     records = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         where = f"--labels {place}, line {line}"
         if len(row) < fewest:
             raise UserError(f"{where}: {len(row)} cells are too few")
@@ -117,14 +116,14 @@ def read_labels(place: Location) -> Labels:
         record["sex"] = record["sex"] or None
         record["view_position"] = record["view_position"] or None
         if record["image_index"] in records:
-            problems.append((record["image_index"], DOUBLED_LABEL))
+            problems.append((record["image_index"], DUPLICATE_LABEL))
         records.setdefault(record["image_index"], record)
     # As objects: pandas would turn a missing age into a number that is none.
     return Labels(pd.DataFrame([records[n] for n in sorted(records)], dtype=object), problems)
 
 
 def nih_labels(header: list[str]):
-    """Return the list of problems to come, and the function from a row to its labels: NIH's form."""
+    """Return the list of problems, which grows while rows are read, and the function from a row to its labels: NIH's form."""
     problems, column, seen = [], header.index("Finding Labels"), set()
 
     def label_of(row: list[str]) -> np.ndarray:
@@ -172,14 +171,14 @@ def read_boxes(place: Location) -> pd.DataFrame:
     Pixels of the original image, x and y of the upper left corner. The box columns are the four
     that follow the finding, whatever the header makes of them.
     """
-    header, rows = read_rows(place, "--boxes")
+    header, rows = read_rows(place, f"--boxes {place}")
     if header[:2] != ["Image Index", "Finding Label"]:
         raise UserError(
             f"--boxes {place} must begin with the columns Image Index, Finding Label; "
             f"it begins with {', '.join(header[:2])}"
         )
     records = []
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         try:
             finding = FINDINGS[finding_position(row[1])]
             x, y, width, height = (float(cell) for cell in row[2:6])

@@ -7,14 +7,15 @@ of archives; and, for an archive, its members one after the other, never unpacke
 import fnmatch
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from chexspark.errors import UserError
-from chexspark.ingestion.images import BadImage
+from chexspark.ingestion.images import EXTENSIONS, BadImageError
 from chexspark.storage import Location, locate
 
-IMAGES = (".png", ".jpg", ".jpeg", ".dcm")
+IMAGES = tuple(EXTENSIONS)
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 WILD = "*?["
 LARGEST_MEMBER = 1 << 30  # bytes; no chest X-ray is near it
@@ -28,6 +29,15 @@ class SourceFile:
     name: str
     bytes: int
     modified: str  # time of the last change, so that a file that was written over is another
+
+
+class ImageFile(NamedTuple):
+    """One image of a task, from a loose file or an archive."""
+
+    name: str  # the file's own, or the member's; of a damaged archive, the archive's
+    path: str  # where it is: a URI, for a member ``archive!member``
+    bytes: int
+    content: bytes | BadImageError  # BadImageError says why there is none
 
 
 def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[SourceFile]]:
@@ -45,8 +55,12 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
             )
         found |= {source.uri: source for source in matches}
     ordered = sorted(found.values(), key=lambda source: (source.name, source.uri))
-    archives = [s for s in ordered if s.name.lower().endswith(ARCHIVES)]
-    return [s for s in ordered if not s.name.lower().endswith(ARCHIVES)], archives
+    archives = [source for source in ordered if is_archive(source)]
+    return [source for source in ordered if not is_archive(source)], archives
+
+
+def is_archive(source: SourceFile) -> bool:
+    return source.name.lower().endswith(ARCHIVES)
 
 
 def matching(given: str) -> list[SourceFile]:
@@ -78,10 +92,29 @@ def uri_of(place: Location, path: str) -> str:
     return place.uri if path == place.path else (place / path[len(place.path) :].lstrip("/")).uri
 
 
-def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImage]]:
+def read_source_images(sources: Iterable[SourceFile]) -> Iterator[ImageFile]:
+    """Yield every image of some files and archives. A name that an archive has twice counts once."""
+    for source in sources:
+        if not is_archive(source):
+            try:
+                content = locate(source.uri).read_bytes()
+            except OSError as error:
+                content = BadImageError(f"cannot be read: {error}")
+            yield ImageFile(source.name, source.uri, source.bytes, content)
+            continue
+        seen = set()
+        for member, size, content in archive_members(source.uri):
+            if member in seen:
+                content = BadImageError("duplicate: the archive has this member twice")
+            seen.add(member)
+            path = f"{source.uri}!{member}" if member else source.uri
+            yield ImageFile(posixpath.basename(member) or source.name, path, size, content)
+
+
+def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImageError]]:
     """Yield path, size and content of each image of a tar archive, in the archive's order.
 
-    A link, a device, or a name that is absolute or climbs with ``..`` comes as BadImage, and so
+    A link, a device, or a name that is absolute or climbs with ``..`` comes as BadImageError, and so
     does an archive that breaks off, under the archive's own name.
     """
     place = locate(archive)
@@ -93,14 +126,18 @@ def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImage]]
             for member in tar:
                 reason = unsafe(member)
                 if reason:
-                    yield member.name, member.size, BadImage(f"unsafe archive member: {reason}")
+                    yield (
+                        member.name,
+                        member.size,
+                        BadImageError(f"unsafe archive member: {reason}"),
+                    )
                 elif member.isfile() and member.name.lower().endswith(IMAGES):
                     yield member.name, member.size, tar.extractfile(member).read()
     except (tarfile.TarError, OSError, EOFError) as error:
         yield (
             "",
             place.filesystem.get_file_info(place.path).size,
-            BadImage(
+            BadImageError(
                 f"damaged archive: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             ),
         )

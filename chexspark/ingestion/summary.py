@@ -1,6 +1,6 @@
 """What an ingest comes to: counts, tables and the words for people. Runs on the driver.
 
-In: the results of all parts, and what the store held before. Out: the manifest, the small tables
+In: the results of all tasks, and what the store held before. Out: the manifest, the small tables
 beside the splits, and the text at the end of the job.
 """
 
@@ -12,9 +12,9 @@ from chexspark.config import IngestConfig
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.duplicates import duplicate_pairs
-from chexspark.ingestion.inputs import Inputs, check_matches, check_splits, layout_settings
+from chexspark.ingestion.inputs import IngestInputs, check_matches, check_splits, layout_settings
 from chexspark.ingestion.splits import split_hash
-from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, PartResult, label_counts
+from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, TaskResult, label_counts
 from chexspark.progress import duration
 from chexspark.storage import Location
 from chexspark.store.manifest import SCHEMA_VERSION, SPLITS, Manifest, SplitSummary, class_weights
@@ -24,30 +24,23 @@ UNMATCHED = pa.schema([("name", pa.string()), ("kind", pa.string())])
 DUPLICATES = pa.schema([("image", pa.string()), ("other", pa.string()), ("kind", pa.string())])
 
 
-def summarise(inputs: Inputs, config: IngestConfig, results, stored, before, out):
-    """Return the manifest, and the small tables beside the splits by name.
+def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, before, out):
+    """Return the manifest, and the small tables beside the splits by name. Writes nothing.
 
-    Raises UserError for doubled names, missing partners, too many bad images or an empty split.
+    Raises UserError for duplicate names, missing partners or an empty split.
     """
     new = [kept for result in results for kept in result.kept]
-    refused = sorted(row for result in results for row in result.quarantined)
+    refused = refused_images(results)
     unlabelled = [name for result in results for name in result.unlabelled]
     # A refused name without a label (an archive's own, say) is in quarantine and needs no partner.
     refused_names = {path_name(path) for path, *_ in refused} & inputs.labels.keys()
-    doubled = [name for name, times in Counter(k.name for k in new).items() if times > 1]
-    if doubled:
+    duplicates = [name for name, times in Counter(k.name for k in new).items() if times > 1]
+    if duplicates:
         raise UserError(
-            f"{len(doubled):,} images are in more than one archive or folder, the first "
-            f"{min(doubled)}: give each once"
+            f"{len(duplicates):,} images are in more than one archive or folder, the first "
+            f"{min(duplicates)}: give each once"
         )
     all_refused = refused + stored_table(out, "quarantine", QUARANTINE, before)
-    share = len(refused) / max(1, len(refused) + len(new))
-    if share > config.max_bad:
-        (out / "quarantine").write_table(table_of(refused, QUARANTINE))
-        raise UserError(
-            f"{len(refused):,} of {len(refused) + len(new):,} images were refused ({reasons(refused)}), "
-            f"more than --max-bad {config.max_bad}: see {out / 'quarantine'}"
-        )
     everything = stored + new
     present = {f.name for f in inputs.files} | {k.name for k in everything}
     present |= set(unlabelled) | refused_names
@@ -100,6 +93,23 @@ def summarise(inputs: Inputs, config: IngestConfig, results, stored, before, out
     return manifest, tables
 
 
+def refused_images(results: list[TaskResult]) -> list[tuple[str, str, int]]:
+    """Path, reason and bytes of the images that were refused, sorted."""
+    return sorted(row for result in results for row in result.quarantined)
+
+
+def too_many_refused(results: list[TaskResult], max_bad: float) -> str | None:
+    """What is wrong when a larger share than `max_bad` was refused, else None."""
+    refused = refused_images(results)
+    images = len(refused) + sum(len(result.kept) for result in results)
+    if len(refused) / max(1, images) <= max_bad:
+        return None
+    return (
+        f"{len(refused):,} of {images:,} images were refused ({reasons(refused)}), more than "
+        f"--max-bad {max_bad}"
+    )
+
+
 def path_name(path: str) -> str:
     """The file name of ``folder/name`` or ``archive!folder/name``."""
     return path.rpartition("!")[2].rpartition("/")[2]
@@ -117,7 +127,7 @@ def stored_table(out: Location, name: str, schema: pa.Schema, before) -> list[tu
     return [tuple(row[column] for column in schema.names) for row in rows]
 
 
-def boxes_of(inputs: Inputs, names: set[str], out: Location, before) -> pa.Table | None:
+def boxes_of(inputs: IngestInputs, names: set[str], out: Location, before) -> pa.Table | None:
     """The boxes of images that are in the store; those of before and the new ones, each once."""
     tables = [inputs.boxes] if inputs.boxes is not None else []
     if before and before.boxes:
@@ -153,7 +163,7 @@ def reasons(refused: list) -> str:
     return ", ".join(f"{number:,} {name}" for name, number in counts.most_common())
 
 
-def summary_text(manifest: Manifest, out: Location, results: list[PartResult]) -> str:
+def summary_text(manifest: Manifest, out: Location, results: list[TaskResult]) -> str:
     """The counts, what was refused or left out, and how long it took."""
     lines = [str(manifest), ""]
     lines += [

@@ -1,12 +1,11 @@
 """The files that one Spark task writes.
 
 In: the image files, or the archive, of the task, and the labels. Out: Parquet files, each written
-aside and renamed whole, and a `PartResult` with their counts and what was refused.
+aside and renamed whole, and a `TaskResult` with their counts and what was refused.
 """
 
 import hashlib
 import posixpath
-from collections import Counter
 from dataclasses import dataclass, field
 
 import cv2
@@ -15,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexspark.findings import FINDINGS
-from chexspark.ingestion.images import BadImage, StoredImage, prepare
-from chexspark.ingestion.sources import SourceFile, archive_members
+from chexspark.ingestion.images import BadImageError, StoredImage, prepare
+from chexspark.ingestion.sources import SourceFile, read_source_images
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, StoreFile
 from chexspark.store.schema import IMAGE, LABELS, RowGroupChecksum, image_column, parquet_schema
@@ -30,7 +29,7 @@ class Label:
     """What the labels say of one image. `labels`: 14 int8 as bytes."""
 
     patient_id: str
-    split: str
+    split: str | None  # None: the split that was given does not name the image
     labels: bytes
     view_position: str | None
     sex: str | None
@@ -39,15 +38,14 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The work of one task: image files, or one archive."""
+class WriteTask:
+    """The work of one task: image files, or one archive, in `sources`."""
 
     folder: str  # the URI that train/, val/ and test/ are below
     number: int  # its files are SPLIT/part-NUMBER-….parquet
     size: int
     rows_per_group: int
-    files: tuple[SourceFile, ...] = ()
-    archive: SourceFile | None = None
+    sources: tuple[SourceFile, ...]
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ class Kept:
 
 
 @dataclass
-class PartResult:
-    """What came of a part."""
+class TaskResult:
+    """What came of a task."""
 
     files: list[tuple[str, StoreFile]] = field(default_factory=list)  # (split, file)
     kept: list[Kept] = field(default_factory=list)
@@ -77,17 +75,17 @@ class PartResult:
 
 
 class FileWriter:
-    """Parquet files of one split of one part, a row group at a time."""
+    """Parquet files of one split of one task, a row group at a time."""
 
-    def __init__(self, part: Part, split: str):
-        self.part, self.split = part, split
-        self.schema = parquet_schema(part.size)
+    def __init__(self, task: WriteTask, split: str):
+        self.task, self.split = task, split
+        self.schema = parquet_schema(task.size)
         self.files, self.rows, self.number = [], [], 0
         self.writer, self.groups, self.checksums = None, [], []
 
     def add(self, row: dict, pixels: np.ndarray) -> None:
         self.rows.append((row, pixels))
-        if len(self.rows) == self.part.rows_per_group:
+        if len(self.rows) == self.task.rows_per_group:
             self.end_group()
         if sum(self.groups) + len(self.rows) >= FILE_ROWS:
             self.end_file()
@@ -112,7 +110,7 @@ class FileWriter:
             name: [row[name] for row, _ in self.rows] for name in self.schema.names if name != IMAGE
         }
         columns = [
-            image_column(images, self.part.size)
+            image_column(images, self.task.size)
             if field.name == IMAGE
             else pa.array(values[field.name], field.type)
             for field in self.schema
@@ -129,7 +127,7 @@ class FileWriter:
         if self.writer is None:
             return
         self.writer.close()
-        aside, place = self.aside(), locate(self.part.folder) / self.path()
+        aside, place = self.aside(), locate(self.task.folder) / self.path()
         aside.move_to(place)
         size = place.filesystem.get_file_info(place.path).size
         file = StoreFile(self.path(), size, tuple(self.groups), tuple(self.checksums))
@@ -138,34 +136,37 @@ class FileWriter:
         self.number += 1
 
     def path(self) -> str:
-        return f"{self.split}/part-{self.part.number:05}-{self.number:03}.parquet"
+        return f"{self.split}/part-{self.task.number:05}-{self.number:03}.parquet"
 
     def aside(self) -> Location:
-        return locate(self.part.folder) / f"{self.path()}.tmp"
+        return locate(self.task.folder) / f"{self.path()}.tmp"
 
 
-def write_part(part: Part, labels: dict[str, Label], stored: frozenset[str]) -> PartResult:
-    """Decode, check, shrink and store the images of one part.
+def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]) -> TaskResult:
+    """Decode, check, shrink and store the images of one task.
 
     `labels`: by image name. `stored`: names that the store holds already, which are passed over.
     """
     cv2.setNumThreads(1)  # Spark runs a task per core
-    result = PartResult()
-    writers = {split: FileWriter(part, split) for split in SPLITS}
-    for path, size, content in contents(part, result):
-        name = posixpath.basename(path)
+    result = TaskResult()
+    writers = {split: FileWriter(task, split) for split in SPLITS}
+    for name, path, size, content in read_source_images(task.sources):
         if name in stored:
             result.stored_before += 1
             continue
         label = labels.get(name)
         try:
-            if isinstance(content, BadImage):
+            if isinstance(content, BadImageError):
                 raise content
             if label is None:
                 result.unlabelled.append(name)
                 continue
-            image = prepare(content, part.size, name)
-        except BadImage as error:
+            if label.split is None:
+                raise BadImageError(
+                    f"no split: the given one does not name it or its patient {label.patient_id}"
+                )
+            image = prepare(content, task.size, name)
+        except BadImageError as error:
             result.quarantined.append((path, str(error), size))
             continue
         pixels = memoryview(image.pixels).cast("B")
@@ -177,24 +178,6 @@ def write_part(part: Part, labels: dict[str, Label], stored: frozenset[str]) -> 
         writer.end_file()
         result.files += writer.files
     return result
-
-
-def contents(part: Part, result: PartResult):
-    """Yield path, size, and content or BadImage, of every image of a part."""
-    if part.archive is not None:
-        seen = Counter()
-        for path, size, content in archive_members(part.archive.uri):
-            seen[path] += 1
-            if seen[path] > 1:
-                content = BadImage("doubled: the archive has this member twice")
-            yield f"{part.archive.uri}!{path}" if path else part.archive.uri, size, content
-        return
-    for file in part.files:
-        place = locate(file.uri)
-        try:
-            yield file.uri, file.bytes, place.read_bytes()
-        except OSError as error:
-            yield file.uri, file.bytes, BadImage(f"cannot be read: {error}")
 
 
 def kept_image(name: str, label: Label, image: StoredImage, pixels: memoryview) -> Kept:

@@ -1,8 +1,8 @@
-"""The folder in which a store is made, and who works there. Runs on the driver.
+"""The folder in which a store is written, and who works there. Runs on the driver.
 
 In: the store's place. Out: ``STORE/_unfinished/TOKEN``, this run's own, with ``owner.json`` beside
 it that says who the run is and that it lives. What a dead run has left is cleaned away; a live
-one is not touched.
+one is not touched, and one that cannot be told from a live one is not either.
 """
 
 import json
@@ -13,15 +13,17 @@ import time
 import uuid
 
 import psutil
+from pyarrow import fs
 
-from chexspark.errors import UserError
+from chexspark.errors import RunFailed, UserError
 from chexspark.storage import Location
 from chexspark.store.manifest import FILE_NAME, SPLITS, UNFINISHED, Manifest
 
 OWNER = "owner.json"
 QUARANTINE = "quarantine"
 TABLES = (QUARANTINE, "boxes", "unmatched", "duplicates")
-BEAT_SECONDS, DEAD_SECONDS = 10.0, 60.0
+BEAT_SECONDS, RETRY_SECONDS, DEAD_SECONDS = 10.0, 1.0, 60.0
+LOOK_AGAIN_SECONDS = 1.0  # HDFS replaces a file in two steps, between which there is none
 
 
 class Workplace:
@@ -33,8 +35,8 @@ class Workplace:
         self.stop = threading.Event()
 
     def __enter__(self):
-        """Take the place. Raises UserError when another run lives there."""
-        owner = read_owner(self.store)
+        """Take the place. Raises UserError when another run lives there, or nobody can know."""
+        owner = find_owner(self.store)
         if owner and is_alive(owner):
             raise UserError(
                 f"--out {self.store}: another ingest is writing there "
@@ -43,7 +45,7 @@ class Workplace:
         (self.store / UNFINISHED).delete_directory()
         self.folder.make_directory()
         self.beat()
-        if read_owner(self.store)["token"] != self.token:
+        if not self.is_held():
             raise UserError(f"--out {self.store}: another ingest began there at the same moment")
         threading.Thread(target=self.keep_beating, daemon=True).start()
         return self
@@ -51,6 +53,12 @@ class Workplace:
     def __exit__(self, kind, *_):
         """Leave nothing behind; when it failed, only what says which images were refused."""
         self.stop.set()
+        try:
+            if not self.is_held():
+                self.folder.delete_directory()
+                return
+        except (OSError, UserError):  # the next ingest cleans up; what ended this one is told
+            return
         if kind is not None and not (self.store / FILE_NAME).exists():
             for name in (*SPLITS, *TABLES):
                 if name != QUARANTINE:
@@ -66,8 +74,29 @@ class Workplace:
         (self.store / UNFINISHED / OWNER).write_text(json.dumps(owner))
 
     def keep_beating(self) -> None:
-        while not self.stop.wait(BEAT_SECONDS):
-            self.beat()
+        """Beat until the end, or until another has the place. A beat that fails is tried again soon."""
+        wait = BEAT_SECONDS
+        while not self.stop.wait(wait):
+            try:
+                if not self.is_held():
+                    return
+                self.beat()
+                wait = BEAT_SECONDS
+            except (OSError, UserError):
+                wait = RETRY_SECONDS
+
+    def is_held(self) -> bool:
+        """Whether the place is still this run's. Raises UserError when that cannot be read."""
+        owner = find_owner(self.store)
+        return owner is not None and owner["token"] == self.token
+
+    def check_held(self) -> None:
+        """Raise RunFailed when another ingest took this run for dead, and the place."""
+        if not self.is_held():
+            raise RunFailed(
+                f"--out {self.store}: another ingest has taken the place, since for more than "
+                f"{DEAD_SECONDS:.0f} seconds this one could not write there: wait for the other"
+            )
 
     def clean(self, manifest: Manifest | None) -> None:
         """Delete what a dead run has left in the store: all files that no manifest names."""
@@ -82,24 +111,48 @@ class Workplace:
                     self.store.filesystem.delete_file(info.path)
 
 
+def find_owner(store: Location) -> dict | None:
+    """Who works there, or None. Raises UserError when that cannot be read."""
+    owner = read_owner(store)
+    if owner is None and (store / UNFINISHED).exists():
+        time.sleep(LOOK_AGAIN_SECONDS)
+        owner = read_owner(store)
+    return owner
+
+
 def read_owner(store: Location) -> dict | None:
-    """Who works there, or None. A file that a dying run left half written is nobody's."""
+    """What ``owner.json`` says, or None where there is none. Raises UserError when it cannot be read.
+
+    Of a damaged one, which a dying run left half written, only the time is known.
+    """
     place = store / UNFINISHED / OWNER
     try:
-        return json.loads(place.read_text()) if place.is_file() else None
-    except (ValueError, OSError):
+        info = place.filesystem.get_file_info(place.path)
+        if info.type != fs.FileType.File:
+            return None
+        owner = json.loads(place.read_text())
+        return {name: owner[name] for name in ("token", "host", "process", "started", "beat")}
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(
+            f"--out {store}: whether another ingest is writing there cannot be read ({error}): try again"
+        ) from error
+    except (ValueError, KeyError, TypeError):
+        unknown = dict.fromkeys(("token", "host", "process", "started"), "unknown")
+        return unknown | {"beat": (info.mtime_ns or 0) / 1e9}
 
 
 def is_alive(owner: dict) -> bool:
-    """On this host, whether the process is there; on another, whether it has beaten lately."""
+    """Of another process on this host, whether it is there; else, whether it has beaten lately."""
+    beats = time.time() - owner["beat"] < DEAD_SECONDS
     if owner["host"] != socket.gethostname():
-        return time.time() - owner["beat"] < DEAD_SECONDS
+        return beats
     try:
-        process = psutil.Process(owner["process"])
+        there = psutil.Process(owner["process"]).create_time() == owner["started"]
     except psutil.NoSuchProcess:
         return False
-    return process.create_time() == owner["started"] and process.pid != os.getpid()
+    return there and (beats or owner["process"] != os.getpid())
 
 
 def holds_other_things(store: Location) -> bool:
