@@ -15,31 +15,35 @@ from dataclasses import dataclass
 
 import pandas as pd
 import pyspark.cloudpickle
+from py4j.protocol import Py4JError
 from pyarrow import fs
 
 from chexspark.arguments import takes
 from chexspark.cluster import diagnosis, probe
-from chexspark.cluster.rendezvous import AFTER_SECONDS, Rendezvous
+from chexspark.cluster.probe import PlaceFacts
+from chexspark.cluster.rendezvous import Rendezvous
+from chexspark.cluster.slots import WAIT_SECONDS, busy, check_ranks, supply, task_counts
 from chexspark.config import DoctorConfig
-from chexspark.errors import UserError
+from chexspark.errors import Stopped, UserError
 from chexspark.models import check_model_name
 from chexspark.models.cost import facts_in_the_making
 from chexspark.progress import ProgressLine
-from chexspark.session import check_ranks, is_local, start_session
+from chexspark.session import ENDED, has_ended, start_session
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import Manifest, read_manifest
 
-START_SECONDS = 15.0  # for all tasks to run at the same time
-ALLOCATION_SECONDS = 90.0  # the same, where Spark has to ask for executors first
+AFTER_SECONDS = probe.CHECK_SECONDS + probe.ALIKE_SECONDS  # for tasks that met to answer
 LAST_SECONDS = 2.0  # for the job to end by itself after all that is known is known
+LOOK_SECONDS = 0.1  # between two looks at the tasks
+BY_VALUE = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Examination:
-    """`ranks`: the facts of each, as `probe` found them; `str()` of it is a table."""
+    """`ranks`: what `probe` found where each would run; `str()` of it is a table."""
 
     num_proc: int
-    ranks: tuple[dict, ...]
+    ranks: tuple[PlaceFacts, ...]
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -73,7 +77,7 @@ class Examination:
             raise UserError("\n".join(self.faults))
 
 
-def device(rank: dict) -> str:
+def device(rank: PlaceFacts) -> str:
     """What the rank would compute on."""
     if rank["gpus"]:
         return f"GPU {rank['gpus'][0]}"
@@ -94,10 +98,12 @@ def doctor(spark, config: DoctorConfig) -> pd.DataFrame:
     counting = contextlib.nullcontext()
     if config.model:
         counting = facts_in_the_making(config.model, manifest.image_size, config.batch_size)
-    with counting as facts:
+    with counting as cost:
         spark = start_session(spark, "doctor")
-        num_proc = check_ranks(spark, config.num_proc)
-        found = examine(spark, num_proc, store, run, manifest, config.batch_size, facts)
+        num_proc = check_ranks(spark, config.num_proc, config.wait_seconds)
+        found = examine(
+            spark, num_proc, store, run, manifest, config.batch_size, cost, config.wait_seconds
+        )
     print(found, flush=True)
     found.raise_for_faults()
     print(f"{num_proc} rank{'s' * (num_proc != 1)} can start", flush=True)
@@ -111,13 +117,16 @@ def examine(
     run: Location | None,
     manifest: Manifest,
     batch_size: int,
-    facts=None,
+    cost=None,
+    wait_seconds: float = WAIT_SECONDS,
 ) -> Examination:
-    """Look at every place where a rank would run. Takes a second or two; never waits unbounded.
+    """Look at every place where a rank would run. Takes a second or two once its tasks have started.
 
-    `batch_size`: images per rank and step. `facts`: a function that returns the network's
-    facts, as `models.facts.count` gives them; without it, memory is held against what a rank takes beside the network.
-    """  # fmt: skip
+    `batch_size`: images per rank and step. `cost`: a function that returns what the network costs, as
+    `models.cost.count` gives it; without it, memory is held against what a rank takes beside the
+    network. `wait_seconds`: for all tasks to run at the same time. Raises Stopped when Spark's
+    application ends.
+    """
     train = manifest.splits["train"]
     row_groups = sum(len(file.row_groups) for file in train.files)
     faults = diagnosis.data_faults(train.images, num_proc)
@@ -136,16 +145,16 @@ def examine(
             "run_folder": run.path if mark and is_local_folder(run) else None,
             "mark": mark,
         }
-        ranks, failure = look(spark, asked, num_proc)
-    facts = facts() if facts and ranks else None
+        ranks, failure = look(spark, asked, num_proc, wait_seconds)
+    cost = cost() if cost and ranks else None
     if failure:
         faults.append(failure)
     else:
         expected = probe.versions()
-        faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], facts)
+        faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], cost)
     warnings = [
         *diagnosis.data_warnings(train.images, row_groups, num_proc, batch_size),
-        *diagnosis.container_warnings(ranks, container_overhead(spark), facts),
+        *diagnosis.container_warnings(ranks, container_overhead(spark), cost),
     ]
     return Examination(num_proc, tuple(ranks), tuple(faults), tuple(warnings))
 
@@ -173,58 +182,117 @@ def marked(run: Location):
             run.delete_directory()
 
 
-def look(spark, asked: dict, num_proc: int) -> tuple[list[dict], str | None]:
-    """Run the tasks; return the facts of those that met, and what made Spark's job fail, if it did."""
-    # By value: chexspark may be what an executor lacks.
-    pyspark.cloudpickle.register_pickle_by_value(probe)
-    context, conf = spark.sparkContext, spark.sparkContext.getConf()
-    dynamic = conf.get("spark.dynamicAllocation.enabled", "false") == "true" and not is_local(spark)
-    seconds = ALLOCATION_SECONDS if dynamic else START_SECONDS
-    host = conf.get("spark.driver.host")
-    group, results, errors = f"chexspark doctor {uuid.uuid4().hex}", [], []
+@contextlib.contextmanager
+def sent_by_value(module):
+    """Inside, functions of `module` are sent to executors as they are, not by their name.
 
-    def job():
+    Registered for the whole process: it is held for as long as a function is pickled, and undone.
+    """
+    with BY_VALUE:
+        before = module.__name__ in pyspark.cloudpickle.list_registry_pickle_by_value()
+        pyspark.cloudpickle.register_pickle_by_value(module)
         try:
-            context.setJobGroup(group, "chexspark: before the start", interruptOnCancel=True)
-            tasks = context.range(0, num_proc, numSlices=num_proc)
-            results.extend(tasks.mapPartitionsWithIndex(probe.make_probe(asked)).collect())
-        except Exception as error:
-            errors.append(error)
+            yield
+        finally:
+            if not before:
+                pyspark.cloudpickle.unregister_pickle_by_value(module)
 
+
+class ProbeJob:
+    """A Spark job of one `probe` per rank, in a thread of its own.
+
+    `places`: what came of it; `error`: why it failed, if it did.
+    """
+
+    def __init__(self, spark, asked: dict, num_proc: int):
+        self.context, self.group = spark.sparkContext, f"chexspark doctor {uuid.uuid4().hex}"
+        self.places: list[PlaceFacts] = []
+        self.error: Exception | None = None
+        tasks = self.context.range(0, num_proc, numSlices=num_proc)
+        job = tasks.mapPartitionsWithIndex(probe.make_probe(asked))
+        with sent_by_value(probe):  # chexspark may be what an executor lacks
+            self.pickled = job._jrdd  # which pickles the function now, and once
+        self.thread = threading.Thread(target=self._run, args=(job,), daemon=True)
+        self.thread.start()
+
+    def _run(self, job) -> None:
+        try:
+            self.context.setJobGroup(
+                self.group, "chexspark: before the start", interruptOnCancel=True
+            )
+            self.places = job.collect()
+        except Exception as error:  # of Spark, for the thread that waits
+            self.error = error
+
+    def cancel(self) -> None:
+        """End the job, if it still runs."""
+        if self.thread.is_alive():
+            with contextlib.suppress(Py4JError, OSError):  # Spark's application has ended
+                self.context.cancelJobGroup(self.group)
+
+
+def look(
+    spark, asked: dict, num_proc: int, wait_seconds: float
+) -> tuple[list[PlaceFacts], str | None]:
+    """Run the tasks; return what those that met have found, and a fault where not all came so far."""
+    conf = spark.sparkContext.getConf()
+    host, bind = conf.get("spark.driver.host"), conf.get("spark.driver.bindAddress")
     with (
-        Rendezvous(conf.get("spark.driver.bindAddress", host), num_proc, seconds) as rendezvous,
+        Rendezvous(bind or host, num_proc, wait_seconds, AFTER_SECONDS) as rendezvous,
         ProgressLine() as line,
     ):
         asked |= {
             "host": host,
             "port": rendezvous.port,
             "token": rendezvous.token,
-            "seconds": seconds,
+            "seconds": wait_seconds,
         }
-        thread = threading.Thread(target=job, daemon=True)
-        thread.start()
-        last = rendezvous.until + probe.CHECK_SECONDS + AFTER_SECONDS
+        job = ProbeJob(spark, asked, num_proc)
         try:
-            while thread.is_alive() and time.monotonic() < last:
-                came, known = len(rendezvous.values("start")), len(rendezvous.values("end"))
-                line.show(
-                    f"examining the ranks' places: {came} of {num_proc} tasks have started, "
-                    f"{known} have answered"
-                )
-                if rendezvous.is_over() and 0 < known == came:
-                    last = min(last, time.monotonic() + LAST_SECONDS)
-                thread.join(0.05)
-            failed = errors[:]  # before the job is cancelled, which is an error too
+            started = wait_for_answers(spark, job, rendezvous, line)
+            error = job.error  # before the job is cancelled, which is an error too
         finally:
-            if thread.is_alive():
-                context.cancelJobGroup(group)
-        if failed:
-            return [], failure_of(str(failed[0]))
-        return results or rendezvous.values("end"), None
+            job.cancel()
+        if has_ended(spark):
+            raise Stopped(ENDED)
+        if error:
+            return [], spark_failure(str(error))
+        found = job.places or rendezvous.values("end")
+        if started < num_proc:
+            return found, busy(supply(spark), started, num_proc, wait_seconds)
+        return found, None
 
 
-def failure_of(text: str) -> str:
-    """One line out of the pages that Spark says about a task that failed."""
+def wait_for_answers(spark, job: ProbeJob, rendezvous: Rendezvous, line: ProgressLine) -> int:
+    """Wait for the job, as long as more can come of it; return how many of its tasks have started."""
+    num_proc, last, started = rendezvous.num_tasks, None, 0
+    while job.thread.is_alive():
+        came, known = len(rendezvous.values("start")), len(rendezvous.values("end"))
+        running, ended = (0, 0) if has_ended(spark) else task_counts(spark, job.group)
+        in_time = came if rendezvous.is_over() else running + ended
+        started = min(num_proc, max(started, came, in_time))
+        line.show(
+            f"examining the ranks' places: {started} of {num_proc} tasks have started, "
+            f"{known} have answered"
+        )
+        now = time.monotonic()
+        if not rendezvous.is_over() and came + ended >= num_proc:
+            rendezvous.end_start()  # those that ended did not reach the driver
+        if rendezvous.is_over():
+            # Spark hands over no result of a job as long as one of its tasks waits for a slot.
+            seconds = LAST_SECONDS if known == came < num_proc else AFTER_SECONDS
+            last = min(last or now + AFTER_SECONDS, now + seconds)
+            if now >= last:
+                break
+        job.thread.join(LOOK_SECONDS)
+    return started if job.thread.is_alive() or job.error else len(job.places)
+
+
+def spark_failure(text: str) -> str:
+    """One line out of the pages that Spark says about a task that failed.
+
+    Spark gives nothing but text; where that is of another form, its first exception is told.
+    """
     where = re.search(r"\(TID \d+\) \((\S+) executor (\S+)\)", text)
     place = f"executor {where[2]} on {where[1]}" if where else "the executors"
     if found := re.search(

@@ -13,6 +13,7 @@ from chexspark.arguments import takes
 from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.doctor import examine
 from chexspark.cluster.launch import RanksLost, run_ranks
+from chexspark.cluster.slots import check_ranks, slots_again
 from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, Stopped, UserError
@@ -24,7 +25,7 @@ from chexspark.run.best import FIGURES, settle
 from chexspark.run.checkpoint import moment_of
 from chexspark.run.moment import Moment
 from chexspark.run.settings import check_same, check_store, earlier_config, standing
-from chexspark.session import check_ranks, replace_executors, slots_again, start_session
+from chexspark.session import replace_executors, start_session
 from chexspark.storage import Location, locate
 from chexspark.store.check import check_files
 from chexspark.store.manifest import Manifest, read_manifest
@@ -57,7 +58,7 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
         else:
             spark = start_session(spark, "train", SETTINGS)
             asked = config.num_proc or (earlier.num_proc if earlier else None)
-            num_proc = check_ranks(spark, asked)
+            num_proc = check_ranks(spark, asked, config.wait_seconds)
         # A run keeps the global batch that it began with, whatever the number of ranks.
         config = dataclasses.replace(config, num_proc=earlier.num_proc if earlier else num_proc)
         images = manifest.splits["train"].images
@@ -74,7 +75,9 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
             print(plan_text(config, manifest, schedule, facts()), flush=True)
             return pd.DataFrame()
         place = locate(config.data), run
-        found = examine(spark, num_proc, *place, manifest, config.batch_size, facts)
+        found = examine(
+            spark, num_proc, *place, manifest, config.batch_size, facts, config.wait_seconds
+        )
     print(found, flush=True)
     found.raise_for_faults()
     (run / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
@@ -125,7 +128,8 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                     f"{error}, in {view.at}; restart {len(fell_at)} of {config.max_restarts} at "
                     f"{standing_at(run)}"
                 )
-                before, num_proc = num_proc, slots_again(spark, num_proc, least, most)
+                before = num_proc
+                num_proc = slots_again(spark, num_proc, least, most, config.wait_seconds)
                 if num_proc < before:
                     line.say(f"there are no more slots: going on with {ranks(num_proc)}")
                 elif num_proc > before:

@@ -17,7 +17,8 @@ from chexspark.store.manifest import Manifest
 
 # What may change from one start to the next: nothing that the weights depend on, but for rounding.
 FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "plan",
-        "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds"}  # fmt: skip
+        "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds",
+        "wait_seconds"}  # fmt: skip
 
 
 def earlier_config(run: Location) -> TrainConfig | None:
