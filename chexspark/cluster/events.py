@@ -24,7 +24,7 @@ FIRST_STEP_SECONDS = 900.0  # that a rank may be silent while it starts and comp
 
 
 @dataclass
-class RankLine:
+class ConnectedRank:
     """One rank's connection: who it is, when it last spoke of its work, and how it ended."""
 
     rank: int
@@ -51,7 +51,7 @@ class EventServer:
 
     def __init__(self, host: str, bind: str, handle):
         self.token = secrets.token_hex(16)
-        self.lines: dict[int, RankLine] = {}
+        self.ranks: dict[int, ConnectedRank] = {}
         self.lock = threading.Lock()
         self.handle, self.stopping, self.over = handle, False, False
         outer = self
@@ -88,8 +88,10 @@ class EventServer:
                 event = json.loads(text)
                 with self.lock:
                     if event["event"] == "connected":
-                        line = RankLine(event["rank"], event["host"], connection, time.monotonic())
-                        self.lines[line.rank] = line
+                        line = ConnectedRank(
+                            event["rank"], event["host"], connection, time.monotonic()
+                        )
+                        self.ranks[line.rank] = line
                         if self.over:
                             return
                         if self.stopping:
@@ -103,7 +105,7 @@ class EventServer:
             if line and not line.done:
                 line.lost = True
 
-    def take(self, line: RankLine, event: dict) -> None:
+    def take(self, line: ConnectedRank, event: dict) -> None:
         """Note what an event says of its rank; hand it on if it says more."""
         name, line.beat = event["event"], time.monotonic()
         if name != "beat":
@@ -119,11 +121,11 @@ class EventServer:
         with self.lock:
             self.handle({"event": name, "rank": 0, **values})
 
-    def lost(self) -> RankLine | None:
+    def lost(self) -> ConnectedRank | None:
         """A rank whose connection ended before its work did."""
-        return next((line for line in list(self.lines.values()) if line.lost), None)
+        return next((line for line in list(self.ranks.values()) if line.lost), None)
 
-    def stalled(self, seconds: float) -> list[RankLine]:
+    def stalled(self, seconds: float) -> list[ConnectedRank]:
         """The ranks that have done nothing for so long, or longer before their first step.
 
         When one does nothing, all wait for it. Those whose processes stand still are named alone;
@@ -132,12 +134,12 @@ class EventServer:
         now, first = time.monotonic(), max(seconds, FIRST_STEP_SECONDS)
         silent = {
             line.rank: (now - line.spoke) / (seconds if line.working else first)
-            for line in list(self.lines.values())
+            for line in list(self.ranks.values())
             if not line.done
         }
         if max(silent.values(), default=0) <= 1:
             return []
-        found = [self.lines[rank] for rank in sorted(silent) if silent[rank] > 0.5]
+        found = [self.ranks[rank] for rank in sorted(silent) if silent[rank] > 0.5]
         still = [line for line in found if now - line.beat > BEATS_MISSED * BEAT_SECONDS]
         return still or found
 
@@ -152,6 +154,6 @@ class EventServer:
         self._each(lambda line: line.connection.connection.shutdown(2))
 
     def _each(self, do) -> None:
-        for line in list(self.lines.values()):
+        for line in list(self.ranks.values()):
             with contextlib.suppress(OSError, ValueError):
                 do(line)

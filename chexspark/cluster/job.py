@@ -14,6 +14,7 @@ from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.doctor import examine
 from chexspark.cluster.launch import RanksLost, run_ranks
 from chexspark.cluster.slots import check_ranks, slots_again
+from chexspark.cluster.turn import turn
 from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, Stopped, UserError
@@ -75,13 +76,15 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
             print(plan_text(config, manifest, schedule, facts()), flush=True)
             return pd.DataFrame()
         place = locate(config.data), run
-        found = examine(
-            spark, num_proc, *place, manifest, config.batch_size, facts, config.wait_seconds
-        )
-    print(found, flush=True)
-    found.raise_for_faults()
-    (run / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-    run_to_the_end(spark, config, num_proc)
+        with turn(spark):  # another training's ranks hold the slots
+            found = examine(
+                spark, num_proc, *place, manifest, config.batch_size, facts, config.wait_seconds
+            )
+            print(found, flush=True)
+            found.raise_for_faults()
+            text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+            (run / "config.yaml").write_text(text)
+            run_to_the_end(spark, config, num_proc)
     return tell_best(run)
 
 
@@ -107,7 +110,7 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
             try:
                 run_ranks(
                     spark, run_rank, (config,), num_proc, view.take, horovod_settings(config),
-                    config.stall_seconds,
+                    config.stall_seconds, config.wait_seconds,
                 )  # fmt: skip
                 return
             except RanksLost as error:

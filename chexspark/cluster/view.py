@@ -59,6 +59,16 @@ def placement(hosts: list[str]) -> str:
     return ", ".join(found)
 
 
+def waiting_text(event: dict) -> str:
+    """What ranks wait for that have not started."""
+    ranks, waited = event["ranks"], duration(event["seconds"])
+    if event["slots"] < ranks:
+        return f"waiting for executors: {event['slots']} of {ranks} task slots, {waited}"
+    if event["tasks"] < ranks:
+        return f"waiting for Spark: {event['tasks']} of {ranks} tasks have started, {waited}"
+    return f"starting ranks: {event['started']} of {ranks}, {waited}"
+
+
 class EpochTable:
     """Shows the ranks' events: a live line for steps, a lasting line for each epoch."""
 
@@ -80,10 +90,7 @@ class EpochTable:
                 self.problems.add(event["text"])
                 self.line.say(f"rank {event['rank']} on {event['host']}: {event['text']}")
         elif kind == "waiting":
-            self.line.show(
-                f"waiting for Spark to start ranks: {event['started']} of {event['ranks']}, "
-                f"{duration(event['seconds'])}"
-            )
+            self.line.show(waiting_text(event))
         elif kind == "placed":
             # Only now, since Horovod numbers ranks by where Spark happens to run their tasks.
             if len(set(event["hosts"])) > 1:
