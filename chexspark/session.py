@@ -30,6 +30,11 @@ def start_session(spark: SparkSession | None, name: str, settings=None) -> Spark
     return builder.getOrCreate()
 
 
+def has_session() -> bool:
+    """Whether this process has a session, which `start_session` would return."""
+    return SparkContext._active_spark_context is not None
+
+
 def stop_session() -> None:
     """Give executors back in good order, if a session was started."""
     with contextlib.suppress(Py4JError, OSError):  # where its JVM is gone
