@@ -15,7 +15,7 @@ from chexspark.cluster.doctor import examine
 from chexspark.cluster.launch import RanksLost, run_ranks
 from chexspark.cluster.slots import check_ranks, slots_again
 from chexspark.cluster.turn import turn
-from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks
+from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks_text
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, Stopped, UserError
 from chexspark.models import MINIMUM_SIZE, check_model_name
@@ -134,9 +134,9 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                 before = num_proc
                 num_proc = slots_again(spark, num_proc, least, most, config.wait_seconds)
                 if num_proc < before:
-                    line.say(f"there are no more slots: going on with {ranks(num_proc)}")
+                    line.say(f"there are no more slots: going on with {ranks_text(num_proc)}")
                 elif num_proc > before:
-                    line.say(f"there are more slots again: going on with {ranks(num_proc)}")
+                    line.say(f"there are more slots again: going on with {ranks_text(num_proc)}")
 
 
 @contextlib.contextmanager
