@@ -13,7 +13,8 @@ import pytest
 
 from chexspark import doctor
 from chexspark.cluster import diagnosis, probe, slots
-from chexspark.cluster.doctor import examine, sent_by_value, spark_failure
+from chexspark.cluster.doctor import examine
+from chexspark.cluster.probe_job import sent_by_value, spark_failure
 from chexspark.cluster.rendezvous import Rendezvous
 from chexspark.errors import UserError
 from chexspark.storage import locate
