@@ -173,6 +173,9 @@ class TrainConfig:
     num_proc: int | None = setting(
         "ranks; by default as many as Spark has task slots", "cluster", None, minimum=1
     )
+    wait_seconds: float = setting(
+        "how long to wait, while Spark is alive, for executors, task slots and tasks to start",
+        "cluster", 300.0, above=0)  # fmt: skip
     threads: int | None = setting(
         "threads per rank; by default the cores of a host shared among its ranks", "cluster", None,
         minimum=1)  # fmt: skip
@@ -312,3 +315,6 @@ class DoctorConfig:
     num_proc: int | None = setting(
         "ranks; by default as many as Spark has task slots", "training", None, minimum=1
     )
+    wait_seconds: float = setting(
+        "how long to wait, while Spark is alive, for executors, task slots and tasks to start",
+        "cluster", 300.0, above=0)  # fmt: skip

@@ -1,21 +1,15 @@
 """The Spark session of a job that was not given one. Runs on the driver.
 
-In: a session or none. Out: a session, and the facts about it that the rooms need.
+In: a session or none. Out: a session, and what the rooms need to know of it.
 """
 
 import contextlib
 import socket
-import time
 
 from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
-from chexspark.errors import RunFailed, Stopped, UserError
-from chexspark.progress import ProgressLine
-
-EXECUTOR_SECONDS = 60.0  # that a cluster may take to start the first executor
-SETTLED_SECONDS = 10.0  # without another one after that
 ENDED = "Spark's application was ended on the cluster"
 UNBOUNDED = 2**31 - 1  # slots, as Spark's own default of spark.dynamicAllocation.maxExecutors
 
@@ -34,6 +28,11 @@ def start_session(spark: SparkSession | None, name: str, settings=None) -> Spark
         for key, value in settings.items():
             builder = builder.config(key, given.get(key, value))
     return builder.getOrCreate()
+
+
+def has_session() -> bool:
+    """Whether this process has a session, which `start_session` would return."""
+    return SparkContext._active_spark_context is not None
 
 
 def stop_session() -> None:
@@ -76,28 +75,6 @@ def task_slots(spark: SparkSession) -> int:
     return int(most) * each if most else UNBOUNDED
 
 
-def slots_again(spark: SparkSession, wanted: int, least: int, most: int) -> int:
-    """How many ranks can start after some were lost: `wanted` to `most`, or at least `least`.
-
-    Waits for executors to come back until there are `wanted` slots. Raises RunFailed when there are
-    too few all the same.
-    """
-    started = time.monotonic()
-    with ProgressLine() as line:
-        while not has_ended(spark) and (slots := task_slots(spark)) < wanted:
-            if time.monotonic() - started >= EXECUTOR_SECONDS / 2:
-                break
-            line.show(f"waiting for executors: {slots} of {wanted} task slots")
-            time.sleep(0.2)
-    if has_ended(spark):
-        raise Stopped(ENDED)
-    if slots < least:
-        raise RunFailed(
-            f"{slots} task slots are left, but the run is to have {least} ranks or more (--min-proc)"
-        )
-    return min(slots, most)
-
-
 def replace_executors(spark: SparkSession, address: str) -> None:
     """Have Spark give up the executors of a host that does not answer, and ask for others.
 
@@ -112,35 +89,3 @@ def replace_executors(spark: SparkSession, address: str) -> None:
         with contextlib.suppress(OSError):  # a name that is not known any more
             if socket.gethostbyname(executor.hostPort().rsplit(":", 1)[0]) == address:
                 scala.killAndReplaceExecutor(executor.id())
-
-
-def check_ranks(spark: SparkSession, num_proc: int | None) -> int:
-    """Return the number of ranks to start. Raises UserError when Spark has fewer slots.
-
-    Executors register some seconds after the session starts, so it waits, and says so, for the
-    slots asked for; where none were asked for, until no more have come for a while.
-    """
-    started = changed = time.monotonic()
-    slots = task_slots(spark)
-    with ProgressLine() as line:
-        while not is_local(spark):
-            now = time.monotonic()
-            settled = slots and now - changed >= SETTLED_SECONDS
-            if settled or now - started >= EXECUTOR_SECONDS or (num_proc and slots >= num_proc):
-                break
-            line.show(f"waiting for executors: {slots} of {num_proc or 'all'} task slots")
-            time.sleep(0.2)
-            if (found := task_slots(spark)) != slots:
-                slots, changed = found, time.monotonic()
-    if not slots or (num_proc and num_proc > slots):
-        asked = f"--num-proc is {num_proc}, but" if num_proc else "no rank can start:"
-        raise UserError(
-            f"{asked} Spark has {slots} task slot{'s' * (slots != 1)}: lower --num-proc, or give "
-            f"Spark more (--master local[{num_proc or 1}], or more executors, cores or GPUs)"
-        )
-    if not num_proc and slots == UNBOUNDED:
-        raise UserError(
-            "--num-proc is missing, and Spark would allocate executors without end: give it, or set "
-            "spark.dynamicAllocation.maxExecutors"
-        )
-    return num_proc or slots

@@ -86,11 +86,11 @@ def untrained_run(store, manifest, tmp_path_factory):
 def wait_for():
     """A function that returns as soon as a condition holds."""
 
-    def wait(condition):
-        for _ in range(100):
+    def wait(condition, seconds=30):
+        for _ in range(seconds * 20):
             if condition():
                 return
             time.sleep(0.05)
-        pytest.fail("it did not happen within five seconds")
+        pytest.fail(f"it did not happen within {seconds} seconds")
 
     return wait

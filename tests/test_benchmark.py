@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from chexspark.benchmark.chart import rates_chart
-from chexspark.benchmark.job import READER_WAYS, find_images, reader_text
+from chexspark.benchmark.job import READER_WAYS, benchmark, find_images, reader_text
 from chexspark.benchmark.reader_data import make_forms, row_groups
+from chexspark.benchmark.training import job_environment
 from chexspark.errors import UserError
 
 COUNT, SIZE = 100, 64
@@ -68,3 +69,21 @@ def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--images .*no PNG file"):
         find_images(str(tmp_path))
     assert find_images(None) == []
+
+
+def test_a_start_is_measured_from_any_folder_and_the_caller_s_session_goes_on(
+    spark, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    found = benchmark(spark, suite="start", out=str(tmp_path / "out"), count=64, size=32)
+    assert found["seconds"] > 0 and found["images_per_second"] > 0
+    assert (tmp_path / "out" / "start.json").is_file()
+    assert spark.range(3).count() == 3
+
+
+def test_a_child_of_spark_submit_has_a_session_of_its_own(monkeypatch):
+    monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
+    monkeypatch.setenv("_PYSPARK_GATEWAY_SECRET", "x")
+    found = job_environment(2)
+    assert not [name for name in found if "GATEWAY" in name]
+    assert found["PYSPARK_SUBMIT_ARGS"] == "--master local[2] pyspark-shell"

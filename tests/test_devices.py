@@ -12,7 +12,7 @@ GPU_CLUSTER = """
 import json, os, sys
 from pyspark.sql import SparkSession
 from chexspark.cluster.launch import run_ranks
-from chexspark.session import check_ranks
+from chexspark.cluster.slots import check_ranks
 
 def claim(events):
     from chexspark.errors import UserError

@@ -28,8 +28,8 @@ def without(package):
 
 WELL = facts(0)
 CASES = {
-    "a task that never ran": (
-        [facts(0)], r"--num-proc is 2, but only 1 of the ranks' tasks ran .*lower --num-proc"),
+    "a task of which nothing was heard": (
+        [facts(0)], r"the task of rank 1 started, but did not answer: see in Spark's log"),
     "a missing package": (
         [WELL, facts(1, "b", versions=without("tensorflow"))], r"tensorflow is missing on b: run "),
     "a missing chexspark": (

@@ -11,10 +11,10 @@ from pathlib import Path
 import pyspark.cloudpickle
 import pytest
 
-from chexspark import doctor, session
-from chexspark.cluster import diagnosis, probe
-from chexspark.cluster import doctor as doctor_module
-from chexspark.cluster.doctor import examine, failure_of
+from chexspark import doctor
+from chexspark.cluster import diagnosis, probe, slots
+from chexspark.cluster.doctor import examine
+from chexspark.cluster.probe_job import sent_by_value, spark_failure
 from chexspark.cluster.rendezvous import Rendezvous
 from chexspark.errors import UserError
 from chexspark.storage import locate
@@ -26,9 +26,10 @@ JOB = Path(__file__).parent.parent / "jobs" / "doctor.py"
 def look(spark, store, manifest):
     """Examine the session's two slots; settings may be changed."""
 
-    def call(ranks=2, run=None, **changes):
+    def call(ranks=2, run=None, wait_seconds=60.0, **changes):
         given = {"store": store, "manifest": manifest} | changes
-        return examine(spark, ranks, given["store"], run, given["manifest"], 16)
+        return examine(spark, ranks, given["store"], run, given["manifest"], 16,
+                       wait_seconds=wait_seconds)  # fmt: skip
 
     return call
 
@@ -74,8 +75,10 @@ def test_a_package_that_no_executor_has(look, monkeypatch):
 
 
 def test_the_probe_runs_where_chexspark_is_missing(look):
+    with sent_by_value(probe):
+        sent = pyspark.cloudpickle.dumps(probe.look_around)
     look()
-    sent = pyspark.cloudpickle.dumps(probe.facts_of_place)
+    assert pyspark.cloudpickle.list_registry_pickle_by_value() == set(), "it is undone"
     there = "import pickle, sys; sys.modules['chexspark'] = None; " \
             "print(pickle.loads(sys.stdin.buffer.read())(0, [])['versions'])"  # fmt: skip
     result = subprocess.run([sys.executable, "-c", there], input=sent, capture_output=True)
@@ -95,15 +98,14 @@ def test_an_executor_without_python(look, spark, monkeypatch):
 
 
 def test_what_else_spark_says_becomes_one_line():
-    assert failure_of("Lost task 0.0 in stage 1.0 (TID 7) (10.0.0.2 executor 4): X\n  No module named 'pyspark'\n") == (
+    assert spark_failure("Lost task 0.0 in stage 1.0 (TID 7) (10.0.0.2 executor 4): X\n  No module named 'pyspark'\n") == (
         f"pyspark is missing on executor 4 on 10.0.0.2: {diagnosis.SAME_ENVIRONMENT}"
     )  # fmt: skip
-    line = failure_of("An error occurred\njava.io.IOException: out of pipes\n\tat x.y\n")
+    line = spark_failure("An error occurred\njava.io.IOException: out of pipes\n\tat x.y\n")
     assert line.startswith("no rank can start on the executors (java.io.IOException: out of pipes)")
 
 
-def test_slots_that_other_work_holds(look, spark, monkeypatch):
-    monkeypatch.setattr(doctor_module, "START_SECONDS", 8.0)
+def test_slots_that_other_work_holds(look, spark):
     group = "other work"
 
     def hold():
@@ -118,24 +120,27 @@ def test_slots_that_other_work_holds(look, spark, monkeypatch):
     try:
         while not spark.sparkContext.statusTracker().getJobIdsForGroup(group):
             time.sleep(0.05)
-        found = look()
+        found = look(wait_seconds=8.0)
     finally:
         spark.sparkContext.cancelJobGroup(group)
         thread.join()
     assert len(found.ranks) == 1 and held
     (fault,) = found.faults
-    assert fault.startswith("--num-proc is 2, but only 1 of the ranks' tasks ran at the same time")
+    assert fault == (
+        "--num-proc is 2, but only 1 of the ranks' tasks has started in 8 seconds: other work holds the "
+        "slots of these executors; wait for it to end, lower --num-proc, or give a longer --wait-seconds"
+    )
 
 
 def test_dynamic_allocation_without_a_most_needs_a_number(spark, monkeypatch):
-    monkeypatch.setattr(session, "task_slots", lambda spark: session.UNBOUNDED)
-    assert session.check_ranks(spark, 8) == 8
+    monkeypatch.setattr(slots, "task_slots", lambda spark: slots.UNBOUNDED)
+    assert slots.check_ranks(spark, 8) == 8
     with pytest.raises(UserError, match=r"--num-proc is missing, .*maxExecutors"):
-        session.check_ranks(spark, None)
+        slots.check_ranks(spark, None)
 
 
 def test_a_rendezvous_sends_away_who_comes_late_or_knows_no_token():
-    with Rendezvous("127.0.0.1", 2, 0.5) as rendezvous:
+    with Rendezvous("127.0.0.1", 2, 0.5, 5.0) as rendezvous:
         asked = {
             "host": "127.0.0.1",
             "port": rendezvous.port,

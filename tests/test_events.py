@@ -1,11 +1,15 @@
+"""Events between ranks and driver: how they travel, and what they are."""
+
+import ast
 import contextlib
 import socket
+from pathlib import Path
 
 import pytest
 
 from chexspark.cluster.events import EventServer
 from chexspark.progress import ProgressLine, duration
-from chexspark.training.events import LONGEST_TEXT, EventAddress, EventSender
+from chexspark.training.events import EVENTS, LONGEST_TEXT, Event, EventAddress, EventSender
 
 
 def test_events_arrive_with_their_rank(wait_for):
@@ -46,18 +50,18 @@ def test_a_long_text_is_cut_and_a_screen_that_is_gone_is_no_loss(wait_for):
         with EventSender(server.address, 0) as sender:
             sender.send("problem", text="\u00e9" * 100_000)
             sender.send("problem", text="short")
-        wait_for(lambda: server.lines[0].done)
+        wait_for(lambda: 0 in server.ranks and server.ranks[0].done)
         assert server.lost() is None
     assert [len(event["text"]) for event in seen] == [LONGEST_TEXT, 5]
 
 
 def test_a_rank_gives_signs_while_it_works(wait_for):
-    with EventServer("127.0.0.1", "127.0.0.1", print) as server:
-        with EventSender(server.address, 0):
-            wait_for(lambda: 0 in server.lines and server.lines[0].beat)
-            first = server.lines[0].beat
-            wait_for(lambda: server.lines[0].beat > first)
-        assert server.lines[0].spoke < first
+    with EventServer("127.0.0.1", "127.0.0.1", print) as server, EventSender(server.address, 0):
+        wait_for(lambda: 0 in server.ranks and server.ranks[0].beat)
+        first = server.ranks[0].beat
+        wait_for(lambda: server.ranks[0].beat > first)
+        # Within: when it closes, it says that it is done.
+        assert server.ranks[0].spoke < first
 
 
 class Terminal:
@@ -88,3 +92,23 @@ def test_the_progress_line_rewrites_itself_on_a_terminal_only():
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (3723, "1:02:03")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def sent_events():
+    """Name, keys, and whether there may be more, of each event that chexspark's code sends."""
+    for path in (Path(__file__).parent.parent / "chexspark").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            if is_call and node.func.attr in ("send", "tell") and node.args:
+                name = node.args[0]
+                if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    keys = {keyword.arg for keyword in node.keywords}
+                    yield name.value, keys - {None}, None in keys
+
+
+def test_every_event_that_is_sent_is_declared_with_its_keys():
+    sent = list(sent_events())
+    assert {name for name, *_ in sent} == set(EVENTS)
+    for name, keys, more in sent:
+        declared = set(EVENTS[name].__annotations__) - set(Event.__annotations__)
+        assert keys == declared or (more and keys <= declared), name

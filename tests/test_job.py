@@ -18,10 +18,11 @@ from sklearn.metrics import roc_auc_score
 
 from chexspark import evaluate, report, train
 from chexspark.cluster.job import check_inputs
+from chexspark.cluster.slots import check_ranks
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, UserError
 from chexspark.findings import FINDINGS
-from chexspark.session import check_ranks, task_slots
+from chexspark.session import task_slots
 from chexspark.settings import build
 from chexspark.storage import locate
 

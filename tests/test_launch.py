@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from chexspark.cluster import adapted_horovod, events, launch
+from chexspark.cluster.slots import Supply
 from chexspark.cluster.view import EpochTable
 from chexspark.errors import RunFailed, Stopped, UserError
 from chexspark.progress import ProgressLine
@@ -50,14 +51,17 @@ def test_how_a_rank_is_lost_is_told_apart(last, message, host):
     with events.EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
         server.listen(Line(CONNECTED, STEP, last))
         ranks = launch.Ranks(None, server, 2, 300)
-        assert str(ranks.loss()) == message and ranks.loss().silent_host == host
+        assert (
+            str(ranks.note(ranks.find_lost())) == message
+            and ranks.note(ranks.find_lost()).silent_host == host
+        )
         assert ranks.silent == ({host} if host else set())
     assert [event["event"] for event in seen] == ["step"]
 
 
 FAILURE = {"rank": 0, "host": "a", "mendable": False, "own": True, "may_pass": False, "stopped": False,
            "message": "ValueError('x')"}  # fmt: skip
-HOROVOD = RuntimeError("the first process to do so was:\nProcess name: 1\nExit code: 1\n")
+HOROVOD = RuntimeError("one or more processes exited with non-zero status")
 
 
 @pytest.mark.parametrize(
@@ -84,10 +88,11 @@ def test_the_reason_is_found(monkeypatch, failures, last, kind, message):
     monkeypatch.setattr(launch, "LOOK_SECONDS", 0)
     with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
         if last is None:  # still connected
-            server.lines[1] = events.RankLine(1, "b", Line(), 0.0)
+            server.ranks[1] = events.ConnectedRank(1, "b", Line(), 0.0)
         else:
             server.listen(Line(CONNECTED, *([last, b""] if last == DONE else [last])))
         ranks = launch.Ranks(None, server, 2, 300)
+        ranks.failed.append(1)
         found = launch.why(HOROVOD, ranks, failures, "alas")
         with pytest.raises(kind, match=message):
             raise found
@@ -99,37 +104,48 @@ def test_the_reason_is_found(monkeypatch, failures, last, kind, message):
 
 
 def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monkeypatch):
-    told, slots = [], [2]
+    told, slots, tasks = [], [2], [2]
     now = stopped_clock(monkeypatch, launch)
-    monkeypatch.setattr(launch, "task_slots", lambda spark: slots[0])
+    monkeypatch.setattr(launch, "has_ended", lambda spark: False)
+    monkeypatch.setattr(
+        launch, "supply", lambda spark: Supply(slots[0], 2, 2**31, "spark://m:7077")
+    )
+    monkeypatch.setattr(launch, "task_counts", lambda spark, group: (tasks[0], 0))
     with events.EventServer("127.0.0.1", "127.0.0.1", told.append) as server:
-        ranks = launch.Ranks(None, server, 2, 300)
-        server.lines[1] = events.RankLine(1, "b", Line(), now[0])
+        ranks = launch.Ranks(None, server, 2, 300, wait_seconds=60)
+        server.ranks[1] = events.ConnectedRank(1, "b", Line(), now[0])
 
-        def absence(seconds):
+        def absent(seconds):
             now[0] = ranks.begun + seconds
-            return ranks.absence()
+            ranks.see_start()
+            return ranks.find_absent()
 
         for seconds in (0.5, 1.2, 1.4, 3.0):
-            assert absence(seconds) is None
-        assert [(e["started"], e["ranks"], e["seconds"]) for e in told] == [
-            (1, 2, pytest.approx(1.2)),
-            (1, 2, pytest.approx(3.0)),
+            assert absent(seconds) is None
+        assert [(e["slots"], e["tasks"], e["started"], e["seconds"]) for e in told] == [
+            (2, 2, 1, pytest.approx(1.2)),
+            (2, 2, 1, pytest.approx(3.0)),
         ]
         slots[0] = 1
-        assert absence(5) is absence(30) is None
+        assert absent(5) is absent(60) is None
         slots[0] = 2
-        assert absence(36) is None, "an executor came back"
+        assert absent(66) is None, "an executor came back"
         slots[0] = 1
-        assert absence(40) is None
-        assert str(absence(71)) == "Spark has 1 task slots left for 2 ranks"
+        assert absent(70) is None
+        assert str(absent(131)) == "Spark has 1 task slot left for 2 ranks"
         slots[0] = 2
-        assert absence(80) is None
-        late = events.FIRST_STEP_SECONDS + 1
-        assert str(absence(late)) == "1 of 2 ranks have started in 901 seconds"
-        server.lines[0] = events.RankLine(0, "a", Line(), now[0])
+        assert absent(140) is None
+        tasks[0] = 1
+        assert "only 1 of the ranks' tasks has started in 142 seconds: other work" in str(
+            absent(142)
+        )
+        tasks[0] = 2
+        assert absent(150) is None
+        late = 150 + events.FIRST_STEP_SECONDS + 1
+        assert str(absent(late)) == "1 of 2 ranks have started in 901 seconds"
+        server.ranks[0] = events.ConnectedRank(0, "a", Line(), now[0])
         told.clear()
-        assert absence(late) is absence(late + 2) is None
+        assert absent(late) is absent(late + 2) is None
         assert told == [{"event": "placed", "rank": 0, "hosts": ["a", "b"]}]
 
 
@@ -154,10 +170,9 @@ def stopped_clock(monkeypatch, module):
     return now
 
 
-def test_ranks_for_which_slots_are_missing_do_not_start(spark, monkeypatch):
+def test_ranks_for_which_slots_are_missing_do_not_start(spark):
     """Spark runs two of three tasks, and Horovod would wait for the third."""
-    monkeypatch.setattr(launch, "SLOTS_SECONDS", 1.0)
-    with pytest.raises(launch.RanksLost, match="Spark has 2 task slots left for 3 ranks"):
+    with pytest.raises(launch.RanksLost, match="Spark has 2 task slots at most for 3 ranks"):
         launch.run_ranks(spark, print, (), 3, lambda event: None)
 
 
@@ -188,7 +203,7 @@ def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):
     ended = []
     with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
         ranks = launch.Ranks(None, server, 2, 300)
-        monkeypatch.setattr(ranks, "stall", lambda: 1 / 0)
+        monkeypatch.setattr(ranks, "find_stalled", lambda: 1 / 0)
         monkeypatch.setattr(ranks, "end", lambda: ended.append(True))
         ranks.watch()
     assert ended and "could not be watched: ZeroDivisionError" in str(ranks.fault)
@@ -209,7 +224,7 @@ def test_who_comes_late_hears_of_the_stop():
 def test_a_rank_may_be_silent_for_longer_before_its_first_step(monkeypatch):
     now = stopped_clock(monkeypatch, events)
     with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
-        line = server.lines[0] = events.RankLine(0, "a", Line(), spoke=0.0)
+        line = server.ranks[0] = events.ConnectedRank(0, "a", Line(), spoke=0.0)
         now[0] = 301.0
         assert server.stalled(300) == []
         line.working = True
@@ -235,15 +250,15 @@ def test_the_rank_that_stands_still_is_named(monkeypatch, spoke, beat, message, 
         stopped_clock(monkeypatch, module)[0] = 400.0
     with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
         for n in range(3):
-            server.lines[n] = events.RankLine(n, "a", Line(), spoke[n], beat[n], working=True)
-        found = launch.Ranks(None, server, 3, 300).stall()
+            server.ranks[n] = events.ConnectedRank(n, "a", Line(), spoke[n], beat[n], working=True)
+        found = launch.Ranks(None, server, 3, 300).find_stalled()
     assert str(found).startswith(message) and found.rank == rank
 
 
 def test_a_process_that_gives_signs_but_does_nothing_is_silent(monkeypatch):
     now, seen = stopped_clock(monkeypatch, events), []
     with events.EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
-        line = server.lines[1] = events.RankLine(1, "b", Line(), now[0])
+        line = server.ranks[1] = events.ConnectedRank(1, "b", Line(), now[0])
         for name in ("step", "alive", "beat"):
             now[0] += 299
             server.take(line, {"event": name, "rank": 1})
@@ -290,9 +305,10 @@ def test_horovod_is_as_it_was_afterwards():
         return (
             adapted_horovod.launch.gloo_built, adapted_horovod.gloo_run.register_shutdown_event,
             adapted_horovod.SparkDriverService.get_common_interfaces, adapted_horovod.network.socket,
+            adapted_horovod.spark_gloo_run._exec_command_fn, adapted_horovod.spark_runner.in_thread,
         )  # fmt: skip
 
     before = parts()
-    with adapted_horovod.adapted_horovod("127.0.0.1", set()):
+    with adapted_horovod.adapted_horovod("127.0.0.1", set(), []):
         assert all(a is not b for a, b in zip(parts(), before, strict=True))
     assert parts() == before

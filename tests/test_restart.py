@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from chexspark import session
-from chexspark.cluster import job, launch
+from chexspark.cluster import job, launch, slots
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, Stopped
 from chexspark.run.checkpoint import save
@@ -35,7 +34,7 @@ def run_with_losses(monkeypatch, tmp_path):
             raise launch.RanksLost("rank 1 on b died", 1, silent_host)
 
         monkeypatch.setattr(job, "run_ranks", run_ranks)
-        monkeypatch.setattr(job, "slots_again", lambda spark, wanted, least, most: slots.pop(0))
+        monkeypatch.setattr(job, "slots_again", lambda *arguments: slots.pop(0))
         given = {"data": "/none", "run": str(tmp_path), "num_proc": 2, "max_restarts": 5}
         job.run_to_the_end(None, build(TrainConfig, given | settings), 2)
         return started
@@ -95,11 +94,11 @@ def test_a_run_that_is_stopped_says_where_the_command_goes_on(monkeypatch, tmp_p
         job.run_to_the_end(None, config, 2)
 
 
-@pytest.mark.parametrize("slots, found", [(1, 1), (2, 2), (3, 3), (4, 3)])
-def test_slots_that_came_back_are_used(monkeypatch, slots, found):
-    monkeypatch.setattr(session, "has_ended", lambda spark: False)
-    monkeypatch.setattr(session, "task_slots", lambda spark: slots)
-    assert session.slots_again(None, 1, 1, 3) == found
+@pytest.mark.parametrize("there, found", [(1, 1), (2, 2), (3, 3), (4, 3)])
+def test_slots_that_came_back_are_used(monkeypatch, there, found):
+    supply = slots.Supply(there, 1, slots.UNBOUNDED, "spark://m:7077")
+    monkeypatch.setattr(slots, "supply", lambda spark: supply)
+    assert slots.slots_again(None, 1, 1, 3) == found
 
 
 def test_executors_of_other_hosts_are_kept(monkeypatch):

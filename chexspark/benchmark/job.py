@@ -20,6 +20,7 @@ from chexspark.arguments import takes
 from chexspark.benchmark.chart import rates_chart
 from chexspark.benchmark.reader_data import make_forms
 from chexspark.benchmark.training import (
+    make_store,
     measure_start,
     measure_training,
     start_text,
@@ -29,7 +30,7 @@ from chexspark.cluster.launch import ENVIRONMENT
 from chexspark.config import BenchmarkConfig
 from chexspark.errors import RunFailed, UserError
 from chexspark.progress import ProgressLine
-from chexspark.session import start_session
+from chexspark.session import has_session, start_session
 from chexspark.storage import locate
 
 ROUNDS, ROUND_SECONDS, TRAINING_STEPS = 3, 3.0, 6
@@ -57,6 +58,7 @@ def benchmark(spark, config: BenchmarkConfig) -> dict:
     count, size = (given or usual for given, usual in zip(
         (config.count, config.size), USUAL[config.suite], strict=True))  # fmt: skip
     out.make_directory()
+    was_there = spark is not None or has_session()
     spark = start_session(spark, "benchmark")
     with tempfile.TemporaryDirectory(prefix="chexspark-benchmark-") as name:
         folder, chart = Path(name), None
@@ -73,7 +75,10 @@ def benchmark(spark, config: BenchmarkConfig) -> dict:
             chart = rates_chart(found["images_per_second"], title)
             text = training_text(found, RANKS, size)
         else:
-            found = measure_start(spark, folder, count, size, RANKS)
+            store = make_store(spark, folder, count, size)
+            if not was_there:
+                spark.stop()  # its cores and its memory are the job's
+            found = measure_start(folder, store, RANKS)
             text = start_text(found, count, size, RANKS)
     print(text, flush=True)
     found |= {"images": config.images or "made", "count": count, "size": size, "machine": machine()}

@@ -3,7 +3,7 @@
 In: size, images, ranks. Out: rates, shares and seconds.
 """
 
-import shutil
+import os
 import statistics
 import subprocess
 import sys
@@ -22,7 +22,6 @@ from chexspark.run.history import read_history
 from chexspark.settings import build
 
 BATCH, ROUNDS = 16, 5
-JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def make_store(spark, folder: Path, count: int, size: int) -> str:
@@ -83,26 +82,37 @@ def training_text(found: dict, ranks: int, size: int) -> str:
     )
 
 
-def measure_start(spark, folder: Path, count: int, size: int, ranks: int) -> dict:
-    """A whole `jobs/train.py` of two epochs: seconds from the command to the model, last epoch's rate."""
-    store = make_store(spark, folder, count, size)
-    spark.stop()  # its cores are the job's
+def measure_start(folder: Path, store: str, ranks: int) -> dict:
+    """A whole training job of two epochs: seconds from the command to the model, last epoch's rate.
+
+    It runs on a Spark session of its own, of as many local slots as ranks; who has one here would do
+    well to stop it before, since it takes memory.
+    """
     command = [
-        shutil.which("spark-submit") or sys.executable, "--master", f"local[{ranks}]",
-        str(JOBS / "train.py"), "--data", store, "--run", str(folder / "run"), "--epochs", "2",
-        "--batch-size", str(BATCH), "--num-proc", str(ranks), "--threads", "1",
+        sys.executable, "-m", "chexspark.benchmark.train_job", "--data", store,
+        "--run", str(folder / "run"), "--epochs", "2", "--batch-size", str(BATCH),
+        "--num-proc", str(ranks), "--threads", "1",
     ]  # fmt: skip
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=job_environment(ranks))
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise RunFailed(f"jobs/train.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise RunFailed(f"the training job ended with {done.returncode}:\n{done.stderr[-2000:]}")
     history = read_history(run_folder(str(folder / "run")))
     return {
         "seconds": seconds,
         "images_per_second": float(history["images_per_second"].iloc[-1]),
         "input_share": float(history["input_share"].iloc[-1]),
     }
+
+
+def job_environment(slots: int) -> dict[str, str]:
+    """The environment of a process that is to have a local Spark session of its own.
+
+    Without what leads a child of ``spark-submit`` to the JVM of this process.
+    """
+    own = {name: value for name, value in os.environ.items() if "PYSPARK_GATEWAY" not in name}
+    return own | {"PYSPARK_SUBMIT_ARGS": f"--master local[{slots}] pyspark-shell"}
 
 
 def start_text(found: dict, count: int, size: int, ranks: int) -> str:

@@ -1,11 +1,13 @@
 """Horovod's launcher, changed where it would fail or wait on a cluster. Runs on the driver.
 
-In: the driver's address, and the hosts that are known to be gone. Out: Horovod's own modules with
-other functions in them, for as long as ranks run.
+In: the driver's address, the hosts that are known to be gone. Out: Horovod's own modules with other
+functions in them, for as long as ranks run; what it is told of ranks that end. Horovod's modules are
+those of the whole process, so one caller at a time may be inside (`turn`).
 """
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import threading
@@ -14,6 +16,9 @@ import types
 import horovod.runner.common.util.network as network
 import horovod.runner.gloo_run as gloo_run
 import horovod.runner.launch as launch
+import horovod.runner.util.threads as horovod_threads
+import horovod.spark.gloo_run as spark_gloo_run
+import horovod.spark.runner as spark_runner
 from horovod.spark.driver.driver_service import SparkDriverService
 
 from chexspark.training.events import keep_alive
@@ -22,8 +27,8 @@ CONNECT_SECONDS = 5.0  # to a task whose host may be gone
 
 
 @contextlib.contextmanager
-def adapted_horovod(driver_host: str, silent_hosts: set[str]):
-    """Inside, Horovod differs in four things.
+def adapted_horovod(driver_host: str, silent_hosts: set[str], failed_ranks: list[int]):
+    """Inside, Horovod differs in six ways.
 
     It does not load TensorFlow in a fork of the driver to see whether it was built with Gloo: that
     takes six seconds, and fails where only executors have TensorFlow; ``hvd.init`` finds out too.
@@ -31,17 +36,37 @@ def adapted_horovod(driver_host: str, silent_hosts: set[str]):
     It takes the network interface that leads to the driver, where it would take any that the ranks
     have in common: with all ranks on one host that may be the loopback, and the driver elsewhere.
     It gives up on a task whose host is silent (or among `silent_hosts`), and does not wait for hours.
+    It notes in `failed_ranks` which ranks ended with another exit code than 0, in that order.
+    Its own threads end in silence: when a rank fails, the one that waits for the Spark job would end
+    with a page of Java stack; what matters comes as an event or in the exception of its ``run``.
     """
     plain_interfaces = SparkDriverService.get_common_interfaces
 
     def interfaces(service):
         return in_order(plain_interfaces(service), service.addresses(), driver_host)
 
+    silent_thread = functools.partial(horovod_threads.in_thread, silent=True)
+    plain_command = spark_gloo_run._exec_command_fn
+
+    def command_of(*arguments):
+        run = plain_command(*arguments)
+
+        def run_rank(command, slot_info, events):
+            exit_code, ended = run(command, slot_info, events)
+            if exit_code != 0:
+                failed_ranks.append(slot_info.rank)
+            return exit_code, ended
+
+        return run_rank
+
     def new_socket(*arguments, **settings):
         return WatchedSocket(silent_hosts, *arguments, **settings)
 
     with contextlib.ExitStack() as stack:
         for owner, name, ours in (
+            (spark_gloo_run, "_exec_command_fn", command_of),
+            (spark_runner, "in_thread", silent_thread),
+            (horovod_threads, "in_thread", silent_thread),
             (launch, "gloo_built", lambda verbose=False: True),
             (gloo_run, "register_shutdown_event", threading.Event),
             (SparkDriverService, "get_common_interfaces", interfaces),

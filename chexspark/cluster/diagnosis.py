@@ -1,10 +1,13 @@
 """The faults that keep ranks from starting, and their remedies. Pure functions; runs on the driver.
 
-In: the facts that tasks found (`probe`), one dict per rank. Out: lines of text.
+In: what tasks found (`probe.PlaceFacts`), one per rank; what the network costs (`models.cost.count`).
+Out: lines of text.
 """
 
 import sys
 from collections import Counter
+
+from chexspark.cluster.probe import PlaceFacts
 
 PROCESS_BYTES = 700 << 20  # resident memory of a rank with TensorFlow and Horovod, without a model
 CHECKPOINT_BYTES = 85 << 20  # DenseNet-121's weights and Adam's two values for each, float32
@@ -14,20 +17,20 @@ GPU_SETTINGS = "--conf spark.executor.resource.gpu.amount=N --conf spark.task.re
 
 
 def diagnose(
-    ranks: list[dict],
+    ranks: list[PlaceFacts],
     num_proc: int,
     driver_versions: dict,
     store: str,
     run: str | None,
-    facts: dict | None = None,
+    cost: dict | None = None,
 ) -> list[str]:
-    """All faults, one line each. `facts`: of the network (`models.facts.count`), where known."""  # fmt: skip
+    """All faults of places, one line each. `cost`: of the network (`models.cost.count`), where known."""  # fmt: skip
     return [
-        *missing_ranks(ranks, num_proc),
+        *silent_ranks(ranks, num_proc),
         *package_faults(ranks, driver_versions),
         *gpu_faults(ranks),
-        *memory_faults(ranks, facts),
-        *disk_faults(ranks, facts),
+        *memory_faults(ranks, cost),
+        *disk_faults(ranks, cost),
         *network_faults(ranks),
         *storage_faults(ranks, store, run),
     ]
@@ -57,13 +60,13 @@ def data_warnings(images: int, row_groups: int, num_proc: int, batch_size: int) 
 
 
 def container_warnings(
-    ranks: list[dict], overhead_bytes: int | None, facts: dict | None = None
+    ranks: list[PlaceFacts], overhead_bytes: int | None, cost: dict | None = None
 ) -> list[str]:
     """Executors whose containers leave too little beside the JVM, where YARN or Kubernetes limits it."""
     if overhead_bytes is None or not ranks:
         return []
     most = max(Counter((r["host"], r["executor"]) for r in ranks).values())
-    needed = most * rank_bytes(ranks[0], facts)
+    needed = most * rank_bytes(ranks[0], cost)
     if needed <= overhead_bytes:
         return []
     return [
@@ -72,17 +75,19 @@ def container_warnings(
     ]
 
 
-def missing_ranks(ranks: list[dict], num_proc: int) -> list[str]:
-    """Ranks whose tasks did not run at the same time as the others'."""
-    if len(ranks) == num_proc:
+def silent_ranks(ranks: list[PlaceFacts], num_proc: int) -> list[str]:
+    """Ranks whose tasks have started, but of which nothing was heard."""
+    missing = sorted(set(range(num_proc)) - {r["rank"] for r in ranks})
+    if not missing:
         return []
+    names = ", ".join(map(str, missing))
     return [
-        f"--num-proc is {num_proc}, but only {len(ranks)} of the ranks' tasks ran at the same time: "
-        "wait for other work on these executors to end, or lower --num-proc"
+        f"the task{'s' * (len(missing) != 1)} of rank{'s' * (len(missing) != 1)} {names} started, but "
+        "did not answer: see in Spark's log what became of the executor"
     ]
 
 
-def package_faults(ranks: list[dict], driver_versions: dict) -> list[str]:
+def package_faults(ranks: list[PlaceFacts], driver_versions: dict) -> list[str]:
     """Packages that a host lacks, or that differ from the driver's."""
     found = []
     for package in driver_versions:
@@ -112,7 +117,7 @@ def package_faults(ranks: list[dict], driver_versions: dict) -> list[str]:
     return found
 
 
-def gpu_faults(ranks: list[dict]) -> list[str]:
+def gpu_faults(ranks: list[PlaceFacts]) -> list[str]:
     """Ranks that would share a GPU, or go without while others have one."""
     found = []
     shared = Counter((r["host"], r["gpus"][0]) for r in ranks if r["gpus"])
@@ -139,18 +144,18 @@ def gpu_faults(ranks: list[dict]) -> list[str]:
     return found
 
 
-def rank_bytes(rank: dict, facts: dict | None) -> int:
+def rank_bytes(rank: PlaceFacts, cost: dict | None) -> int:
     """Memory that a rank takes of its host; on a GPU the network is not there."""
     on_gpu = rank["gpus"] or rank["visible_gpus"]
-    return PROCESS_BYTES + (facts["memory_bytes"] if facts and not on_gpu else 0)
+    return PROCESS_BYTES + (cost["memory_bytes"] if cost and not on_gpu else 0)
 
 
-def memory_faults(ranks: list[dict], facts: dict | None = None) -> list[str]:
+def memory_faults(ranks: list[PlaceFacts], cost: dict | None = None) -> list[str]:
     """Hosts whose free memory does not hold their ranks."""
     found = []
     for host in dict.fromkeys(r["host"] for r in ranks):
         here = [r for r in ranks if r["host"] == host and r["memory_bytes"] is not None]
-        needed = sum(rank_bytes(r, facts) for r in here)
+        needed = sum(rank_bytes(r, cost) for r in here)
         free = min((r["memory_bytes"] for r in here), default=0)
         if needed > free:
             found.append(
@@ -160,9 +165,9 @@ def memory_faults(ranks: list[dict], facts: dict | None = None) -> list[str]:
     return found
 
 
-def disk_faults(ranks: list[dict], facts: dict | None = None) -> list[str]:
+def disk_faults(ranks: list[PlaceFacts], cost: dict | None = None) -> list[str]:
     """Folders on disks that do not hold the checkpoints of a run."""
-    checkpoint = facts["checkpoint_bytes"] if facts else CHECKPOINT_BYTES
+    checkpoint = cost["checkpoint_bytes"] if cost else CHECKPOINT_BYTES
     disks = {
         (r["host"], folder): (free, CHECKPOINTS - (r["run_kept"] if folder in r["run_disk"] else 0))
         for r in ranks
@@ -176,7 +181,7 @@ def disk_faults(ranks: list[dict], facts: dict | None = None) -> list[str]:
     ]
 
 
-def network_faults(ranks: list[dict]) -> list[str]:
+def network_faults(ranks: list[PlaceFacts]) -> list[str]:
     """Ranks that do not reach the driver or each other, or have no interface of one name."""
     names = {r["rank"]: f"rank {r['rank']} on {r['host']}" for r in ranks}
     found = [
@@ -211,7 +216,7 @@ def network_faults(ranks: list[dict]) -> list[str]:
     return found
 
 
-def storage_faults(ranks: list[dict], store: str, run: str | None) -> list[str]:
+def storage_faults(ranks: list[PlaceFacts], store: str, run: str | None) -> list[str]:
     """Hosts that do not read the store, or do not write the run."""
     found = []
     for what, place, verb in (

@@ -6,40 +6,33 @@ what it found is judged here (`diagnosis`).
 """
 
 import contextlib
-import re
 import sys
-import threading
-import time
 import uuid
 from dataclasses import dataclass
 
 import pandas as pd
-import pyspark.cloudpickle
 from pyarrow import fs
 
 from chexspark.arguments import takes
 from chexspark.cluster import diagnosis, probe
-from chexspark.cluster.rendezvous import AFTER_SECONDS, Rendezvous
+from chexspark.cluster.probe import PlaceFacts
+from chexspark.cluster.probe_job import look
+from chexspark.cluster.slots import WAIT_SECONDS, check_ranks
 from chexspark.config import DoctorConfig
 from chexspark.errors import UserError
 from chexspark.models import check_model_name
 from chexspark.models.cost import facts_in_the_making
-from chexspark.progress import ProgressLine
-from chexspark.session import check_ranks, is_local, start_session
+from chexspark.session import start_session
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import Manifest, read_manifest
-
-START_SECONDS = 15.0  # for all tasks to run at the same time
-ALLOCATION_SECONDS = 90.0  # the same, where Spark has to ask for executors first
-LAST_SECONDS = 2.0  # for the job to end by itself after all that is known is known
 
 
 @dataclass(frozen=True)
 class Examination:
-    """`ranks`: the facts of each, as `probe` found them; `str()` of it is a table."""
+    """`ranks`: what `probe` found where each would run; `str()` of it is a table."""
 
     num_proc: int
-    ranks: tuple[dict, ...]
+    ranks: tuple[PlaceFacts, ...]
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -73,7 +66,7 @@ class Examination:
             raise UserError("\n".join(self.faults))
 
 
-def device(rank: dict) -> str:
+def device(rank: PlaceFacts) -> str:
     """What the rank would compute on."""
     if rank["gpus"]:
         return f"GPU {rank['gpus'][0]}"
@@ -94,10 +87,12 @@ def doctor(spark, config: DoctorConfig) -> pd.DataFrame:
     counting = contextlib.nullcontext()
     if config.model:
         counting = facts_in_the_making(config.model, manifest.image_size, config.batch_size)
-    with counting as facts:
+    with counting as cost:
         spark = start_session(spark, "doctor")
-        num_proc = check_ranks(spark, config.num_proc)
-        found = examine(spark, num_proc, store, run, manifest, config.batch_size, facts)
+        num_proc = check_ranks(spark, config.num_proc, config.wait_seconds)
+        found = examine(
+            spark, num_proc, store, run, manifest, config.batch_size, cost, config.wait_seconds
+        )
     print(found, flush=True)
     found.raise_for_faults()
     print(f"{num_proc} rank{'s' * (num_proc != 1)} can start", flush=True)
@@ -111,13 +106,16 @@ def examine(
     run: Location | None,
     manifest: Manifest,
     batch_size: int,
-    facts=None,
+    cost=None,
+    wait_seconds: float = WAIT_SECONDS,
 ) -> Examination:
-    """Look at every place where a rank would run. Takes a second or two; never waits unbounded.
+    """Look at every place where a rank would run. Takes a second or two once its tasks have started.
 
-    `batch_size`: images per rank and step. `facts`: a function that returns the network's
-    facts, as `models.facts.count` gives them; without it, memory is held against what a rank takes beside the network.
-    """  # fmt: skip
+    `batch_size`: images per rank and step. `cost`: a function that returns what the network costs, as
+    `models.cost.count` gives it; without it, memory is held against what a rank takes beside the
+    network. `wait_seconds`: for all tasks to run at the same time. Raises Stopped when Spark's
+    application ends.
+    """
     train = manifest.splits["train"]
     row_groups = sum(len(file.row_groups) for file in train.files)
     faults = diagnosis.data_faults(train.images, num_proc)
@@ -136,16 +134,16 @@ def examine(
             "run_folder": run.path if mark and is_local_folder(run) else None,
             "mark": mark,
         }
-        ranks, failure = look(spark, asked, num_proc)
-    facts = facts() if facts and ranks else None
+        ranks, failure = look(spark, asked, num_proc, wait_seconds)
+    cost = cost() if cost and ranks else None
     if failure:
         faults.append(failure)
     else:
         expected = probe.versions()
-        faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], facts)
+        faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], cost)
     warnings = [
         *diagnosis.data_warnings(train.images, row_groups, num_proc, batch_size),
-        *diagnosis.container_warnings(ranks, container_overhead(spark), facts),
+        *diagnosis.container_warnings(ranks, container_overhead(spark), cost),
     ]
     return Examination(num_proc, tuple(ranks), tuple(faults), tuple(warnings))
 
@@ -171,81 +169,6 @@ def marked(run: Location):
                 run.filesystem.delete_file(entry.path)
         if new and not run.list_files():
             run.delete_directory()
-
-
-def look(spark, asked: dict, num_proc: int) -> tuple[list[dict], str | None]:
-    """Run the tasks; return the facts of those that met, and what made Spark's job fail, if it did."""
-    # By value: chexspark may be what an executor lacks.
-    pyspark.cloudpickle.register_pickle_by_value(probe)
-    context, conf = spark.sparkContext, spark.sparkContext.getConf()
-    dynamic = conf.get("spark.dynamicAllocation.enabled", "false") == "true" and not is_local(spark)
-    seconds = ALLOCATION_SECONDS if dynamic else START_SECONDS
-    host = conf.get("spark.driver.host")
-    group, results, errors = f"chexspark doctor {uuid.uuid4().hex}", [], []
-
-    def job():
-        try:
-            context.setJobGroup(group, "chexspark: before the start", interruptOnCancel=True)
-            tasks = context.range(0, num_proc, numSlices=num_proc)
-            results.extend(tasks.mapPartitionsWithIndex(probe.make_probe(asked)).collect())
-        except Exception as error:
-            errors.append(error)
-
-    with (
-        Rendezvous(conf.get("spark.driver.bindAddress", host), num_proc, seconds) as rendezvous,
-        ProgressLine() as line,
-    ):
-        asked |= {
-            "host": host,
-            "port": rendezvous.port,
-            "token": rendezvous.token,
-            "seconds": seconds,
-        }
-        thread = threading.Thread(target=job, daemon=True)
-        thread.start()
-        last = rendezvous.until + probe.CHECK_SECONDS + AFTER_SECONDS
-        try:
-            while thread.is_alive() and time.monotonic() < last:
-                came, known = len(rendezvous.values("start")), len(rendezvous.values("end"))
-                line.show(
-                    f"examining the ranks' places: {came} of {num_proc} tasks have started, "
-                    f"{known} have answered"
-                )
-                if rendezvous.is_over() and 0 < known == came:
-                    last = min(last, time.monotonic() + LAST_SECONDS)
-                thread.join(0.05)
-            failed = errors[:]  # before the job is cancelled, which is an error too
-        finally:
-            if thread.is_alive():
-                context.cancelJobGroup(group)
-        if failed:
-            return [], failure_of(str(failed[0]))
-        return results or rendezvous.values("end"), None
-
-
-def failure_of(text: str) -> str:
-    """One line out of the pages that Spark says about a task that failed."""
-    where = re.search(r"\(TID \d+\) \((\S+) executor (\S+)\)", text)
-    place = f"executor {where[2]} on {where[1]}" if where else "the executors"
-    if found := re.search(
-        r"Python in worker has different version (.+?) than that in driver (.+?),", text
-    ):
-        worker, driver = (".".join(re.findall(r"\d+", version)) for version in found.groups())
-        return (
-            f"Python on {place} is {worker}, the driver's is {driver}: set PYSPARK_PYTHON to one Python "
-            f"for all, or {diagnosis.SAME_ENVIRONMENT}"
-        )  # fmt: skip
-    if found := re.search(r'Cannot run program "([^"]+)"', text):
-        return f"there is no {found[1]} on {place}: {diagnosis.SAME_ENVIRONMENT}"
-    if found := re.search(r"No module named '?([\w.]+)", text):
-        return f"{found[1]} is missing on {place}: {diagnosis.SAME_ENVIRONMENT}"
-    said = [
-        line.strip()
-        for line in text.splitlines()
-        if re.match(r"\s*[\w.]+(Error|Exception)\b", line)
-    ]
-    reason = said[-1] if said else text.strip().partition("\n")[0]
-    return f"no rank can start on {place} ({reason}): see Spark's log of that executor"  # fmt: skip
 
 
 def container_overhead(spark) -> int | None:

@@ -24,7 +24,7 @@ FIRST_STEP_SECONDS = 900.0  # that a rank may be silent while it starts and comp
 
 
 @dataclass
-class RankLine:
+class ConnectedRank:
     """One rank's connection: who it is, when it last spoke of its work, and how it ended."""
 
     rank: int
@@ -51,7 +51,7 @@ class EventServer:
 
     def __init__(self, host: str, bind: str, handle):
         self.token = secrets.token_hex(16)
-        self.lines: dict[int, RankLine] = {}
+        self.ranks: dict[int, ConnectedRank] = {}
         self.lock = threading.Lock()
         self.handle, self.stopping, self.over = handle, False, False
         outer = self
@@ -79,7 +79,7 @@ class EventServer:
 
     def listen(self, connection) -> None:
         """Take a rank's events until its connection ends."""
-        line = None
+        rank = None
         keep_alive(connection.connection)
         try:
             while text := connection.rfile.readline(LONGEST_LINE):
@@ -88,28 +88,30 @@ class EventServer:
                 event = json.loads(text)
                 with self.lock:
                     if event["event"] == "connected":
-                        line = RankLine(event["rank"], event["host"], connection, time.monotonic())
-                        self.lines[line.rank] = line
+                        rank = ConnectedRank(
+                            event["rank"], event["host"], connection, time.monotonic()
+                        )
+                        self.ranks[rank.rank] = rank
                         if self.over:
                             return
                         if self.stopping:
                             connection.wfile.write(STOP + b"\n")
-                    elif line:
-                        self.take(line, event)
+                    elif rank:
+                        self.take(rank, event)
         except OSError as error:
-            if line:
-                line.answers = error.errno not in UNREACHABLE
+            if rank:
+                rank.answers = error.errno not in UNREACHABLE
         finally:
-            if line and not line.done:
-                line.lost = True
+            if rank and not rank.done:
+                rank.lost = True
 
-    def take(self, line: RankLine, event: dict) -> None:
+    def take(self, rank: ConnectedRank, event: dict) -> None:
         """Note what an event says of its rank; hand it on if it says more."""
-        name, line.beat = event["event"], time.monotonic()
+        name, rank.beat = event["event"], time.monotonic()
         if name != "beat":
-            line.spoke = line.beat
-        line.working |= name == "step"
-        line.done |= name in ("done", "failed")
+            rank.spoke = rank.beat
+        rank.working |= name == "step"
+        rank.done |= name in ("done", "failed")
         if name not in ("beat", "alive", "done"):
             with contextlib.suppress(OSError):  # of a screen that is gone; the rank is not
                 self.handle(event)
@@ -119,11 +121,11 @@ class EventServer:
         with self.lock:
             self.handle({"event": name, "rank": 0, **values})
 
-    def lost(self) -> RankLine | None:
+    def lost(self) -> ConnectedRank | None:
         """A rank whose connection ended before its work did."""
-        return next((line for line in list(self.lines.values()) if line.lost), None)
+        return next((rank for rank in list(self.ranks.values()) if rank.lost), None)
 
-    def stalled(self, seconds: float) -> list[RankLine]:
+    def stalled(self, seconds: float) -> list[ConnectedRank]:
         """The ranks that have done nothing for so long, or longer before their first step.
 
         When one does nothing, all wait for it. Those whose processes stand still are named alone;
@@ -131,27 +133,27 @@ class EventServer:
         """
         now, first = time.monotonic(), max(seconds, FIRST_STEP_SECONDS)
         silent = {
-            line.rank: (now - line.spoke) / (seconds if line.working else first)
-            for line in list(self.lines.values())
-            if not line.done
+            rank.rank: (now - rank.spoke) / (seconds if rank.working else first)
+            for rank in list(self.ranks.values())
+            if not rank.done
         }
         if max(silent.values(), default=0) <= 1:
             return []
-        found = [self.lines[rank] for rank in sorted(silent) if silent[rank] > 0.5]
-        still = [line for line in found if now - line.beat > BEATS_MISSED * BEAT_SECONDS]
+        found = [self.ranks[rank] for rank in sorted(silent) if silent[rank] > 0.5]
+        still = [rank for rank in found if now - rank.beat > BEATS_MISSED * BEAT_SECONDS]
         return still or found
 
     def ask_to_stop(self) -> None:
         """Ask all ranks, those too that are yet to come, to end after a step, with a checkpoint."""
         self.stopping = True
-        self._each(lambda line: line.connection.wfile.write(STOP + b"\n"))
+        self._each(lambda rank: rank.connection.wfile.write(STOP + b"\n"))
 
     def hang_up(self) -> None:
         """End all connections: ranks that still run, or start now, end themselves."""
         self.over = True
-        self._each(lambda line: line.connection.connection.shutdown(2))
+        self._each(lambda rank: rank.connection.connection.shutdown(2))
 
     def _each(self, do) -> None:
-        for line in list(self.lines.values()):
+        for rank in list(self.ranks.values()):
             with contextlib.suppress(OSError, ValueError):
-                do(line)
+                do(rank)

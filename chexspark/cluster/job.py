@@ -11,7 +11,9 @@ from chexspark.arguments import takes
 from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.doctor import examine
 from chexspark.cluster.launch import RanksLost, run_ranks
-from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks
+from chexspark.cluster.slots import check_ranks, slots_again
+from chexspark.cluster.turn import turn
+from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks_text
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailed, Stopped, UserError
 from chexspark.models import MINIMUM_SIZE, check_model_name
@@ -30,7 +32,7 @@ from chexspark.run.settings import (
     last_checkpoint,
     write_settings,
 )
-from chexspark.session import check_ranks, replace_executors, slots_again, start_session
+from chexspark.session import replace_executors, start_session
 from chexspark.storage import locate
 from chexspark.store.check import check_files
 from chexspark.store.manifest import Manifest, read_manifest
@@ -63,7 +65,7 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
         else:
             spark = start_session(spark, "train", SETTINGS)
             asked = config.num_proc or (earlier.num_proc if earlier else None)
-            num_proc = check_ranks(spark, asked)
+            num_proc = check_ranks(spark, asked, config.wait_seconds)
         # A run keeps the global batch that it began with, whatever the number of ranks.
         config = dataclasses.replace(config, num_proc=earlier.num_proc if earlier else num_proc)
         images = manifest.splits["train"].images
@@ -80,11 +82,14 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
             print(plan_text(config, manifest, schedule, facts()), flush=True)
             return pd.DataFrame()
         place = locate(config.data), run.place
-        found = examine(spark, num_proc, *place, manifest, config.batch_size, facts)
-    print(found, flush=True)
-    found.raise_for_faults()
-    write_settings(run, config)
-    run_to_the_end(spark, config, num_proc)
+        with turn(spark):  # another training's ranks hold the slots
+            found = examine(
+                spark, num_proc, *place, manifest, config.batch_size, facts, config.wait_seconds
+            )
+            print(found, flush=True)
+            found.raise_for_faults()
+            write_settings(run, config)
+            run_to_the_end(spark, config, num_proc)
     return tell_best(run)
 
 
@@ -110,7 +115,7 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
             try:
                 run_ranks(
                     spark, run_rank, (config,), num_proc, view.take, horovod_settings(config),
-                    config.stall_seconds,
+                    config.stall_seconds, config.wait_seconds,
                 )  # fmt: skip
                 return
             except RanksLost as error:
@@ -131,11 +136,12 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                     f"{error}, in {view.at}; restart {len(fell_at)} of {config.max_restarts} at "
                     f"{standing_at(run)}"
                 )
-                before, num_proc = num_proc, slots_again(spark, num_proc, least, most)
+                before = num_proc
+                num_proc = slots_again(spark, num_proc, least, most, config.wait_seconds)
                 if num_proc < before:
-                    line.say(f"there are no more slots: going on with {ranks(num_proc)}")
+                    line.say(f"there are no more slots: going on with {ranks_text(num_proc)}")
                 elif num_proc > before:
-                    line.say(f"there are more slots again: going on with {ranks(num_proc)}")
+                    line.say(f"there are more slots again: going on with {ranks_text(num_proc)}")
 
 
 @contextlib.contextmanager

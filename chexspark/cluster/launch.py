@@ -6,18 +6,19 @@ the events that ranks send, handed to a function. A rank that dies or stalls end
 
 import contextlib
 import io
-import re
-import signal
 import threading
 import time
 
 import horovod.spark
 from horovod.spark.driver import job_id
+from py4j.protocol import Py4JError
 
 from chexspark.cluster.adapted_horovod import adapted_horovod
 from chexspark.cluster.events import FIRST_STEP_SECONDS, EventServer
+from chexspark.cluster.slots import WAIT_SECONDS, Supply, busy, slots_text, supply, task_counts
+from chexspark.cluster.turn import signals_to, turn
 from chexspark.errors import RunFailed, Stopped, UserError
-from chexspark.session import ENDED, has_ended, task_slots
+from chexspark.session import ENDED, has_ended
 
 ENVIRONMENT = {
     # oneDNN's notice, missing CUDA drivers and the like: nothing that a user could act on.
@@ -27,12 +28,11 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
 }
-START_TIMEOUT = 86_400  # of Horovod: `Ranks.absence` knows more
+START_TIMEOUT = 86_400  # of Horovod: `Ranks.find_absent` knows more
 LAST_WORDS = 20  # lines of a rank that ended before it could say why
 LOOK_SECONDS = 0.2  # between two looks at the ranks
-TELL_SECONDS = 1.0  # between two words on ranks that have not started
+START_LOOK_SECONDS = 1.0  # between two looks at tasks and slots while ranks start
 STOP_SECONDS = 6.0  # for a step, and its checkpoint, after a signal
-SLOTS_SECONDS = 30.0  # that Spark may have too few task slots while ranks start
 CANCEL_SECONDS = 6.0  # for ranks to end by themselves, before their Spark job is cancelled
 
 
@@ -50,14 +50,22 @@ class RanksLost(RunFailed):
 class Ranks:
     """Ranks that run, seen from a second thread, while the first one waits for Horovod."""
 
-    def __init__(self, spark, events: EventServer, num_proc: int, stall_seconds: float):
+    def __init__(
+        self, spark, events: EventServer, num_proc: int, stall_seconds: float,
+        wait_seconds: float = WAIT_SECONDS,
+    ):  # fmt: skip
         self.spark, self.events, self.num_proc = spark, events, num_proc
-        self.stall_seconds, self.begun, self.told = stall_seconds, time.monotonic(), 0.0
-        self.short_since = None  # of task slots
+        self.stall_seconds, self.wait_seconds = stall_seconds, wait_seconds
+        self.begun = self.looked = time.monotonic()
+        self.supply: Supply | None = None  # Spark's, at the last look while ranks start
+        self.tasks = 0  # that ran then
+        self.short_since: float | None = None  # of task slots
+        self.all_run_since: float | None = None  # of the tasks
         self.placed = False  # where they are has been told
         self.over, self.stopping = threading.Event(), threading.Event()
         self.fault: RanksLost | None = None
         self.silent: set[str] = set()  # addresses of hosts that do not answer
+        self.failed: list[int] = []  # ranks whose tasks or processes failed, the first one first
 
     def watch(self) -> None:
         """Look for lost and stalled ranks until the run is over; end the others then."""
@@ -65,8 +73,9 @@ class Ranks:
             while not self.over.wait(LOOK_SECONDS):
                 if self.stopping.is_set():
                     self.over.wait(STOP_SECONDS)
-                elif not self.loss():
-                    self.fault = self.stall() or self.absence()
+                elif not self.note(self.find_lost()):
+                    self.see_start()
+                    self.note(self.find_stalled() or self.find_absent())
                 if self.fault or self.stopping.is_set():
                     break
         except Exception as error:  # without this thread nobody would see a loss
@@ -74,63 +83,94 @@ class Ranks:
         if not self.over.is_set():
             self.end()
 
-    def stall(self) -> RanksLost | None:
+    def note(self, fault: RanksLost | None) -> RanksLost | None:
+        """Keep the first fault that is found; return it."""
+        if fault and not self.fault:
+            self.fault = fault
+            if fault.silent_host:
+                self.silent.add(fault.silent_host)
+        return self.fault
+
+    def find_stalled(self) -> RanksLost | None:
         """Ranks that do nothing."""
-        if not (lines := self.events.stalled(self.stall_seconds)):
+        if not (found := self.events.stalled(self.stall_seconds)):
             return None
-        names = " and ".join(map(str, lines))
-        seconds = time.monotonic() - min(line.spoke for line in lines)
-        one = len(lines) == 1
+        names = " and ".join(map(str, found))
+        seconds = time.monotonic() - min(rank.spoke for rank in found)
+        one = len(found) == 1
         return RanksLost(
             f"rank{'' if one else 's'} {names} {'has' if one else 'have'} done nothing for "
             f"{seconds:.0f} seconds",
-            lines[0].rank,
+            found[0].rank,
         )
 
-    def absence(self) -> RanksLost | None:
-        """Ranks that do not come; tells the driver of those, and where all are that came."""
-        came, now = len(self.events.lines), time.monotonic()
-        seconds = now - self.begun
+    def see_start(self) -> None:
+        """Tell the driver what ranks wait for that have not started, and where all are that have."""
+        came, now = len(self.events.ranks), time.monotonic()
         if came == self.num_proc:
             if not self.placed:
                 self.placed = True
-                hosts = [self.events.lines[rank].host for rank in range(came)]
+                hosts = [self.events.ranks[rank].host for rank in range(came)]
                 self.events.tell("placed", hosts=hosts)
+        elif now - self.looked > START_LOOK_SECONDS and not has_ended(self.spark):
+            self.looked = now
+            self.supply = supply(self.spark)
+            self.tasks = max(came, task_counts(self.spark, self.group)[0])
+            enough, all_run = self.supply.slots >= self.num_proc, self.tasks >= self.num_proc
+            self.short_since = None if enough else self.short_since or now
+            self.all_run_since = (self.all_run_since or now) if all_run else None
+            self.events.tell(
+                "waiting", slots=self.supply.slots, tasks=self.tasks, started=came,
+                ranks=self.num_proc, seconds=now - self.begun,
+            )  # fmt: skip
+
+    def find_absent(self) -> RanksLost | None:
+        """Ranks that do not come, by what `see_start` saw."""
+        came, now = len(self.events.ranks), time.monotonic()
+        if came == self.num_proc or not self.supply:
             return None
+        if self.supply.most < self.num_proc:
+            slots = slots_text(self.supply.most)
+            return RanksLost(f"Spark has {slots} at most for {self.num_proc} ranks")
+        if self.short_since and now - self.short_since > self.wait_seconds:
+            slots = slots_text(self.supply.slots)
+            return RanksLost(f"Spark has {slots} left for {self.num_proc} ranks")
+        if self.all_run_since is None:
+            waited = now - self.begun
+            if waited > self.wait_seconds and not self.short_since:
+                return RanksLost(busy(self.supply, self.tasks, self.num_proc, waited))
+            return None
+        seconds = now - self.all_run_since
         if seconds > max(self.stall_seconds, FIRST_STEP_SECONDS):
             return RanksLost(
                 f"{came} of {self.num_proc} ranks have started in {seconds:.0f} seconds"
             )
-        if seconds - self.told > TELL_SECONDS:
-            self.told = seconds
-            self.events.tell("waiting", started=came, ranks=self.num_proc, seconds=seconds)
-            if (slots := task_slots(self.spark)) >= self.num_proc:
-                self.short_since = None
-            elif self.short_since is None:
-                self.short_since = now
-            elif now - self.short_since > SLOTS_SECONDS:
-                return RanksLost(f"Spark has {slots} task slots left for {self.num_proc} ranks")
         return None
 
-    def loss(self) -> RanksLost | None:
+    def find_lost(self) -> RanksLost | None:
         """What is known of a rank that has died."""
-        if not self.fault and (line := self.events.lost()):
-            if line.answers:
-                self.fault = RanksLost(f"rank {line} died", line.rank)
-            else:
-                self.silent.add(line.address)
-                self.fault = RanksLost(
-                    f"rank {line.rank} is lost: its host, {line.host}, does not answer",
-                    line.rank, line.address,
-                )  # fmt: skip
-        return self.fault
+        if not (lost := self.events.lost()):
+            return None
+        if lost.answers:
+            return RanksLost(f"rank {lost} died", lost.rank)
+        return RanksLost(
+            f"rank {lost.rank} is lost: its host, {lost.host}, does not answer",
+            lost.rank,
+            lost.address,
+        )
+
+    @property
+    def group(self) -> str:
+        """Of the Spark job in which Horovod has started them."""
+        return f"horovod.spark.run.{job_id.JOB_ID}"
 
     def end(self) -> None:
         """Hang up on all ranks; cancel their Spark job if that does not end them."""
-        group = f"horovod.spark.run.{job_id.JOB_ID}"
+        group = self.group
         self.events.hang_up()
-        if not self.over.wait(CANCEL_SECONDS if self.events.lines else 0):
-            self.spark.sparkContext.cancelJobGroup(group)
+        if not self.over.wait(CANCEL_SECONDS if self.events.ranks else 0):
+            with contextlib.suppress(Py4JError, OSError, AttributeError):  # Spark has ended
+                self.spark.sparkContext.cancelJobGroup(group)
 
     def stop(self, *signal_and_frame) -> None:
         """For a signal: the first asks the ranks to stop with a checkpoint, the second ends them."""
@@ -143,11 +183,15 @@ class Ranks:
 def run_ranks(
     spark, function, arguments: tuple, num_proc: int, on_event,
     environment: dict | None = None, stall_seconds: float = 300.0,
+    wait_seconds: float = WAIT_SECONDS,
 ) -> list:  # fmt: skip
     """Run ``function(event_address, *arguments)`` on `num_proc` ranks; return results in rank order.
 
     The function is to open an `EventSender` at once, if it takes long: ranks that have not after a
     quarter of an hour count as lost.
+
+    One at a time in a process: a second call, from another thread, waits and says so. Task slots, and
+    tasks that have not started, are waited for `wait_seconds` long.
 
     `on_event` takes the events of rank 0, and the problems of all; `environment` is added to the
     ranks'. Raises UserError when a rank met a mistake of the user, RanksLost when one died, stalled
@@ -164,9 +208,12 @@ def run_ranks(
         elif event["rank"] == 0 or event["event"] == "problem":
             on_event(event)
 
-    with EventServer(host, conf.get("spark.driver.bindAddress", host), handle) as events:
-        ranks = Ranks(spark, events, num_proc, stall_seconds)
-        with adapted_horovod(host, ranks.silent), signals_to(ranks.stop), quiet_threads():
+    with (
+        turn(spark),
+        EventServer(host, conf.get("spark.driver.bindAddress", host), handle) as events,
+    ):
+        ranks = Ranks(spark, events, num_proc, stall_seconds, wait_seconds)
+        with adapted_horovod(host, ranks.silent, ranks.failed), signals_to(ranks.stop):
             threading.Thread(target=ranks.watch, daemon=True).start()
             try:
                 return horovod.spark.run(
@@ -193,10 +240,10 @@ def why(error: Exception, ranks: Ranks, failures: list[dict], said: str) -> Exce
         what = f"rank {failure['rank']} on {failure['host']} failed: {failure['message']}"
         if failure["mendable"]:
             return UserError(failure["message"])
-        if failure["own"] and not (ranks.loss() and ranks.fault.silent_host):
+        if failure["own"] and not (ranks.note(ranks.find_lost()) and ranks.fault.silent_host):
             return RanksLost(what, failure["rank"]) if failure["may_pass"] else RunFailed(what)
     for _ in range(5):  # a rank's connection may end a little after Horovod has seen it end
-        if ranks.loss():
+        if ranks.note(ranks.find_lost()):
             break
         time.sleep(LOOK_SECONDS)
     if has_ended(ranks.spark):
@@ -204,10 +251,9 @@ def why(error: Exception, ranks: Ranks, failures: list[dict], said: str) -> Exce
     if ranks.fault:
         return ranks.fault
     # A rank outlives its Spark task by a little, and hangs up or takes its leave with the others.
-    task = re.search(r"Process name: (\d+)", str(error))
-    line = ranks.events.lines.get(int(task[1])) if task else None
-    if line and (not line.done or any(failure["stopped"] for failure in failures)):
-        return RanksLost(f"the Spark task of rank {line} died", line.rank)
+    first = ranks.events.ranks.get(ranks.failed[0]) if ranks.failed else None
+    if first and (not first.done or any(failure["stopped"] for failure in failures)):
+        return RanksLost(f"the Spark task of rank {first} died", first.rank)
     for failure in failures:
         return RanksLost(
             f"rank {failure['rank']} on {failure['host']} broke off: {failure['message']}",
@@ -215,32 +261,3 @@ def why(error: Exception, ranks: Ranks, failures: list[dict], said: str) -> Exce
         )
     last = "\n".join(said.splitlines()[-LAST_WORDS:])
     return RanksLost(f"the ranks ended early ({error}); their last words:\n{last}")
-
-
-@contextlib.contextmanager
-def signals_to(handler):
-    """Inside, Ctrl-C and SIGTERM go to `handler`, where this is the thread that they come to."""
-    kept = {}
-    if threading.current_thread() is threading.main_thread():
-        kept = {
-            number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-    try:
-        yield
-    finally:
-        for number, before in kept.items():
-            signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def quiet_threads():
-    """Keep the traceback of Horovod's own threads off the screen.
-
-    When a rank fails, the thread that waits for the Spark job ends with a page of Java stack;
-    what matters comes as an event or in the exception of ``horovod.spark.run``.
-    """
-    hook, threading.excepthook = threading.excepthook, lambda arguments: None
-    try:
-        yield
-    finally:
-        threading.excepthook = hook

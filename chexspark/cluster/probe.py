@@ -1,9 +1,11 @@
 """What one Spark task finds out about the place where a rank is to run. Runs in Spark tasks.
 
-In: a dict of plain values, `asked`, and the task's number. Out: a dict of plain values, the facts.
+In: a dict of plain values, `asked`, and the task's number. Out: `PlaceFacts`, a dict of plain values.
 The functions are sent by value, so that they also run where chexspark is missing: at the top the
 module imports the standard library alone.
 """
+
+from __future__ import annotations  # so that `PlaceFacts` is not sent along
 
 import contextlib
 import glob
@@ -21,16 +23,45 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict
 
 PACKAGES = ("tensorflow", "tf-keras", "horovod", "petastorm", "numpy", "pyarrow", "psutil")
-CONNECT_SECONDS = 2.0  # from one rank to another, or to the driver
-CHECK_SECONDS = 8.0  # for store and run to answer
+CONNECT_SECONDS = (
+    2.0  # from one rank to another, or to the driver: the systems do that, however busy
+)
+ANSWER_SECONDS = 20.0  # for a process that was reached to say who it is: its host may be busy
+CHECK_SECONDS = 60.0  # for store and run to answer
 ALIKE_SECONDS = 10.0  # that tasks which have met may differ in finishing
 CONNECTIONS = 64  # that one rank tries at a time
 LIMITS = (  # of a container's memory: the most, what is taken, and where it says what of that is cache
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
+
+
+class PlaceFacts(TypedDict, total=False):
+    """What a task found of the place where a rank is to run; sizes in bytes."""
+
+    rank: int
+    host: str
+    executor: str  # Spark's number, or "driver"
+    gpus: list[str]  # that Spark assigned
+    visible_gpus: list[str]  # that CUDA would show
+    cores: int
+    memory_bytes: int | None  # free; None where that cannot be known
+    temp_disk: dict[str, int]  # folder → free
+    run_disk: dict[str, int]  # the same of the run, where that is a local folder
+    run_kept: int  # checkpoints that are in the run already
+    versions: dict[str, str | None]  # package → version; None where it is missing
+    horovod_library: bool  # Horovod was built for TensorFlow
+    met: bool  # the task ran at the same time as the others
+    driver: str | None  # why the driver was not reached, at which address
+    driver_python: bool  # the driver's Python is there
+    interfaces: dict[str, str]  # network interface → IPv4 address
+    # Other rank → pairs of interfaces, ours and theirs, over which it was reached; or why none was.
+    reached: dict[int, list[list[str]]] | str
+    store: str | None  # why the store cannot be read
+    run: str | None  # why the run cannot be written
 
 
 def make_probe(asked: dict):
@@ -44,13 +75,13 @@ def make_probe(asked: dict):
 
         resources = TaskContext.get().resources()
         gpus = list(resources["gpu"].addresses) if "gpu" in resources else []
-        facts = meet(facts_of_place(rank, gpus), asked)
-        return [facts] if facts["met"] else []
+        place = meet(look_around(rank, gpus), asked)
+        return [place] if place["met"] else []
 
     return probe
 
 
-def facts_of_place(rank: int, gpus: list[str]) -> dict:
+def look_around(rank: int, gpus: list[str]) -> PlaceFacts:
     """What the process sees by itself; `gpus`: the addresses that Spark assigned."""
     folder = tempfile.gettempdir()
     return {
@@ -144,10 +175,10 @@ def horovod_library() -> bool:
     return False
 
 
-def meet(place: dict, asked: dict) -> dict:
+def meet(place: PlaceFacts, asked: dict) -> PlaceFacts:
     """Meet the other tasks, then reach for them, the store and the run, all at the same time."""
     rank, mine = place["rank"], {"host": place["host"], "addresses": addresses()}
-    facts = place | {
+    place = place | {
         "met": True, "driver": None, "driver_python": os.path.exists(asked["python"]),
         "interfaces": mine["addresses"], "reached": {}, "store": None, "run": None, "run_disk": {},
         "run_kept": 0,
@@ -156,27 +187,27 @@ def meet(place: dict, asked: dict) -> dict:
         try:
             ranks = gather(asked, "start", rank, mine | {"port": port})
         except OSError as error:
-            return facts | {"driver": f"{asked['host']}:{asked['port']} ({error})"}
+            return place | {"driver": f"{asked['host']}:{asked['port']} ({error})"}
         if rank not in ranks:
-            return facts | {"met": False}
+            return place | {"met": False}
         answers = {
             "reached": in_background(reach_all, rank, mine, ranks, asked["token"]),
             "store": in_background(store_fault, asked, rank),
             "run": in_background(run_fault, asked, rank),
         }
         until = time.monotonic() + CHECK_SECONDS
-        facts |= {name: answer(until) for name, answer in answers.items()}
-        if asked["run_folder"] and not facts["run"]:
+        place |= {name: answer(until) for name, answer in answers.items()}
+        if asked["run_folder"] and not place["run"]:
             folder = asked["run_folder"]
-            facts["run_disk"] = {folder: shutil.disk_usage(folder).free}
-            facts["run_kept"] = len(
+            place["run_disk"] = {folder: shutil.disk_usage(folder).free}
+            place["run_kept"] = len(
                 glob.glob(os.path.join(glob.escape(folder), "checkpoints", "step-*"))
             )
         # The port stays open until all are done; and Spark hands over no result while a task waits
         # for a slot.
         with contextlib.suppress(OSError):
-            gather(asked, "end", rank, facts)
-    return facts
+            gather(asked, "end", rank, place)
+    return place
 
 
 def addresses() -> dict[str, str]:
@@ -245,10 +276,11 @@ def reach(mine: dict, theirs: dict, password: str) -> list[list[str]]:
         if address.startswith("127.") and mine["host"] != theirs["host"]:
             continue
         goal = (address, theirs["port"])
-        with contextlib.suppress(OSError), socket.create_connection(goal, CONNECT_SECONDS) as line:
-            ours = line.getsockname()[0]
+        with contextlib.suppress(OSError), socket.create_connection(goal, CONNECT_SECONDS) as their:
+            ours = their.getsockname()[0]
+            their.settimeout(ANSWER_SECONDS)
             # Another host may have the same address, of a bridge for containers say.
-            if line.makefile().readline() == password:
+            if their.makefile().readline() == password:
                 found += [[n, name] for n, a in mine["addresses"].items() if a == ours]
     return found
 

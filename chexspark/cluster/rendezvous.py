@@ -15,20 +15,22 @@ from collections import defaultdict
 
 FIRST = "start"  # the round to which all are to come
 LONGEST_LINE = 1 << 20
-AFTER_SECONDS = 15.0  # for those that have met to meet once more
 
 
 class Rendezvous:
     """A context manager; inside it, tasks may `probe.gather` at `port`.
 
-    The round ``start`` ends when all have come or `seconds` have passed; who comes later is sent away
-    with an empty answer. Other rounds wait for those that were in it.
+    The round ``start`` ends when all have come, when `seconds` have passed or when it is told to; who
+    comes later is sent away with an empty answer. Other rounds wait for those that were in it, for
+    `after_seconds` from its end at most.
     """
 
-    def __init__(self, bind: str, num_tasks: int, seconds: float):
+    def __init__(self, bind: str, num_tasks: int, seconds: float, after_seconds: float):
         self.token = secrets.token_hex(16)
-        self.num_tasks, self.until = num_tasks, time.monotonic() + seconds
+        self.num_tasks, self.after_seconds = num_tasks, after_seconds
+        self.until = time.monotonic() + seconds  # of the round ``start``
         self.rounds, self.changed = defaultdict(dict), threading.Condition()
+        self.closed = False
         rendezvous = self
 
         class Connection(socketserver.StreamRequestHandler):
@@ -50,17 +52,32 @@ class Rendezvous:
         """Add a value to a round; return the round's values when it ends."""
         with self.changed:
             came, is_first = self.rounds[name], name == FIRST
-            if is_first and self.is_over():
+            if is_first and self.is_over() and rank not in came:  # a task may be run again
                 return {}
             came[rank] = value
+            if is_first and len(came) == self.num_tasks:
+                self.until = min(self.until, time.monotonic())
             self.changed.notify_all()
-            until = self.until + (0 if is_first else AFTER_SECONDS)
-            wanted = self.num_tasks if is_first else len(self.rounds[FIRST])
-            self.changed.wait_for(lambda: len(came) >= wanted, max(0, until - time.monotonic()))
+            while not self.closed and (seconds := self._seconds_left(name)) > 0:
+                self.changed.wait(seconds)
             return dict(came)
 
+    def _seconds_left(self, name: str) -> float:
+        """Until a round ends."""
+        left = self.until - time.monotonic()
+        if name == FIRST:
+            return left
+        all_came = len(self.rounds[name]) >= len(self.rounds[FIRST])
+        return 0.0 if all_came and left <= 0 else left + self.after_seconds
+
+    def end_start(self) -> None:
+        """End the round ``start``: no other task will come."""
+        with self.changed:
+            self.until = min(self.until, time.monotonic())
+            self.changed.notify_all()
+
     def is_over(self) -> bool:
-        """Whether the time to come has passed."""
+        """Whether the round ``start`` has ended."""
         return time.monotonic() >= self.until
 
     def values(self, name: str) -> list:
@@ -73,5 +90,8 @@ class Rendezvous:
         return self
 
     def __exit__(self, *exception):
+        with self.changed:
+            self.closed = True  # who waits is told what has come
+            self.changed.notify_all()
         self.server.shutdown()
         self.server.server_close()

@@ -21,7 +21,9 @@ def sum_of_ranks(events) -> float:
 
 
 if __name__ == "__main__":
-    found = run_ranks(start_session(None, "proof"), sum_of_ranks, (), RANKS, lambda event: None)
+    found = run_ranks(
+        start_session(None, "smoke test"), sum_of_ranks, (), RANKS, lambda event: None
+    )
     expected = [sum(range(1, RANKS + 1))] * RANKS
     if found != expected:
         sys.exit(f"the allreduce gave {found}, expected {expected}")

@@ -12,17 +12,18 @@ from chexspark.config import TrainConfig
 from chexspark.progress import ProgressLine, duration
 from chexspark.run.moment import Moment
 from chexspark.store.manifest import Manifest
+from chexspark.training.events import Waiting
 from chexspark.training.schedule import Schedule, draw, steps_per_epoch
 
 
-def plan_text(config: TrainConfig, manifest: Manifest, schedule: Schedule, facts: dict) -> str:
-    """What a run would do and need, and its learning rate as a chart. `facts`: of its network."""
+def plan_text(config: TrainConfig, manifest: Manifest, schedule: Schedule, cost: dict) -> str:
+    """What a run would do and need, and its learning rate as a chart. `cost`: of its network."""
     steps = steps_per_epoch(config, manifest.splits["train"].images)
     lines = [
         f"{steps:,} steps per epoch of {config.batch_size * config.num_proc} images, "
         f"{steps * config.epochs:,} steps in all",
-        f"{facts['trainable']:,} trainable parameters, {facts['forward_flops'] / 1e9:.1f} GFLOP per "
-        f"image forward, about {facts['memory_bytes'] / 2**30:.1f} GiB per rank beside the process",
+        f"{cost['trainable']:,} trainable parameters, {cost['forward_flops'] / 1e9:.1f} GFLOP per "
+        f"image forward, about {cost['memory_bytes'] / 2**30:.1f} GiB per rank beside the process",
         f"learning rate ({config.schedule}"
         + (", before the plateau divides it):" if config.schedule == "plateau" else "):"),
         draw(schedule),
@@ -30,7 +31,7 @@ def plan_text(config: TrainConfig, manifest: Manifest, schedule: Schedule, facts
     return "\n".join(lines)
 
 
-def ranks(number: int) -> str:
+def ranks_text(number: int) -> str:
     return f"{number} rank{'s' * (number != 1)}"
 
 
@@ -43,7 +44,7 @@ def describe(config: TrainConfig, manifest: Manifest, num_proc: int, at: Moment 
         start = f"from its checkpoint at {at}"
     return (
         f"{config.model} at {size}x{size}, {start}; {images['train']} images to train on, "
-        f"{images['val']} to validate\n{ranks(num_proc)}, {config.batch_size * config.num_proc} images per step, "
+        f"{images['val']} to validate\n{ranks_text(num_proc)}, {config.batch_size * config.num_proc} images per step, "
         f"{config.epochs} epochs, {config.optimizer} at {config.learning_rate:g}"
     )
 
@@ -57,6 +58,16 @@ def placement(hosts: list[str]) -> str:
             f"ranks {first}-{others[-1]} on {host}" if others else f"rank {first} on {host}"
         )
     return ", ".join(found)
+
+
+def waiting_text(event: Waiting) -> str:
+    """What ranks wait for that have not started."""
+    ranks, waited = event["ranks"], duration(event["seconds"])
+    if event["slots"] < ranks:
+        return f"waiting for executors: {event['slots']} of {ranks} task slots, {waited}"
+    if event["tasks"] < ranks:
+        return f"waiting for Spark: {event['tasks']} of {ranks} tasks have started, {waited}"
+    return f"starting ranks: {event['started']} of {ranks}, {waited}"
 
 
 class EpochTable:
@@ -80,10 +91,7 @@ class EpochTable:
                 self.problems.add(event["text"])
                 self.line.say(f"rank {event['rank']} on {event['host']}: {event['text']}")
         elif kind == "waiting":
-            self.line.show(
-                f"waiting for Spark to start ranks: {event['started']} of {event['ranks']}, "
-                f"{duration(event['seconds'])}"
-            )
+            self.line.show(waiting_text(event))
         elif kind == "placed":
             # Only now, since Horovod numbers ranks by where Spark happens to run their tasks.
             if len(set(event["hosts"])) > 1:

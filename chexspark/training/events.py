@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from typing import TypedDict
 
 CONNECT_SECONDS = 30
 STOP = b"stop"
@@ -16,6 +17,121 @@ GRACE_SECONDS = 3.0  # for a last checkpoint, when the driver is gone or has hun
 BEAT_SECONDS = 1.0  # between two signs that the process itself runs, whatever it waits for
 LONGEST_TEXT = 10_000  # characters of one value
 SILENT_SECONDS, ASKED_EVERY, ASKED_TIMES = 4, 2, 3  # a host that is down is noticed after ten
+
+
+class Event(TypedDict):
+    """What every event has; `rank`: who sent it."""
+
+    event: str  # a key of EVENTS
+    rank: int
+
+
+class Connected(Event):
+    """The first of every rank."""
+
+    host: str
+
+
+class Failed(Event):
+    """A rank ended by an exception; for the rest see `faults.failure_of`."""
+
+    host: str
+    message: str
+    mendable: bool
+    own: bool
+    may_pass: bool
+    stopped: bool
+
+
+class Note(Event):
+    """A line for the user."""
+
+    text: str
+
+
+class Problem(Event):
+    """A warning of a rank's log."""
+
+    host: str
+    text: str
+
+
+class Starting(Event):
+    """What takes long before the first step."""
+
+    what: str
+
+
+class Step(Event):
+    """A step is done: `step` of `steps` in `epoch`, which counts from 0, of `epochs`."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float  # mean of the epoch so far
+    learning_rate: float
+    images_per_second: float  # over all ranks
+    seconds_left: float  # of the run
+
+
+class Validating(Event):
+    """An epoch's steps are done."""
+
+    epoch: int
+
+
+class Epoch(Event):
+    """An epoch is over: a row of the history, of which these are shown."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_auroc: float | None
+    learning_rate: float
+    images_per_second: float
+    seconds: float
+    best: bool
+
+
+class Waiting(Event):
+    """The driver's own: `tasks` and `started` (processes) of `ranks`, in `slots` task slots."""
+
+    slots: int
+    tasks: int
+    started: int
+    ranks: int
+    seconds: float  # since the start
+
+
+class Placed(Event):
+    """The driver's own: all ranks have started; `hosts`: of rank 0, 1 and so on."""
+
+    hosts: list[str]
+
+
+class Round(Event):
+    """Of the benchmark: a round begins, counted from 0."""
+
+    round: int
+
+
+EVENTS: dict[str, type] = {
+    "connected": Connected,
+    "beat": Event,  # the process runs, whatever it waits for
+    "alive": Event,  # it works
+    "starting": Starting,
+    "note": Note,
+    "problem": Problem,
+    "step": Step,
+    "validating": Validating,
+    "epoch": Epoch,
+    "done": Event,  # the last one, of a rank that returns
+    "failed": Failed,  # the last one, of a rank that does not
+    "waiting": Waiting,
+    "placed": Placed,
+    "round": Round,
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,161 @@
+"""The Spark job of one `probe` per rank: started, waited for, ended. Runs on the driver.
+
+In: a session, what the probes are asked, how long to wait for all to start. Out: what they found, and
+one line where they did not start or failed.
+"""
+
+import contextlib
+import re
+import threading
+import time
+import uuid
+
+import pyspark.cloudpickle
+from py4j.protocol import Py4JError
+
+from chexspark.cluster import diagnosis, probe
+from chexspark.cluster.probe import PlaceFacts
+from chexspark.cluster.rendezvous import Rendezvous
+from chexspark.cluster.slots import busy, supply, task_counts
+from chexspark.errors import Stopped
+from chexspark.progress import ProgressLine
+from chexspark.session import ENDED, has_ended
+
+AFTER_SECONDS = probe.CHECK_SECONDS + probe.ALIKE_SECONDS  # for tasks that met to answer
+LAST_SECONDS = 2.0  # for the job to end by itself after all that is known is known
+LOOK_SECONDS = 0.1  # between two looks at the tasks
+BY_VALUE = threading.Lock()
+
+
+@contextlib.contextmanager
+def sent_by_value(module):
+    """Inside, functions of `module` are sent to executors as they are, not by their name.
+
+    Registered for the whole process: it is held for as long as a function is pickled, and undone.
+    """
+    with BY_VALUE:
+        before = module.__name__ in pyspark.cloudpickle.list_registry_pickle_by_value()
+        pyspark.cloudpickle.register_pickle_by_value(module)
+        try:
+            yield
+        finally:
+            if not before:
+                pyspark.cloudpickle.unregister_pickle_by_value(module)
+
+
+class ProbeJob:
+    """A Spark job of one `probe` per rank, in a thread of its own.
+
+    `places`: what came of it; `error`: why it failed, if it did.
+    """
+
+    def __init__(self, spark, asked: dict, num_proc: int):
+        self.context, self.group = spark.sparkContext, f"chexspark doctor {uuid.uuid4().hex}"
+        self.places: list[PlaceFacts] = []
+        self.error: Exception | None = None
+        tasks = self.context.range(0, num_proc, numSlices=num_proc)
+        job = tasks.mapPartitionsWithIndex(probe.make_probe(asked))
+        with sent_by_value(probe):  # chexspark may be what an executor lacks
+            self.pickled = job._jrdd  # which pickles the function now, and once
+        self.thread = threading.Thread(target=self._run, args=(job,), daemon=True)
+        self.thread.start()
+
+    def _run(self, job) -> None:
+        try:
+            self.context.setJobGroup(
+                self.group, "chexspark: before the start", interruptOnCancel=True
+            )
+            self.places = job.collect()
+        except Exception as error:  # of Spark, for the thread that waits
+            self.error = error
+
+    def cancel(self) -> None:
+        """End the job, if it still runs."""
+        if self.thread.is_alive():
+            with contextlib.suppress(Py4JError, OSError):  # Spark's application has ended
+                self.context.cancelJobGroup(self.group)
+
+
+def look(
+    spark, asked: dict, num_proc: int, wait_seconds: float
+) -> tuple[list[PlaceFacts], str | None]:
+    """Run the tasks; return what those that met have found, and a fault where not all came so far."""
+    conf = spark.sparkContext.getConf()
+    host, bind = conf.get("spark.driver.host"), conf.get("spark.driver.bindAddress")
+    with (
+        Rendezvous(bind or host, num_proc, wait_seconds, AFTER_SECONDS) as rendezvous,
+        ProgressLine() as line,
+    ):
+        asked |= {
+            "host": host,
+            "port": rendezvous.port,
+            "token": rendezvous.token,
+            "seconds": wait_seconds,
+        }
+        job = ProbeJob(spark, asked, num_proc)
+        try:
+            started = wait_for_answers(spark, job, rendezvous, line)
+            error = job.error  # before the job is cancelled, which is an error too
+        finally:
+            job.cancel()
+        if has_ended(spark):
+            raise Stopped(ENDED)
+        if error:
+            return [], spark_failure(str(error))
+        found = job.places or rendezvous.values("end")
+        if started < num_proc:
+            return found, busy(supply(spark), started, num_proc, wait_seconds)
+        return found, None
+
+
+def wait_for_answers(spark, job: ProbeJob, rendezvous: Rendezvous, line: ProgressLine) -> int:
+    """Wait for the job, as long as more can come of it; return how many of its tasks have started."""
+    num_proc, last, started = rendezvous.num_tasks, None, 0
+    while job.thread.is_alive():
+        came, known = len(rendezvous.values("start")), len(rendezvous.values("end"))
+        running, ended = (0, 0) if has_ended(spark) else task_counts(spark, job.group)
+        in_time = came if rendezvous.is_over() else running + ended
+        started = min(num_proc, max(started, came, in_time))
+        line.show(
+            f"examining the ranks' places: {started} of {num_proc} tasks have started, "
+            f"{known} have answered"
+        )
+        now = time.monotonic()
+        if not rendezvous.is_over() and came + ended >= num_proc:
+            rendezvous.end_start()  # those that ended did not reach the driver
+        if rendezvous.is_over():
+            # Spark hands over no result of a job as long as one of its tasks waits for a slot.
+            seconds = LAST_SECONDS if known == came < num_proc else AFTER_SECONDS
+            last = min(last or now + AFTER_SECONDS, now + seconds)
+            if now >= last:
+                break
+        job.thread.join(LOOK_SECONDS)
+    return started if job.thread.is_alive() or job.error else len(job.places)
+
+
+def spark_failure(text: str) -> str:
+    """One line out of the pages that Spark says about a task that failed.
+
+    Spark gives nothing but text; where that is of another form, its first exception is told.
+    """
+    where = re.search(r"\(TID \d+\) \((\S+) executor (\S+)\)", text)
+    place = f"executor {where[2]} on {where[1]}" if where else "the executors"
+    if found := re.search(
+        r"Python in worker has different version (.+?) than that in driver (.+?),", text
+    ):
+        worker, driver = (".".join(re.findall(r"\d+", version)) for version in found.groups())
+        return (
+            f"Python on {place} is {worker}, the driver's is {driver}: set PYSPARK_PYTHON to one Python "
+            f"for all, or {diagnosis.SAME_ENVIRONMENT}"
+        )  # fmt: skip
+    if found := re.search(r'Cannot run program "([^"]+)"', text):
+        return f"there is no {found[1]} on {place}: {diagnosis.SAME_ENVIRONMENT}"
+    if found := re.search(r"No module named '?([\w.]+)", text):
+        return f"{found[1]} is missing on {place}: {diagnosis.SAME_ENVIRONMENT}"
+    said = [
+        line.strip()
+        for line in text.splitlines()
+        if re.match(r"\s*[\w.]+(Error|Exception)\b", line)
+    ]
+    reason = said[-1] if said else text.strip().partition("\n")[0]
+    return f"no rank can start on {place} ({reason}): see Spark's log of that executor"  # fmt: skip

@@ -1,0 +1,165 @@
+"""Two launches of ranks at once in one session; and what a launch leaves as it found it."""
+
+import os
+import signal
+import sys
+import threading
+from types import SimpleNamespace
+
+import cloudpickle
+import pytest
+
+from chexspark.cluster import launch, turn
+from chexspark.errors import RunFailed, Stopped
+
+
+def stay_until(address, path, opened):
+    """A rank that writes when it begins and ends; it ends once the file `opened` is there."""
+    import os
+    import time
+
+    from chexspark.training.events import EventSender
+
+    with EventSender(address, int(os.environ["HOROVOD_RANK"])):
+        note(path, "begin")
+        for _ in range(600):
+            if os.path.exists(opened):
+                break
+            time.sleep(0.1)
+        note(path, "end")
+    return os.path.exists(opened)
+
+
+def note(path, word):
+    with open(path, "a") as file:
+        file.write(word + "\n")
+
+
+def rank_number(address):
+    import os
+
+    return int(os.environ["HOROVOD_RANK"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sent_by_value():
+    """No rank could import this module."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def run_here(spark, function, *arguments, ranks=1):
+    return launch.run_ranks(spark, function, arguments, ranks, lambda event: None)
+
+
+def test_a_second_launch_waits_for_the_first_and_a_third_works(spark, tmp_path, capsys, wait_for):
+    path, opened, told, found = tmp_path / "notes", tmp_path / "opened", [], {}
+
+    def waits():
+        told.append(capsys.readouterr().err)
+        return "waiting for it to end" in "".join(told)
+
+    def start(name):
+        def work():
+            found[name] = run_here(spark, stay_until, str(path), str(opened))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        return thread
+
+    first = start("first")
+    wait_for(path.exists, seconds=60)
+    second = start("second")
+    try:
+        wait_for(waits, seconds=60)
+    finally:
+        opened.touch()
+        for thread in (first, second):
+            thread.join()
+    assert found == {"first": [True], "second": [True]}
+    assert path.read_text().split() == ["begin", "end", "begin", "end"]
+    assert run_here(spark, rank_number, ranks=2) == [0, 1]
+
+
+@pytest.fixture
+def taken():
+    """The turn, held by another thread until the test ends."""
+    inside, over = threading.Event(), threading.Event()
+
+    def hold():
+        with turn.turn(None):
+            inside.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(60)
+    yield
+    over.set()
+    thread.join()
+
+
+def test_who_waits_can_be_stopped_by_ctrl_c(taken, monkeypatch):
+    monkeypatch.setattr(turn, "has_ended", lambda spark: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), turn.turn(None):
+        pytest.fail("it is another's turn")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_who_waits_ends_with_spark_s_application(taken):
+    ended = SimpleNamespace(sparkContext=SimpleNamespace(_jsc=None))
+    with pytest.raises(Stopped, match="Spark's application was ended"), turn.turn(ended):
+        pytest.fail("it is another's turn")
+
+
+def test_the_turn_is_given_back_after_a_failure():
+    with pytest.raises(RunFailed), turn.turn(None):
+        raise RunFailed("x")
+    done = []
+
+    def take():
+        with turn.turn(None):
+            done.append(True)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    assert done
+
+
+def test_signals_that_another_language_handles_are_no_fault(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda number, handler: seen.append(handler))
+    seen = []
+    with turn.signals_to("ours"):
+        pass
+    assert seen == ["ours", "ours", signal.SIG_DFL, signal.SIG_DFL]
+
+
+def test_a_thread_of_the_user_that_fails_meanwhile_is_seen(spark, monkeypatch, capfd):
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: seen.append(failure.exc_value))
+    hook, error = threading.excepthook, KeyError("the user's")
+
+    def run(address):
+        raise error
+
+    def of_rank_0(event):
+        thread = threading.Thread(target=run, args=(None,))
+        thread.start()
+        thread.join()
+
+    def speak_and_fail(address):
+        import os
+
+        from chexspark.training.events import EventSender
+
+        with EventSender(address, int(os.environ["HOROVOD_RANK"])) as sender:
+            sender.send("note", text="here")
+            raise ValueError("a rank's own")
+
+    with pytest.raises(launch.RanksLost):
+        launch.run_ranks(spark, speak_and_fail, (), 1, of_rank_0)
+    assert error in seen and seen.count(error) == len(seen), "Horovod's own threads are silent"
+    assert threading.excepthook is hook
