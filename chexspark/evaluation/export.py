@@ -14,6 +14,7 @@ from chexspark.errors import RunFailed
 from chexspark.evaluation import seen_patients_check
 from chexspark.evaluation.inference import load_keras, quiet_errors
 from chexspark.evaluation.runs import check_fit, check_model, model_facts
+from chexspark.extras import check_extra
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
@@ -34,6 +35,8 @@ def export(spark, config: ExportConfig) -> dict[str, Location]:
     1 / (1 + e^-logit). Raises UserError for what the user can mend, RunFailed when an exported model
     differs from the model.
     """
+    if ONNX in config.formats:
+        check_extra("export", "--formats onnx")
     run = locate(config.run)
     check_model(run)
     store = locate(config.data or seen_patients_check.read_lineage(run)["store"])

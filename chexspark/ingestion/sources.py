@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from chexspark.errors import UserError
+from chexspark.extras import check_extra
 from chexspark.ingestion.images import BadImage
 from chexspark.storage import Location, locate
 
@@ -34,7 +35,7 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
     """Return the image files and the archives that the user means, each sorted by name.
 
     A folder is searched through; a glob's ``*`` also crosses ``/``. Raises UserError for one that
-    has nothing to offer.
+    has nothing to offer, and for DICOM files where pydicom is not installed.
     """
     found = {}
     for given in images:
@@ -44,6 +45,8 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
                 f"--images {given} has no file that ends with {', '.join(IMAGES + ARCHIVES)}"
             )
         found |= {source.uri: source for source in matches}
+    if any(source.name.lower().endswith(".dcm") for source in found.values()):
+        check_extra("dicom", "a DICOM file of --images")
     ordered = sorted(found.values(), key=lambda source: (source.name, source.uri))
     archives = [s for s in ordered if s.name.lower().endswith(ARCHIVES)]
     return [s for s in ordered if not s.name.lower().endswith(ARCHIVES)], archives
