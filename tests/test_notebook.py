@@ -11,6 +11,7 @@ SMALLER = {"images=800": "images=120", "epochs=6": "epochs=1"}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_notebook_runs(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "it is kept without outputs"
@@ -19,7 +20,7 @@ def test_the_notebook_runs(tmp_path):
         cell.source = cell.source.replace(usual, smaller)
     NotebookClient(
         notebook,
-        timeout=280,
+        timeout=800,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     ).execute()

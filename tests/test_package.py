@@ -151,6 +151,7 @@ def test_commands_and_help_need_no_spark(installed):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_from_images_to_a_report_in_an_empty_folder(installed):
     installed("chexspark", "phantom", "--out", "nih", "--images", "120", "--size", "32")
     installed("chexspark", "ingest", "--images", "nih/images", "--labels", "nih/Data_Entry_2017.csv",
