@@ -8,6 +8,7 @@ import pytest
 from chexspark.benchmark.chart import rates_chart
 from chexspark.benchmark.job import READER_WAYS, find_images, reader_text
 from chexspark.benchmark.reader_data import make_forms, row_groups
+from chexspark.benchmark.training import measure_start
 from chexspark.errors import UserError
 
 COUNT, SIZE = 100, 64
@@ -68,3 +69,14 @@ def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--images .*no PNG file"):
         find_images(str(tmp_path))
     assert find_images(None) == []
+
+
+@pytest.mark.slow
+def test_a_whole_job_is_measured_from_any_folder_beside_the_session_that_is_given(
+    spark, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # no environment is activated
+    found = measure_start(spark, tmp_path, 64, 32, 1)
+    assert found["images_per_second"] > 0
+    assert spark.range(3).count() == 3

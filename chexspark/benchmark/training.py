@@ -3,12 +3,14 @@
 In: size, images, ranks. Out: rates, shares and seconds.
 """
 
-import shutil
+import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from pyspark.find_spark_home import _find_spark_home
 
 from chexspark.benchmark.train_rank import measure_rank
 from chexspark.cluster.launch import run_ranks
@@ -21,7 +23,7 @@ from chexspark.settings import build
 from chexspark.storage import locate
 
 BATCH, ROUNDS = 16, 5
-JOBS = Path(__file__).parents[2] / "jobs"
+COMMANDS = Path(__file__).parents[1] / "__main__.py"  # a file that spark-submit takes
 
 
 def make_store(spark, folder: Path, count: int, size: int) -> str:
@@ -83,19 +85,23 @@ def training_text(found: dict, ranks: int, size: int) -> str:
 
 
 def measure_start(spark, folder: Path, count: int, size: int, ranks: int) -> dict:
-    """A whole `jobs/train.py` of two epochs: seconds from the command to the model, last epoch's rate."""
+    """A whole `chexspark train` of two epochs: seconds from the command to the model, last epoch's rate.
+
+    It has a session of its own; `spark` makes the store and is left as it is.
+    """
     store = make_store(spark, folder, count, size)
-    spark.stop()  # its cores are the job's
+    submit = Path(_find_spark_home()) / "bin" / "spark-submit"
     command = [
-        shutil.which("spark-submit") or sys.executable, "--master", f"local[{ranks}]",
-        str(JOBS / "train.py"), "--data", store, "--run", str(folder / "run"), "--epochs", "2",
-        "--batch-size", str(BATCH), "--num-proc", str(ranks), "--threads", "1",
+        str(submit), "--master", f"local[{ranks}]", str(COMMANDS), "train", "--data", store,
+        "--run", str(folder / "run"), "--epochs", "2", "--batch-size", str(BATCH),
+        "--num-proc", str(ranks), "--threads", "1",
     ]  # fmt: skip
+    python = dict.fromkeys(("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"), sys.executable)
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | python)
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise RunFailed(f"jobs/train.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise RunFailed(f"chexspark train ended with {done.returncode}:\n{done.stderr[-2000:]}")
     history = (locate(str(folder / "run")) / "history").read_table().to_pandas()
     return {
         "seconds": seconds,
