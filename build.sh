@@ -11,9 +11,9 @@ gpu=no
 help() {
   cat <<'TEXT'
 ./build.sh setup [--gpu]  install everything into .venv; --gpu builds Horovod with NCCL
-./build.sh demo           set-up, then ingest, train, evaluate and report on made X-rays (demo/)
-./build.sh test [ARGS]    set-up, then the tests; ARGS go to pytest
-./build.sh lint           set-up, then ruff
+./build.sh demo           set-up, then ingest, train, evaluate and report on synthetic X-rays (demo/)
+./build.sh test [ARGS]    set-up, then the quick tests, two at a time; or pytest with ARGS
+./build.sh lint           ruff, in an environment of its own: needs no Java, no compiler
 ./build.sh help           this text
 
 Then: . .venv/bin/activate
@@ -67,7 +67,12 @@ check_machine() {
 
 # --- the stack ----------------------------------------------------------------------------
 
-stamp() { cat conf/requirements.lock setup.py build.sh conf/spark/* | sha256sum | cut -d' ' -f1; }
+# What the stack was installed from: the lock, and the functions below that install it.
+stack_stamp() {
+  { cat conf/requirements.lock; echo $horovod_version; declare -f install_stack install_horovod build_horovod; } |
+    sha256sum | cut -d' ' -f1
+}
+package_stamp() { cat pyproject.toml setup.py | sha256sum | cut -d' ' -f1; }
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check -qq "$@"; }
 
@@ -78,11 +83,19 @@ install_stack() {
   pip install -r conf/requirements.lock
   [ $gpu = no ] || pip install -c conf/requirements.lock 'tensorflow[and-cuda]'
   install_horovod
+}
+
+# The package, where its metadata or commands have changed: its modules are read from the checkout.
+install_package() {
+  [ "$(cat "$venv/.package" 2>/dev/null)" != "$(package_stamp)" ] || return 0
   pip install --no-deps --no-build-isolation --editable .
-  local spark
-  spark=$("$venv/bin/python" -c 'import pyspark, os; print(os.path.dirname(pyspark.__file__))')
-  mkdir -p "$spark/conf"
-  cp conf/spark/* "$spark/conf/"
+  package_stamp >"$venv/.package"
+}
+
+configure_spark() {
+  local conf=$venv/lib/python3.11/site-packages/pyspark/conf
+  mkdir -p "$conf"
+  cp conf/spark/* "$conf/"
 }
 
 install_horovod() {
@@ -134,19 +147,24 @@ setup() {
     *) fail "setup knows --gpu, not '$1'" ;;
   esac
   local wanted
-  wanted=$(stamp)-$gpu
+  wanted=$(stack_stamp)-$gpu
   # Once built for GPUs, a plain `demo` or `test` leaves it so.
-  if [ $gpu = no ] && [ "$(cat "$venv/.chexspark" 2>/dev/null)" = "$(stamp)-yes" ]; then wanted=$(stamp)-yes; fi
-  if [ "$(cat "$venv/.chexspark" 2>/dev/null)" != "$wanted" ]; then
+  if [ $gpu = no ] && [ "$(cat "$venv/.chexspark" 2>/dev/null)" = "$(stack_stamp)-yes" ]; then wanted=$(stack_stamp)-yes; fi
+  if [ "$(cat "$venv/.chexspark" 2>/dev/null)" = "$wanted" ]; then
+    install_package
+    configure_spark
+    activate
+  else
     check_machine
     install_stack
+    install_package
+    configure_spark
     activate
     say "two ranks on Spark, one allreduce"
     spark-submit --master 'local[2]' chexspark/cluster/smoke_test.py
     echo "$wanted" >"$venv/.chexspark"
     say "set up; activate it with: . .venv/bin/activate"
   fi
-  activate
 }
 
 # --- what it is for -----------------------------------------------------------------------
@@ -155,13 +173,13 @@ demo() {
   setup
   rm -rf demo
   submit() { spark-submit --master 'local[2]' "$@"; }
-  say "1/5 made X-rays"
-  python -m chexspark.phantom --out demo/nih --images 1200 --size 64
+  say "1/5 synthetic X-rays"
+  chexspark phantom --out demo/nih --images 1200 --size 64
   say "2/5 ingest"
   submit jobs/ingest.py --images demo/nih/images --labels demo/nih/Data_Entry_2017.csv \
     --boxes demo/nih/BBox_List_2017.csv --out demo/store --size 64
   say "3/5 train"
-  submit jobs/train.py --data demo/store --run demo/run --recipe conf/recipes/chexnet.yaml --epochs 8 --num-proc 2
+  submit jobs/train.py --data demo/store --run demo/run --recipe chexnet --epochs 8 --num-proc 2
   say "4/5 evaluate"
   submit jobs/evaluate.py --data demo/store --run demo/run
   say "5/5 report"
@@ -170,12 +188,21 @@ demo() {
 
 run_tests() {
   setup
+  # By file, so that what a file's tests share is made once.
+  [ $# -gt 0 ] || set -- -m 'not slow and not cluster' -n 2 --dist loadfile
   python -m pytest "$@"
 }
 
 lint() {
-  setup
-  ruff check . && ruff format --check .
+  local version tools
+  version=$(sed -n 's/^ruff==//p' conf/requirements.lock)
+  tools=$cache/ruff-$version
+  if [ ! -x "$tools/bin/ruff" ]; then
+    say "installing ruff $version (kept in $cache)"
+    python3 -m venv "$tools" || fail "lint needs a python3 with venv; run: sudo apt-get install -y python3-venv"
+    "$tools/bin/python" -m pip --disable-pip-version-check -qq install "ruff==$version"
+  fi
+  "$tools/bin/ruff" check . && "$tools/bin/ruff" format --check .
 }
 
 case ${1:-help} in

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+from pathlib import Path
 
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError, closest
@@ -19,15 +20,36 @@ from chexspark.settings import (
     is_several,
     value_type,
 )
-from chexspark.storage import locate
+from chexspark.storage import Location, locate
 from chexspark.text_files import read_yaml
+
+RECIPES = Path(__file__).with_name("recipes")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with chexspark, one experiment each."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(given: str) -> Location:
+    """The file of a recipe: `given` is the name of one of `recipe_names`, or a path.
+
+    Raises UserError when there is neither.
+    """
+    if given in recipe_names():
+        return locate(str(RECIPES / f"{given}.yaml"))
+    place = locate(given)
+    if not place.is_file():
+        raise UserError(
+            f"--recipe {given}: there is no such file, and no recipe of that name"
+            f"{closest(given, recipe_names())} (recipes: {', '.join(recipe_names())})"
+        )
+    return place
 
 
 def read_recipe(uri: str) -> dict:
-    """Read a YAML recipe: settings of `TrainConfig`, except where data and run are."""
-    place = locate(uri)
-    if not place.is_file():
-        raise UserError(f"--recipe {uri}: there is no such file")
+    """Read a YAML recipe, by name or path: settings of `TrainConfig`, but not where data and run are."""
+    place = find_recipe(uri)
     values = read_yaml(place, f"--recipe {uri}")
     valid = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("data", "run")]
     for name in values:
@@ -59,9 +81,13 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def parse_command_line(config_class, description: str, arguments: list[str]):
-    """Parse flags into a config; ``--recipe`` is there where the config is `TrainConfig`."""
+def parse_command_line(config_class, description: str, arguments: list[str], program=None):
+    """Parse flags into a config; ``--recipe`` is there where the config is `TrainConfig`.
+
+    `program`: what --help calls the command.
+    """
     parser = OneLineParser(
+        prog=program,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -90,7 +116,9 @@ def parse_command_line(config_class, description: str, arguments: list[str]):
         groups[name].add_argument(flag(field.name), **options)
     if config_class is TrainConfig:
         groups["recipe"].add_argument(
-            "--recipe", metavar="FILE", help="YAML file of settings; flags go before it"
+            "--recipe",
+            metavar="NAME",
+            help=f"{', '.join(recipe_names())}, or a YAML file of settings; flags go before it",
         )
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -109,7 +137,7 @@ def takes(config_class):
     """Let ``function(spark, config)`` be called as ``function(spark, images=…, size=…)``.
 
     The signature and the docstring list the settings, for a notebook's completion and help.
-    A ready config as the second argument is taken as it is. For training, ``recipe=`` is a file.
+    A ready config as the second argument is taken as it is. For training, ``recipe=`` is a name or a file.
     """
 
     def decorate(function):

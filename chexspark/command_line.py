@@ -1,29 +1,51 @@
-"""What the scripts in jobs/ call. Runs on the driver.
+"""What the commands and the scripts in jobs/ call. Runs on the driver.
 
-In: one of the functions, its config class, the script's docstring. Out: an exit code:
-0 done, 1 failed, 2 a mistake that the user can mend, said in one line, 130 stopped.
+In: a command's name and its flags. Out: an exit code: 0 done, 1 failed, 2 a mistake that the user
+can mend, said in one line, 130 stopped.
 """
 
+import os
 import signal
 import sys
+from collections.abc import Callable
 
 from chexspark.arguments import parse_command_line
+from chexspark.commands import COMMANDS
 from chexspark.errors import RunFailed, Stopped, UserError
-from chexspark.session import stop_session
 
 
-def main(function, config_class, description: str) -> int:
-    """Parse the command line, call the function without a session, return the exit code.
+def run_command(name: str, arguments: list[str]) -> int:
+    """Run one of `COMMANDS` with its flags; return the exit code."""
+    command = COMMANDS[name]
+    ways = [f"chexspark {name} {flags}" for flags in command.usage]
+    submit = f"On a cluster: spark-submit $(chexspark script) {name} …"
+    description = "\n".join([command.summary, "", *ways, "", submit])
 
-    SIGTERM is taken as Ctrl-C is.
+    # Loaded after the flags are read, so that --help and a misspelled flag do not wait for Spark.
+    def call(spark, config):
+        return command.load()(spark, config)
+
+    return main(call, command.config, description, arguments, f"chexspark {name}")
+
+
+def main(
+    function: Callable,
+    config_class: type,
+    description: str,
+    arguments: list[str] | None = None,
+    program: str | None = None,
+) -> int:
+    """Parse the flags, call the function without a session, return the exit code.
+
+    `arguments`, `program`: by default the process's own. SIGTERM is taken as Ctrl-C is.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    use_own_python()
     try:
-        config = parse_command_line(config_class, description, sys.argv[1:])
-        function(None, config)
+        given = sys.argv[1:] if arguments is None else arguments
+        function(None, parse_command_line(config_class, description, given, program))
     except UserError as error:
-        print(f"chexspark: {error}", file=sys.stderr, flush=True)
-        return 2
+        return print_mistake(error)
     except RunFailed as error:
         print(f"chexspark: {error}", file=sys.stderr, flush=True)
         return 1
@@ -34,5 +56,20 @@ def main(function, config_class, description: str) -> int:
         print("chexspark: stopped", file=sys.stderr, flush=True)
         return 130
     finally:
-        stop_session()
+        if (
+            "chexspark.session" in sys.modules
+        ):  # or no session was started, and none is to be loaded
+            sys.modules["chexspark.session"].stop_session()
     return 0
+
+
+def print_mistake(error: object) -> int:
+    """Say in one line what the user can mend; return the exit code."""
+    print(f"chexspark: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def use_own_python() -> None:
+    """Without ``spark-submit``, tasks run in this Python: Spark would take PATH's ``python3``."""
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)

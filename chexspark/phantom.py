@@ -5,7 +5,7 @@ In: a folder, a number of images, their size, a seed. Out: ``images/*.png``, ``D
 the 14 findings is a sign drawn inside a known box. The phantoms are for trying the software; what
 is learned from them says nothing about patients.
 
-    python -m chexspark.phantom --out FOLDER --images 1200 --size 64
+    chexspark phantom --out FOLDER --images 1200 --size 64
 """
 
 import csv
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from chexspark import command_line
 from chexspark.arguments import takes
 from chexspark.config import PhantomConfig
 from chexspark.errors import UserError
@@ -195,4 +194,6 @@ def csv_text(rows) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(write_release, PhantomConfig, __doc__))
+    from chexspark.command_line import run_command
+
+    sys.exit(run_command("phantom", sys.argv[1:]))

@@ -1,13 +1,8 @@
-"""Measure chexspark beside its alternatives, on this machine, in one run.
-
-spark-submit jobs/benchmark.py --suite reader --out FOLDER [--images FOLDER]
-"""
+"""`chexspark benchmark`, as a file of a checkout: spark-submit jobs/benchmark.py …"""
 
 import sys
 
-from chexspark import command_line
-from chexspark.benchmark.job import benchmark
-from chexspark.config import BenchmarkConfig
+from chexspark.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(benchmark, BenchmarkConfig, __doc__))
+    sys.exit(run_command("benchmark", sys.argv[1:]))

@@ -1,12 +1,8 @@
-"""Examine what would keep a training from starting: slots, GPUs, packages, memory, network, store, run.
-
-spark-submit jobs/doctor.py --data STORE [--run RUN] [--num-proc N] [--batch-size N] [--model NAME]
-"""
+"""`chexspark doctor`, as a file of a checkout: spark-submit jobs/doctor.py …"""
 
 import sys
 
-from chexspark import command_line, doctor
-from chexspark.config import DoctorConfig
+from chexspark.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(doctor, DoctorConfig, __doc__))
+    sys.exit(run_command("doctor", sys.argv[1:]))

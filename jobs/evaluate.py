@@ -1,13 +1,8 @@
-"""Score a split with a run's best model, or take anybody's scores: predictions and metrics as Parquet.
-
-spark-submit jobs/evaluate.py --data STORE --run RUN [RUN …] [--split test] [--flip] [--against RUN]
-spark-submit jobs/evaluate.py --predictions FILE --labels CSV --out DIR
-"""
+"""`chexspark evaluate`, as a file of a checkout: spark-submit jobs/evaluate.py …"""
 
 import sys
 
-from chexspark import command_line, evaluate
-from chexspark.config import EvaluateConfig
+from chexspark.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(evaluate, EvaluateConfig, __doc__))
+    sys.exit(run_command("evaluate", sys.argv[1:]))

@@ -1,13 +1,8 @@
-"""Draw class activation maps over X-rays: RUN/maps/NAME-FINDING.png.
-
-spark-submit jobs/explain.py --run RUN --data STORE --images NAME [NAME …] [--findings FINDING …]
-spark-submit jobs/explain.py --run RUN --images FILE [FILE …] [--findings FINDING …]
-"""
+"""`chexspark explain`, as a file of a checkout: spark-submit jobs/explain.py …"""
 
 import sys
 
-from chexspark import command_line, explain
-from chexspark.config import ExplainConfig
+from chexspark.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(explain, ExplainConfig, __doc__))
+    sys.exit(run_command("explain", sys.argv[1:]))

@@ -1,12 +1,8 @@
-"""Write a run's best model as SavedModel and ONNX, each verified against it on images.
-
-spark-submit jobs/export.py --run RUN [--data STORE]
-"""
+"""`chexspark export`, as a file of a checkout: spark-submit jobs/export.py …"""
 
 import sys
 
-from chexspark import command_line, export
-from chexspark.config import ExportConfig
+from chexspark.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(export, ExportConfig, __doc__))
+    sys.exit(run_command("export", sys.argv[1:]))

@@ -1,12 +1,8 @@
-"""Turn chest X-rays and their labels into a store for training.
-
-spark-submit jobs/ingest.py --images PATH --labels CSV --out STORE [--size 320] [--boxes CSV]
-"""
+"""`chexspark ingest`, as a file of a checkout: spark-submit jobs/ingest.py …"""
 
 import sys
 
-from chexspark import command_line, ingest
-from chexspark.config import IngestConfig
+from chexspark.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(ingest, IngestConfig, __doc__))
+    sys.exit(run_command("ingest", sys.argv[1:]))

@@ -1,12 +1,8 @@
-"""Score images that have no labels with a run's best model: probabilities as Parquet.
-
-spark-submit jobs/predict.py --images PATH [PATH …] --run RUN [RUN …] --out PARQUET [--flip]
-"""
+"""`chexspark predict`, as a file of a checkout: spark-submit jobs/predict.py …"""
 
 import sys
 
-from chexspark import command_line, predict
-from chexspark.config import PredictConfig
+from chexspark.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(predict, PredictConfig, __doc__))
+    sys.exit(run_command("predict", sys.argv[1:]))

@@ -1,12 +1,8 @@
-"""Write RUN/report.html, one self-contained file, and RUN/model_card.md from an evaluated run.
-
-spark-submit jobs/report.py --run RUN [OTHER_RUN …]
-"""
+"""`chexspark report`, as a file of a checkout: spark-submit jobs/report.py …"""
 
 import sys
 
-from chexspark import command_line, report
-from chexspark.config import ReportConfig
+from chexspark.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(report, ReportConfig, __doc__))
+    sys.exit(run_command("report", sys.argv[1:]))

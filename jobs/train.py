@@ -1,13 +1,8 @@
-"""Train a CheXNet on a store, data-parallel, one rank per Spark task slot.
-
-spark-submit jobs/train.py --data STORE --run RUN [--recipe conf/recipes/chexnet.yaml]
-    [--num-proc N] [--weights FILE]
-"""
+"""`chexspark train`, as a file of a checkout: spark-submit jobs/train.py …"""
 
 import sys
 
-from chexspark import command_line, train
-from chexspark.config import TrainConfig
+from chexspark.command_line import run_command
 
 if __name__ == "__main__":
-    sys.exit(command_line.main(train, TrainConfig, __doc__))
+    sys.exit(run_command("train", sys.argv[1:]))

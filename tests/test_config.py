@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from chexspark import ingest, train
-from chexspark.arguments import parse_command_line, read_recipe
+from chexspark.arguments import parse_command_line, read_recipe, recipe_names
 from chexspark.config import IngestConfig, ReportConfig, TrainConfig
 from chexspark.errors import UserError
 from chexspark.models import MODELS
@@ -73,10 +73,23 @@ def test_notebook_functions_show_their_settings():
 
 
 def test_every_recipe_is_valid():
-    recipes = sorted((Path(__file__).parent.parent / "conf/recipes").glob("*.yaml"))
-    assert recipes
-    for path in recipes:
-        build(TrainConfig, {"data": "d", "run": "r"} | read_recipe(str(path)))
+    assert recipe_names() == sorted(path.stem for path in RECIPES)
+    for name in recipe_names():
+        build(TrainConfig, {"data": "d", "run": "r"} | read_recipe(name))
+
+
+def test_a_recipe_goes_by_its_name_or_by_a_path(tmp_path, monkeypatch):
+    (tmp_path / "chexnet.yaml").write_text("epochs: 3")
+    (tmp_path / "chexnet").write_text("epochs: 4")
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe("chexnet")["epochs"] == 10
+    assert read_recipe("chexnet.yaml")["epochs"] == 3
+    assert read_recipe("./chexnet")["epochs"] == 4
+    with pytest.raises(
+        UserError, match=r"did you mean chexnet\? \(recipes: aidoc-poc, chexnet, "
+    ) as e:
+        read_recipe("chexnett")
+    assert "\n" not in str(e.value)
 
 
 def test_a_number_that_yaml_takes_for_text_is_a_number_all_the_same(tmp_path):
@@ -91,7 +104,7 @@ def test_a_recipe_that_is_not_text(tmp_path):
         read_recipe(str(tmp_path / "recipe.yaml"))
 
 
-RECIPES = sorted((Path(__file__).parent.parent / "conf" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parent.parent / "chexspark" / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

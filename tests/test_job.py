@@ -305,4 +305,4 @@ def test_a_mistake_is_one_line_and_exit_code_2(release, store, tmp_path, flags, 
 def test_help_shows_the_command_and_groups(name):
     result = job(name, "--help")
     assert result.returncode == 0
-    assert f"spark-submit jobs/{name}.py" in result.stdout and "input" in result.stdout
+    assert f"chexspark {name} --" in result.stdout and "input" in result.stdout

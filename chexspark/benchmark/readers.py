@@ -54,7 +54,7 @@ class Ways:
 
     def pyarrow_loop(self):
         """bare pyarrow loop: row groups in order, no check, no shuffle, no tensor"""
-        for file in self.reader.files:
+        for file in self.manifest.splits["train"].files:
             parquet = pq.ParquetFile((self.store / file.path).path)
             for group in range(parquet.num_row_groups):
                 table = parquet.read_row_group(group, columns=["image", "labels"])

@@ -89,7 +89,7 @@ def measure_start(folder: Path, store: str, ranks: int) -> dict:
     well to stop it before, since it takes memory.
     """
     command = [
-        sys.executable, "-m", "chexspark.benchmark.train_job", "--data", store,
+        sys.executable, "-m", "chexspark", "train", "--data", store,
         "--run", str(folder / "run"), "--epochs", "2", "--batch-size", str(BATCH),
         "--num-proc", str(ranks), "--threads", "1",
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from chexspark.config import ExportConfig
 from chexspark.errors import RunFailed
 from chexspark.evaluation.inference import load_keras, quiet_errors
 from chexspark.evaluation.runs import check_fit
+from chexspark.extras import check_extra
 from chexspark.run.folder import model_and_digest, run_folder
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import check_run
@@ -36,6 +37,8 @@ def export(spark, config: ExportConfig) -> dict[str, Location]:
     1 / (1 + e^-logit). Raises UserError for what the user can mend, RunFailed when an exported model
     differs from the model.
     """
+    if ONNX in config.formats:
+        check_extra("export", "--formats onnx")
     run = run_folder(config.run)
     check_run(run)
     store = locate(config.data or read_lineage(run)["store"])

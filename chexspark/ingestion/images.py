@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from chexspark.ingestion.dicom import dicom_header, dicom_pixels
+from chexspark.extras import check_extra
 
 MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make a fifth of it
 MIN_SIDE = 16
@@ -97,6 +97,9 @@ def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
 
 
 def decode_dicom(content: bytes) -> tuple[np.ndarray, str]:
+    check_extra("dicom", "a DICOM file")  # in an archive; the driver saw loose files
+    from chexspark.ingestion.dicom import dicom_header, dicom_pixels
+
     header = dicom_header(content)
     check_dimensions(int(header.Columns), int(header.Rows))
     return dicom_pixels(content), str(header.PhotometricInterpretation)

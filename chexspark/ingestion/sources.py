@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from chexspark.errors import UserError
+from chexspark.extras import check_extra
 from chexspark.ingestion.images import EXTENSIONS, BadImageError
 from chexspark.storage import Location, locate
 
@@ -44,7 +45,7 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
     """Return the image files and the archives that the user means, each sorted by name.
 
     A folder is searched through; a glob's ``*`` also crosses ``/``. Raises UserError for one that
-    has nothing to offer.
+    has nothing to offer, and for DICOM files where pydicom is not installed.
     """
     found = {}
     for given in images:
@@ -54,6 +55,8 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
                 f"--images {given} has no file that ends with {', '.join(IMAGES + ARCHIVES)}"
             )
         found |= {source.uri: source for source in matches}
+    if any(source.name.lower().endswith(".dcm") for source in found.values()):
+        check_extra("dicom", "a DICOM file of --images")
     ordered = sorted(found.values(), key=lambda source: (source.name, source.uri))
     archives = [source for source in ordered if is_archive(source)]
     return [source for source in ordered if not is_archive(source)], archives
