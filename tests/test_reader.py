@@ -114,7 +114,7 @@ def test_reading_ahead_is_bounded_in_bytes(reader, monkeypatch):
     for step, _ in enumerate(reader.batches(plan, ahead_bytes=25 * 32 * 32), start=1):
         ahead.append(sum(reader.row_groups[number] for number in read) - 5 * step)
     # Ahead of the batch that is out: 25 rows, and the group of 10 that it is part of.
-    assert 10 < ahead[0] and max(ahead) <= 10 + 25
+    assert ahead[0] > 10 and max(ahead) <= 10 + 25
 
 
 def test_what_is_kept_in_memory_is_not_read_again(store, manifest, monkeypatch):
