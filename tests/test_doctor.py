@@ -102,7 +102,7 @@ def test_what_else_spark_says_becomes_one_line():
     assert line.startswith("no rank can start on the executors (java.io.IOException: out of pipes)")
 
 
-def test_slots_that_other_work_holds(look, spark, monkeypatch):
+def test_slots_that_other_work_holds(look, spark, wait_for, monkeypatch):
     monkeypatch.setattr(doctor_module, "START_SECONDS", 8.0)
     group = "other work"
 
@@ -116,8 +116,7 @@ def test_slots_that_other_work_holds(look, spark, monkeypatch):
     held, thread = [], threading.Thread(target=hold)
     thread.start()
     try:
-        while not spark.sparkContext.statusTracker().getJobIdsForGroup(group):
-            time.sleep(0.05)
+        wait_for(lambda: spark.sparkContext.statusTracker().getJobIdsForGroup(group))
         found = look()
     finally:
         spark.sparkContext.cancelJobGroup(group)

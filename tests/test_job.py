@@ -200,13 +200,13 @@ def test_what_a_killed_doctor_left_makes_no_run(store, tmp_path):
 
 def test_a_job_that_is_told_to_end_does_so_in_good_order():
     script = """
-import sys, threading
+import sys, time
 from chexspark import command_line
 from chexspark.config import ReportConfig
 def job(spark, config):
     try:
         print("at work", flush=True)
-        threading.Event().wait(60)
+        time.sleep(60)
     finally:
         print("put away", flush=True)
 sys.argv = ["job", "--run", "/run"]
