@@ -97,7 +97,7 @@ def test_the_state_is_that_of_the_moment_in_which_it_was_given(folder, monkeypat
     go_on, save_plainly = threading.Event(), write_synced
     monkeypatch.setattr(
         "chexspark.run.checkpoint.write_synced",
-        lambda *given: go_on.wait(30) and save_plainly(*given),
+        lambda *given: go_on.wait() and save_plainly(*given),
     )
     told, history = [], [{"epoch": 0, "best": True}]
     writer = Writer(folder, told.append, lambda: told.append(names(folder)))
