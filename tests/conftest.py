@@ -1,11 +1,20 @@
-"""One Spark session and one small store for the suite, of made images only."""
+"""One Spark session and one small store per process of the suite, of synthetic images only.
+
+Under pytest-xdist each worker is a process with a session and a store of its own;
+``--dist loadfile`` keeps the tests of a file, and what they share, in one of them.
+"""
 
 import json
 import os
 import time
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores: TensorFlow's and OpenMP's threads would take them twice.
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
+import hypothesis
 import pytest
 
 from chexspark import ingest
@@ -16,13 +25,27 @@ from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
 
 SIZE = 32
+PATIENCE = 60  # seconds after which what has not happened will not; on a busy machine too
+
+# The machine may be busy: no deadline. On a host that builds, the same examples each time.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("tests")
+
+
+def pytest_configure(config):
+    for marker in (
+        "slow: a whole training, or minutes of work",
+        "cluster: starts a Spark cluster of its own, or kills processes of one",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
 @pytest.fixture(scope="session")
 def spark():
     from pyspark.sql import SparkSession
 
-    session = SparkSession.builder.master("local[2]").appName("tests").getOrCreate()
+    builder = SparkSession.builder.master("local[2]").appName("tests")
+    session = builder.config("spark.ui.enabled", "false").getOrCreate()
     yield session
     session.stop()
 
@@ -84,13 +107,13 @@ def untrained_run(store, manifest, tmp_path_factory):
 
 @pytest.fixture
 def wait_for():
-    """A function that returns as soon as a condition holds."""
+    """A function that returns as soon as a condition holds, and fails if it never does."""
 
-    def wait(condition, seconds=30):
-        for _ in range(seconds * 20):
-            if condition():
-                return
-            time.sleep(0.05)
-        pytest.fail(f"it did not happen within {seconds} seconds")
+    def wait(condition, seconds=PATIENCE):
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                pytest.fail(f"it did not happen within {seconds} seconds")
+            time.sleep(0.02)
 
     return wait

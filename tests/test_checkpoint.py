@@ -1,11 +1,9 @@
 """Checkpoints are whole or not there, and the last whole one is found."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -99,7 +97,7 @@ def test_the_state_is_that_of_the_moment_in_which_it_was_given(folder, monkeypat
     go_on, save_plainly = threading.Event(), write_synced
     monkeypatch.setattr(
         "chexspark.run.checkpoint.write_synced",
-        lambda *given: go_on.wait(30) and save_plainly(*given),
+        lambda *given: go_on.wait() and save_plainly(*given),
     )
     told, history = [], [{"epoch": 0, "best": True}]
     writer = Writer(folder, told.append, lambda: told.append(names(folder)))
@@ -153,34 +151,67 @@ def test_what_a_killed_rank_left_is_cleared_away(folder):
     assert names(folder) == ["step-1"]
 
 
-def test_a_kill_inside_a_write_leaves_a_whole_one(folder, tmp_path):
-    """SIGKILL at several moments of a process that does nothing but write checkpoints."""
-    script = """
-import sys, numpy as np
-from chexspark.storage import locate
-from chexspark.run.checkpoint import save
+KILLED = """
+import itertools, os, signal, sys
+import numpy as np
+import chexspark
+from chexspark.run.checkpoint import latest, save
+from chexspark.storage import Location, locate
+from test_checkpoint import ObjectStore
+
+PACKAGE = os.path.dirname(chexspark.__file__)
 folder = locate(sys.argv[1])
-for step in range(int(sys.argv[2]), 10**6):
-    save(folder, step, [np.full(300_000, step), np.full(300_000, -step)], {"step": step})
-    print(step, flush=True)
+if sys.argv[2] == "object store":
+    folder = Location(ObjectStore(), folder.path, "s3://bucket/checkpoints")
+
+def write(step):
+    save(folder, step, [np.full(30_000, step), np.full(30_000, -step)], {"step": step})
+
+def write_and_die(step, line):
+    left = itertools.count(line, -1)
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line" and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+    try:
+        sys.settrace(trace)
+        write(step)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+write(1)
+step = 1
+for line in itertools.count():
+    child = os.fork()
+    if not child:
+        write_and_die(step + 1, line)
+    status = os.waitpid(child, 0)[1]
+    found = latest(folder)
+    first, second = found.arrays()
+    now = found.state["step"]
+    print(line, now - step, (first == now).all() and (second == -now).all(), flush=True)
+    if status != signal.SIGKILL:
+        sys.exit(status)
+    step = now + 1
+    write(step)  # puts away what the killed one left
 """
-    first = 1
-    for pause in (0.003, 0.011, 0.017, 0.029):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, folder.path, str(first)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        written = int(process.stdout.readline())
-        time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        written = max([written, *map(int, process.stdout.read().split())])
-        found = latest(folder)
-        step = found.state["step"]
-        assert step >= written
-        assert all(
-            (array == sign * step).all()
-            for array, sign in zip(found.arrays(), (1, -1), strict=True)
-        )
-        first = step + 1
+
+
+@pytest.mark.parametrize("kind", ["file system", "object store"])
+def test_a_kill_before_any_line_of_a_write_leaves_a_whole_one(folder, kind):
+    """A process is killed before each line of the package that writing a checkpoint runs."""
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, folder.path, kind],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [int(number) for number, *_ in lines] == list(range(len(lines))) and len(lines) > 30
+    assert all(whole == "True" for *_, whole in lines), done.stdout
+    # Killed early the one before stands, killed late the new one; never anything else.
+    steps = [int(step) for _, step, _ in lines]
+    assert set(steps) == {0, 1} and steps[0] == 0 and steps[-1] == 1, done.stdout

@@ -105,7 +105,7 @@ def test_what_else_spark_says_becomes_one_line():
     assert line.startswith("no rank can start on the executors (java.io.IOException: out of pipes)")
 
 
-def test_slots_that_other_work_holds(look, spark):
+def test_slots_that_other_work_holds(look, spark, wait_for):
     group = "other work"
 
     def hold():
@@ -118,8 +118,7 @@ def test_slots_that_other_work_holds(look, spark):
     held, thread = [], threading.Thread(target=hold)
     thread.start()
     try:
-        while not spark.sparkContext.statusTracker().getJobIdsForGroup(group):
-            time.sleep(0.05)
+        wait_for(lambda: spark.sparkContext.statusTracker().getJobIdsForGroup(group))
         found = look(wait_seconds=8.0)
     finally:
         spark.sparkContext.cancelJobGroup(group)

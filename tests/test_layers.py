@@ -64,3 +64,32 @@ def test_every_command_is_a_job_that_says_how_to_run_it():
         text = job.read_text()
         assert f'run_command("{job.stem}", sys.argv[1:])' in text and len(text.splitlines()) < 12
         assert f"spark-submit jobs/{job.name}" in ast.get_docstring(ast.parse(text))
+
+
+# Where sleeping is the point: `wait_for` itself, work that holds a slot, a rank that waits for a file.
+SLEEPERS = {("conftest.py", "wait"), ("test_doctor.py", "hold"), ("test_turn.py", "stay_until")}
+
+
+def calls_in(path: Path) -> set[tuple[str, str]]:
+    """Name of the innermost function, and of what it calls, for all calls in a file."""
+    found = set()
+
+    def visit(node, function):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            function = node.name
+        if isinstance(node, ast.Call):
+            found.add((function, getattr(node.func, "attr", getattr(node.func, "id", ""))))
+        for child in ast.iter_child_nodes(node):
+            visit(child, function)
+
+    visit(ast.parse(path.read_text()), "")
+    return found
+
+
+def test_no_test_passes_by_luck_or_by_leaving_out():
+    """None sleeps and hopes, none reads a text as code, none is skipped for a missing package."""
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for function, called in calls_in(path):
+            assert called not in ("eval", "importorskip"), f"{path.name}: {function}"
+            if called == "sleep":
+                assert (path.name, function) in SLEEPERS, f"{path.name}: {function}: use wait_for"

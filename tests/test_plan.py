@@ -11,7 +11,7 @@ row_groups = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 world_sizes = st.integers(1, 16)
 batches = st.integers(1, 200)
 numbers = st.integers(0, 2**31)
-quick = settings(max_examples=150, deadline=None)
+quick = settings(max_examples=150)
 
 
 def plans(world_size, batch, seed=0, epoch=0, row_groups=ROW_GROUPS):

@@ -1,8 +1,10 @@
+import contextlib
 import pickle
 import shutil
 import subprocess
 import sys
-import time
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +97,24 @@ def test_a_row_group_is_read_once_and_only_if_needed(reader, monkeypatch):
     assert sorted(read) == sorted(set(groups[left[left >= 0]]))
 
 
+class AtOnce:
+    """A pool that does its work when it is given: what is read ahead is what has been asked for."""
+
+    def submit(self, work, *given):
+        done = Future()
+        done.set_result(work(*given))
+        return done
+
+
 def test_reading_ahead_is_bounded_in_bytes(reader, monkeypatch):
+    monkeypatch.setattr("chexspark.data.reader.pool", lambda _: contextlib.nullcontext(AtOnce()))
     read = counted(reader, monkeypatch)
     plan = fixed_plan(reader.row_groups, 5, RankFacts(0, 1))
-    stream = reader.batches(plan, ahead_bytes=25 * 32 * 32)
-    next(stream)
-    time.sleep(0.3)
-    assert 10 < sum(reader.row_groups[number] for number in read) <= 10 + 25
-    stream.close()
+    ahead = []
+    for step, _ in enumerate(reader.batches(plan, ahead_bytes=25 * 32 * 32), start=1):
+        ahead.append(sum(reader.row_groups[number] for number in read) - 5 * step)
+    # Ahead of the batch that is out: 25 rows, and the group of 10 that it is part of.
+    assert ahead[0] > 10 and max(ahead) <= 10 + 25
 
 
 def test_what_is_kept_in_memory_is_not_read_again(store, manifest, monkeypatch):
@@ -237,20 +249,21 @@ class Trap:
         return (open, (self.path, "w"))
 
 
-def test_the_reader_s_thread_ends_with_its_consumer():
-    made = []
+def test_the_reader_s_thread_ends_with_its_consumer(wait_for):
+    given = []
 
     def source():
         for number in range(1000):
-            made.append(number)
+            given.append(number)
             yield number
 
+    before = set(threading.enumerate())
     stream = read_ahead(source(), ahead=2)
     assert next(stream) == 0
+    (thread,) = set(threading.enumerate()) - before
+    wait_for(lambda: len(given) == 4)  # one is out, two wait, and one more is in hand
     stream.close()
-    count = len(made)
-    time.sleep(0.3)
-    assert len(made) <= count + 1 < 10
+    assert not thread.is_alive() and len(given) == 4
 
 
 def test_an_error_in_the_background_is_raised_in_front():

@@ -208,7 +208,7 @@ def test_losses_are_their_formulas(kind):
     from chexspark.training.loss import Loss
 
     labels = LABELS[0][:4]
-    logits = RANDOM.normal(size=(4, 14)).astype(np.float32)
+    logits = np.random.default_rng(1).normal(size=(4, 14)).astype(np.float32)
     p = 1 / (1 + np.exp(-logits.astype(float)))
     y = np.maximum(labels, 0)
     positive, negative = np.linspace(0.1, 0.9, 14), np.linspace(0.9, 0.1, 14)

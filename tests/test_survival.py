@@ -88,6 +88,7 @@ def test_a_killed_rank_ends_in_the_weights_of_the_clean_run(
     )
 
 
+@pytest.mark.slow
 def test_a_stalled_rank_is_treated_as_dead(spark, store, tmp_path, monkeypatch, capfd, clean):
     killed = kill_once(
         monkeypatch, lambda e: e["event"] == "epoch" and e["epoch"] == 0, 0, signal.SIGSTOP
@@ -101,6 +102,7 @@ def test_a_stalled_rank_is_treated_as_dead(spark, store, tmp_path, monkeypatch, 
     assert not psutil.pid_exists(killed[0])
 
 
+@pytest.mark.slow
 def test_no_restart_when_none_is_allowed_and_going_on_with_fewer_ranks(
     spark, store, tmp_path, monkeypatch, capfd
 ):
@@ -137,6 +139,7 @@ def begin_job(store, run, submit, *more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_on(
     store, tmp_path, clean
 ):
@@ -231,6 +234,7 @@ def python_worker_of(worker):
                 return process
 
 
+@pytest.mark.cluster
 def test_an_executor_and_a_python_worker_are_killed_on_a_cluster(store, tmp_path, clean, cluster):
     run, (address, workers) = tmp_path / "run", cluster
     process = begin_job(

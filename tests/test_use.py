@@ -127,8 +127,6 @@ def test_a_model_without_pooling_has_no_maps(spark, run, tmp_path):
 
 @pytest.mark.parametrize("name", ["savedmodel", "onnx"])
 def test_other_formats_give_the_same_logits(spark, store, run, model, tmp_path, name):
-    if name == "onnx":
-        pytest.importorskip("tf2onnx")
     places = export(spark, run=run.path, data=store.path, formats=name, out=str(tmp_path / "out"))
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1)).astype(np.uint8)
     if name == "onnx":

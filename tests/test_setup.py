@@ -1,0 +1,144 @@
+"""Settings reach the part that they are settings of."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from chexspark.config import TrainConfig
+from chexspark.data.plan import RankFacts
+from chexspark.settings import build
+
+ALONE = RankFacts(0, 1)
+
+
+@pytest.fixture(scope="module")
+def hvd():
+    import horovod.tensorflow as hvd
+
+    hvd.init()
+    return hvd
+
+
+@pytest.fixture
+def model():
+    import tf_keras as keras
+
+    inputs = keras.Input((32, 32, 1), dtype="uint8")
+    x = keras.layers.Conv2D(2, 3)(keras.layers.Rescaling(1 / 255)(inputs))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.BatchNormalization()(x))
+    return keras.Model(inputs, keras.layers.Dense(14)(x))
+
+
+def config_of(**settings):
+    return build(TrainConfig, {"data": "/store", "run": "/run", "num_proc": 1, **settings})
+
+
+def steps_of(model, manifest, facts=ALONE, **settings):
+    from chexspark.training.setup import make_steps
+
+    return make_steps(config_of(**settings), manifest, facts, model)
+
+
+@pytest.mark.parametrize(
+    "settings, name, value",
+    [({"accumulate": 4}, "accumulate", 4), ({"clip_norm": 2.5}, "clip_norm", 2.5),
+     ({"ema": 0.99}, "ema", 0.99), ({"compression": "fp16"}, "compression", "fp16"),
+     ({"xla": True}, "xla", True), ({"deterministic": True}, "deterministic", True),
+     ({"precision": "mixed_float16"}, "scale_loss", True),
+     ({"precision": "mixed_bfloat16"}, "scale_loss", False)],
+)  # fmt: skip
+def test_what_changes_the_step_is_in_its_settings(hvd, model, manifest, settings, name, value):
+    from chexspark.training.step import StepSettings
+
+    plain = steps_of(model, manifest).settings
+    assert plain == StepSettings()
+    found = steps_of(model, manifest, **settings).settings
+    assert found == StepSettings(**{name: value})
+
+
+def test_the_loss_is_the_recipe_s(hvd, model, manifest):
+    plain = steps_of(model, manifest).loss
+    assert (plain.gamma, plain.smoothing, plain.positive) == (0, 0, None)
+    focal = steps_of(model, manifest, loss="focal", focal_gamma=1.5, label_smoothing=0.2).loss
+    assert (focal.gamma, focal.smoothing, focal.positive) == (1.5, 0.2, None)
+    weighted = steps_of(model, manifest, loss="weighted").loss
+    assert weighted.gamma == 0
+    np.testing.assert_allclose(weighted.positive + weighted.negative, np.ones(14), rtol=1e-6)
+
+
+def test_the_optimizer_is_the_recipe_s(hvd, model, manifest):
+    import tf_keras as keras
+
+    steps = steps_of(model, manifest, optimizer="sgd", learning_rate=0.25, momentum=0.5)
+    assert isinstance(steps.optimizer, keras.optimizers.legacy.SGD)
+    assert float(steps.optimizer.learning_rate) == 0.25
+    assert steps.optimizer.get_config()["momentum"] == 0.5
+
+
+def test_augmentation_is_the_recipe_s(hvd, model, manifest):
+    from chexspark.data.augmentation import NO_AUGMENTATION, Augmentation
+
+    assert steps_of(model, manifest).augmentation == NO_AUGMENTATION
+    given = {"flip": True, "shift": 0.1, "scale": 0.2, "rotation": 5.0, "brightness": 0.3,
+             "contrast": 0.4}  # fmt: skip
+    assert steps_of(model, manifest, **given).augmentation == Augmentation(**given)
+
+
+def test_normalisation_is_synchronised_where_it_is_asked_for(hvd, model, manifest):
+    from chexspark.training.batch_norm import SynchronisedBatchNormalization
+
+    def kinds(model):
+        return [isinstance(layer, SynchronisedBatchNormalization) for layer in model.layers]
+
+    assert not any(kinds(steps_of(model, manifest).model))
+    assert sum(kinds(steps_of(model, manifest, sync_batch_norm=True).model)) == 1
+
+
+@pytest.mark.parametrize(
+    "world_size, batch, began_with, accumulate, rows",
+    [(1, 4, 1, 1, 4), (2, 4, 2, 1, 4), (1, 4, 2, 1, 8), (3, 4, 4, 1, 6), (1, 5, 1, 2, 6),
+     (3, 5, 3, 4, 8)],
+)  # fmt: skip
+def test_rows_of_a_step(hvd, model, manifest, world_size, batch, began_with, accumulate, rows):
+    """The global batch is kept when ranks are lost, and a rank's part can be cut into equal ones."""
+    steps = steps_of(
+        model, manifest, RankFacts(0, world_size),
+        batch_size=batch, num_proc=began_with, accumulate=accumulate,
+    )  # fmt: skip
+    assert steps.input_specs[0].shape == (rows, 32, 32, 1)
+
+
+def test_the_seed_and_the_precision_make_the_model(hvd):
+    import tf_keras as keras
+
+    from chexspark.training.setup import make_model
+
+    def weights(**settings):
+        try:
+            model, loaded = make_model(config_of(model="vgg16", **settings), 32)
+        finally:
+            keras.mixed_precision.set_global_policy("float32")
+        assert loaded == ""
+        return model.get_weights(), model.layers[3].compute_dtype
+
+    first, again, other = weights(seed=1), weights(seed=1), weights(seed=2)
+    for a, b in zip(first[0], again[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(first[0], other[0], strict=True))
+    assert (first[1], weights(precision="mixed_bfloat16")[1]) == ("float32", "bfloat16")
+
+
+def test_what_fits_in_the_cache_is_read_once(hvd, store, manifest, tmp_path):
+    from chexspark.data.reader import SplitReader
+    from chexspark.training.loop import Training
+
+    given = {"data": store.path, "run": str(tmp_path), "model": "vgg16"}
+    trainings = [
+        Training(config_of(**given, **more), manifest, ALONE, SimpleNamespace())
+        for more in ({}, {"cache_mb": 3})
+    ]
+    for training, size in zip(trainings, (0, 3 << 20), strict=True):
+        first, second = (v.cache for v in vars(training).values() if isinstance(v, SplitReader))
+        assert first is second, "what validation reads is kept too"
+        assert first.bytes_left == size
