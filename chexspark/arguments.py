@@ -14,11 +14,13 @@ from chexspark.errors import UserError, closest
 from chexspark.settings import (
     REQUIRED,
     build,
+    changed,
     check_renamed,
     check_value,
     flag,
     is_several,
     value_type,
+    without_effect,
 )
 from chexspark.storage import Location, locate
 from chexspark.text_files import read_yaml
@@ -126,8 +128,15 @@ def parse_command_line(config_class, description: str, arguments: list[str], pro
         valid = [flag(f.name) for f in dataclasses.fields(config_class)]
         raise UserError(f"unknown option {unknown[0]}{closest(unknown[0], valid)} (see --help)")
     values = vars(parsed)
-    recipe = read_recipe(values.pop("recipe")) if "recipe" in values else {}
-    return build(config_class, recipe | values)
+    recipe = values.pop("recipe", None)
+    return build(config_class, under(recipe, values))
+
+
+def under(recipe: str | None, values: dict) -> dict:
+    """`values` over those of a recipe, but for what has no effect in the recipe any more."""
+    below = read_recipe(recipe) if recipe else {}
+    lost = without_effect(TrainConfig, below, values)
+    return {name: value for name, value in below.items() if name not in lost} | values
 
 
 METAVARS = {str: "TEXT", int: "N", float: "X"}
@@ -145,7 +154,11 @@ def takes(config_class):
         def call(spark=None, config=None, **values):
             if config is None:
                 recipe = values.pop("recipe", None) if config_class is TrainConfig else None
-                config = build(config_class, (read_recipe(recipe) if recipe else {}) | values)
+                config = build(config_class, under(recipe, values))
+            else:
+                config = build(
+                    config_class, {f.name: getattr(config, f.name) for f in changed(config)}
+                )
             return function(spark, config)
 
         fields = dataclasses.fields(config_class)

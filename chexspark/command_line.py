@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from chexspark.arguments import parse_command_line
 from chexspark.commands import COMMANDS
-from chexspark.errors import RunFailed, Stopped, UserError
+from chexspark.errors import RunFailedError, StoppedError, UserError
 
 
 def run_command(name: str, arguments: list[str]) -> int:
@@ -46,10 +46,10 @@ def main(
         function(None, parse_command_line(config_class, description, given, program))
     except UserError as error:
         return print_mistake(error)
-    except RunFailed as error:
+    except RunFailedError as error:
         print(f"chexspark: {error}", file=sys.stderr, flush=True)
         return 1
-    except Stopped as error:
+    except StoppedError as error:
         print(f"chexspark: {error}", file=sys.stderr, flush=True)
         return 130
     except KeyboardInterrupt:

@@ -14,12 +14,16 @@ class IngestConfig:
     """Images and labels in, a store out."""
 
     images: tuple[str, ...] = setting(
-        "folders (searched through), globs or tar archives with PNG, JPEG or DICOM images", "input"
+        "folders (searched through), globs or tar archives with PNG, JPEG or DICOM images",
+        "input",
+        path=True,
     )
     labels: str = setting(
-        "NIH's Data_Entry CSV, or a plain one: image, patient, and a column per finding", "input"
+        "NIH's Data_Entry CSV, or a plain one: image, patient, and a column per finding",
+        "input",
+        path=True,
     )
-    boxes: str | None = setting("NIH's BBox_List CSV", "input", None)
+    boxes: str | None = setting("NIH's BBox_List CSV", "input", None, path=True)
     allow_missing: str = setting(
         "images: labels may lack an image; labels: images may lack a label; all: both, and unknown "
         "findings and duplicate names are left out", "input", "images",
@@ -27,7 +31,7 @@ class IngestConfig:
     max_bad: float = setting(
         "share of the images that may be refused before the job fails", "input", 0.05,
         minimum=0, maximum=1)  # fmt: skip
-    out: str = setting("where the store is written", "output")
+    out: str = setting("where the store is written", "output", path=True)
     size: int = setting("height and width of the stored images, pixels", "output", 320,
                         minimum=32, maximum=2048)  # fmt: skip
     rows_per_group: int = setting("images per Parquet row group", "output", 64, minimum=1)
@@ -40,11 +44,13 @@ class IngestConfig:
     )
     split_lists: str | None = setting(
         "folder of train_val_list.txt and test_list.txt; by default where the labels are", "split",
-        None)  # fmt: skip
+        None, path=True, only_with={"split": ("official",)})  # fmt: skip
     split_file: str | None = setting(
         "a custom split of all images instead: a CSV with patient (or image) and split",
         "split",
         None,
+        path=True,
+        not_with=("split", "split_lists", "split_seed"),
     )
 
 
@@ -52,14 +58,16 @@ class IngestConfig:
 class TrainConfig:
     """A store in, a trained model out."""
 
-    data: str = setting("the store that ingest wrote", "input and output")
+    data: str = setting("the store that ingest wrote", "input and output", path=True)
     run: str = setting(
-        "folder of this run: a new one, or that of a run to go on with", "input and output"
+        "folder of this run: a new one, or that of a run to resume",
+        "input and output",
+        path=True,
     )
     model: str = setting("the network", "model", "densenet121")
     weights: str | None = setting(
         "ImageNet weights without the top, a file in the layout of Keras applications; or a run, or "
-        "a .keras file, of an earlier training", "model", None)  # fmt: skip
+        "a .keras file, of an earlier training", "model", None, path=True)  # fmt: skip
     freeze_epochs: int = setting(
         "epochs at the start in which only the last layer is trained", "model", 0, minimum=0
     )
@@ -75,14 +83,16 @@ class TrainConfig:
         "of kernels; biases and normalisation are left alone", "recipe", 0.0, minimum=0
     )
     momentum: float = setting("of sgd (Nesterov's), rmsprop and lars", "recipe", 0.9,
-                              minimum=0, maximum=1)  # fmt: skip
+                              minimum=0, maximum=1, only_with={"optimizer": ("sgd", "rmsprop", "lars")})  # fmt: skip
     clip_norm: float | None = setting(
         "longest gradient, over all weights together", "recipe", None, above=0
     )
     loss: str = setting(
         "weighted: rare classes weigh more, as in CheXNet; focal: hard images weigh more", "recipe",
         "cross_entropy", choices=("cross_entropy", "weighted", "focal"))  # fmt: skip
-    focal_gamma: float = setting("how much more", "recipe", 2.0, minimum=0)
+    focal_gamma: float = setting(
+        "how much more", "recipe", 2.0, minimum=0, only_with={"loss": ("focal",)}
+    )
     label_smoothing: float = setting("0.1: train towards 0.05 and 0.95", "recipe", 0.0,
                                      minimum=0, maximum=0.5)  # fmt: skip
     ema: float | None = setting(
@@ -107,12 +117,16 @@ class TrainConfig:
         "in which the learning rate rises to its full height", "schedule", 0.0, minimum=0
     )
     cycle_epochs: float = setting("length of a cycle of the cyclic schedule", "schedule", 2.0,
-                                  above=0)  # fmt: skip
+                                  above=0, only_with={"schedule": ("cyclic",)})  # fmt: skip
     plateau_factor: float = setting(
         "the learning rate is multiplied by this when validation loss stalls", "schedule", 0.1,
-        above=0, maximum=1)  # fmt: skip
+        above=0, maximum=1, only_with={"schedule": ("plateau",)})  # fmt: skip
     plateau_patience: int = setting(
-        "epochs without a lower validation loss before that happens", "schedule", 1, minimum=1
+        "epochs without a lower validation loss before that happens",
+        "schedule",
+        1,
+        minimum=1,
+        only_with={"schedule": ("plateau",)},
     )
     seed: int = setting(
         "seed of the weights, of the order of images and of their changes", "recipe", 0, minimum=0
@@ -143,7 +157,11 @@ class TrainConfig:
         "normalise over the batches of all ranks together", "speed", False
     )
     fusion_mb: int | None = setting(
-        "Horovod's fusion buffer, MiB; by default Horovod's own", "speed", None, minimum=1
+        "Horovod's fusion buffer, MiB; by default Horovod's own",
+        "speed",
+        None,
+        minimum=1,
+        only_with={"autotune": (False,)},
     )
     autotune: bool = setting("let Horovod look for its fastest settings", "speed", False)
     cache_mb: int = setting(
@@ -185,10 +203,12 @@ class TrainConfig:
 class EvaluateConfig:
     """A store and a run, or anybody's scores and labels, in; predictions and metrics out."""
 
-    data: str | None = setting("the store that ingest wrote", "input: a store and a run", None)
+    data: str | None = setting(
+        "the store that ingest wrote", "input: a store and a run", None, path=True
+    )
     run: tuple[str, ...] = setting(
         "the run that train wrote, where predictions and metrics go; several are an ensemble, whose "
-        "probabilities are averaged, and need --out", "input: a store and a run", ())  # fmt: skip
+        "probabilities are averaged, and need --out", "input: a store and a run", (), path=True)  # fmt: skip
     split: str = setting("which patients to score", "input: a store and a run", "test",
                          choices=("train", "val", "test"))  # fmt: skip
     flip: bool = setting(
@@ -200,20 +220,20 @@ class EvaluateConfig:
     predictions: str | None = setting(
         "scores that are there already, Parquet or CSV: image_index or Image Index, and a column per "
         "finding, with or without prob_; in a notebook also a DataFrame", "input: or scores", None,
-        frame=True)  # fmt: skip
+        frame=True, path=True)  # fmt: skip
     labels: str | None = setting(
         "NIH's Data_Entry CSV, or one's own; not needed where the scores have label_ columns",
-        "input: or scores", None)  # fmt: skip
+        "input: or scores", None, path=True)  # fmt: skip
     validation_predictions: str | None = setting(
         "scores of other patients, from which thresholds and temperature are fitted", "input: or scores",
-        None, frame=True)  # fmt: skip
+        None, frame=True, path=True)  # fmt: skip
     bootstrap: int = setting(
         "resamples of the patients for the 95 %% intervals", "evaluation", 2000, minimum=100
     )
     against: str | None = setting(
         "another evaluated run, or scores, to compare with on the same images", "evaluation", None,
-        frame=True)  # fmt: skip
-    out: str | None = setting("where to write; by default the run", "output", None)
+        frame=True, path=True)  # fmt: skip
+    out: str | None = setting("where to write; by default the run", "output", None, path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +242,7 @@ class ReportConfig:
 
     run: tuple[str, ...] = setting(
         "the run that train and evaluate wrote, or the --out of evaluate; further runs are drawn in "
-        "the scaling chart", "input")  # fmt: skip
+        "the scaling chart", "input", path=True)  # fmt: skip
     split: str | None = setting(
         "the split to report; by default test, or what was evaluated", "input", None
     )
@@ -233,46 +253,51 @@ class PredictConfig:
     """Images without labels and a run in, probabilities out."""
 
     images: tuple[str, ...] = setting(
-        "folders (searched through), globs or tar archives with PNG, JPEG or DICOM images", "input"
+        "folders (searched through), globs or tar archives with PNG, JPEG or DICOM images",
+        "input",
+        path=True,
     )
     run: tuple[str, ...] = setting(
         "the run that train wrote; several are an ensemble, whose probabilities are averaged",
         "input",
+        path=True,
     )
     flip: bool = setting("also score the mirror image, and average", "input", False)
     batch_size: int = setting("images per step of inference", "input", 32, minimum=1)
     out: str = setting(
         "Parquet folder to write, new or empty; what was refused goes beside it, to OUT-quarantine",
-        "output")  # fmt: skip
+        "output", path=True)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig:
     """A run and images in, pictures with class activation maps out."""
 
-    run: str = setting("the run that train wrote", "input")
+    run: str = setting("the run that train wrote", "input", path=True)
     images: tuple[str, ...] = setting(
         "names of images in the store; without --data, image files, folders or globs", "input"
     )
-    data: str | None = setting("the store that has the images", "input", None)
+    data: str | None = setting("the store that has the images", "input", None, path=True)
     findings: tuple[str, ...] = setting(
         "which findings to draw; by default the one with the highest probability, and those that the "
         "label names", "output", ())  # fmt: skip
-    out: str | None = setting("folder to write to; by default RUN/maps", "output", None)
+    out: str | None = setting("folder to write to; by default RUN/maps", "output", None, path=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """A run in, its best model in other formats out."""
 
-    run: str = setting("the run that train wrote", "input")
+    run: str = setting("the run that train wrote", "input", path=True)
     data: str | None = setting(
         "the store whose images the exported models are verified on; by default the run's own",
-        "input", None)  # fmt: skip
+        "input", None, path=True)  # fmt: skip
     formats: tuple[str, ...] = setting(
         "savedmodel, onnx", "output", ("savedmodel", "onnx"), choices=("savedmodel", "onnx")
     )
-    out: str | None = setting("folder to write to; by default RUN/export", "output", None)
+    out: str | None = setting(
+        "folder to write to; by default RUN/export", "output", None, path=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,9 +307,13 @@ class BenchmarkConfig:
     suite: str = setting(
         "reader: storage to TensorFlow, beside the alternatives; train: the loop beside its bare step; "
         "start: a whole training job", "benchmark", choices=("reader", "train", "start"))  # fmt: skip
-    out: str = setting("folder for the table (JSON) and the chart (SVG)", "benchmark")
+    out: str = setting("folder for the table (JSON) and the chart (SVG)", "benchmark", path=True)
     images: str | None = setting(
-        "for reader: local folder of full-size PNG X-rays; by default made ones", "benchmark", None
+        "for reader: local folder of full-size PNG X-rays; by default made ones",
+        "benchmark",
+        None,
+        path=True,
+        only_with={"suite": ("reader",)},
     )
     count: int | None = setting("images; by default 4096, 128 or 800", "benchmark", None,
                                 minimum=64)  # fmt: skip
@@ -296,7 +325,7 @@ class BenchmarkConfig:
 class PhantomConfig:
     """A made release of chest phantoms out."""
 
-    out: str = setting("folder to write to; must be new or empty", "output")
+    out: str = setting("folder to write to; must be new or empty", "output", path=True)
     images: int = setting("number of images", "output", 1200, minimum=1)
     size: int = setting("height and width of the images, pixels", "output", 64, minimum=32)
     seed: int = setting("the same seed gives the same release", "output", 0, minimum=0)
@@ -306,8 +335,8 @@ class PhantomConfig:
 class DoctorConfig:
     """A store and a cluster in, what would keep ranks from starting out."""
 
-    data: str = setting("the store that ingest wrote", "input")
-    run: str | None = setting("folder that a run is to be written to", "input", None)
+    data: str = setting("the store that ingest wrote", "input", path=True)
+    run: str | None = setting("folder that a run is to be written to", "input", None, path=True)
     model: str | None = setting(
         "network whose need of memory is to be held against what is free; takes seconds more",
         "training", None)  # fmt: skip

@@ -10,14 +10,14 @@ class UserError(Exception):
     """
 
 
-class RunFailed(Exception):
+class RunFailedError(Exception):
     """A run ended early and not by a mistake of the user; the message says where and of what.
 
     The command line ends with exit code 1.
     """
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The user, or who runs the cluster, ended the run; the message says where it may go on.
 
     The command line ends with exit code 130.

@@ -7,6 +7,7 @@ import dataclasses
 import typing
 
 from chexspark.errors import UserError, closest
+from chexspark.storage import absolute
 
 REQUIRED = dataclasses.MISSING
 
@@ -14,8 +15,9 @@ REQUIRED = dataclasses.MISSING
 def setting(help, group, default=REQUIRED, **rules):
     """Declare a field.
 
-    `rules`: minimum, maximum, above (exclusive), choices, frame (or a DataFrame), formerly (its old
-    name, which is answered with the new one).
+    `rules`: minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
+    formerly (its old name, which is answered with the new one); only_with (another setting → the values
+    of it under which this one has an effect); not_with (other settings that contradict it).
     """
     return dataclasses.field(default=default, metadata={"help": help, "group": group, **rules})
 
@@ -49,7 +51,50 @@ def build(config_class, values: dict):
             check_value(field, values[name])
         elif field.default is REQUIRED:
             raise UserError(f"{flag(name)} is missing: {field.metadata['help']}")
-    return config_class(**{name: whole(fields[name], value) for name, value in values.items()})
+    config = config_class(**{name: whole(fields[name], value) for name, value in values.items()})
+    check_together(config, changed(config))
+    return config
+
+
+def changed(config) -> list[dataclasses.Field]:
+    """The fields that have another value than their default."""
+    return [f for f in dataclasses.fields(config) if not is_default(f, getattr(config, f.name))]
+
+
+def is_default(field: dataclasses.Field, value) -> bool:
+    # A DataFrame has no truth value to compare by.
+    return not hasattr(value, "columns") and value == field.default
+
+
+def check_together(config, given: list[dataclasses.Field]) -> None:
+    """Raise UserError for settings that have no effect beside others, or contradict them."""
+    names = {field.name for field in given}
+    for field in given:
+        for other, values in field.metadata.get("only_with", {}).items():
+            if getattr(config, other) not in values:
+                raise UserError(
+                    f"{flag(field.name)} has no effect with {flag(other)} {getattr(config, other)}: "
+                    f"leave it out, or give {flag(other)} {' or '.join(map(str, values))}"
+                )
+        for other in field.metadata.get("not_with", ()):
+            if other in names:
+                raise UserError(
+                    f"{flag(field.name)} contradicts {flag(other)}: leave one of them out"
+                )
+
+
+def without_effect(config_class, values: dict, over: dict) -> set[str]:
+    """Those of `values` that lose their effect, or are contradicted, where `over` goes before them."""
+    whole, lost = values | over, set()
+    for field in dataclasses.fields(config_class):
+        if field.name in values and field.name not in over:
+            rules = field.metadata
+            if any(
+                other in over and whole[other] not in kept
+                for other, kept in rules.get("only_with", {}).items()
+            ) or any(other in over for other in rules.get("not_with", ())):
+                lost.add(field.name)
+    return lost
 
 
 def check_renamed(config_class, name: str, what: str) -> None:
@@ -60,12 +105,17 @@ def check_renamed(config_class, name: str, what: str) -> None:
 
 
 def whole(field: dataclasses.Field, value):
-    """The value as the config keeps it: a number as float, one text among several as a tuple."""
+    """The value as the config keeps it: a number as float, one text among several as a tuple, a path
+    absolute, since ranks and tasks work in other folders than the driver."""
     if value_type(field) is float and value is not None:
         return float(value)
     if is_several(field):
-        return (value,) if isinstance(value, str) else tuple(value)
-    return value
+        value = (value,) if isinstance(value, str) else tuple(value)
+    if not field.metadata.get("path"):
+        return value
+    if isinstance(value, tuple):
+        return tuple(map(absolute, value))
+    return absolute(value) if isinstance(value, str) else value
 
 
 def check_value(field: dataclasses.Field, value, name: str | None = None) -> None:

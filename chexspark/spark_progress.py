@@ -10,7 +10,7 @@ import uuid
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 
-from chexspark.errors import RunFailed
+from chexspark.errors import RunFailedError
 from chexspark.progress import ProgressLine, duration
 
 POLL_SECONDS = 0.5
@@ -26,7 +26,7 @@ def watched(spark, what: str, images: int | None, done=None, remedy: str = ""):
     """Show how many of `images` are done while Spark jobs run inside; None: nobody knows of how many.
 
     `done`: a function that counts them; by default they are taken from the share of finished tasks.
-    Raises RunFailed with the reason, and `remedy` after it, when a job fails.
+    Raises RunFailedError with the reason, and `remedy` after it, when a job fails.
     """
     context, group = spark.sparkContext, f"chexspark-{uuid.uuid4().hex}"
     done = done or functools.partial(by_tasks, context.statusTracker(), group, images)
@@ -38,7 +38,7 @@ def watched(spark, what: str, images: int | None, done=None, remedy: str = ""):
     try:
         yield
     except (Py4JError, PySparkException) as error:
-        raise RunFailed(
+        raise RunFailedError(
             f"{what} stopped: {reason(str(error) or type(error).__name__)}{remedy}"
         ) from error
     finally:

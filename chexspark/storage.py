@@ -163,15 +163,23 @@ class Location:
         return pq.read_table(self.path, filesystem=self.filesystem)
 
 
-def locate(uri: str) -> Location:
-    """Resolve a path or URI. Raises UserError for a scheme that is none of ours, or out of reach."""
+def absolute(uri: str) -> str:
+    """The same path or URI, whatever folder a process works in; ranks and tasks work in others.
+
+    Relative paths and ``~`` are of this process; other schemes than ``file://`` stay as they are.
+    """
     if uri.startswith("file://"):
         uri = urllib.parse.unquote(uri.removeprefix("file://"))
+    return uri if "://" in uri or not uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def locate(uri: str) -> Location:
+    """Resolve a path or URI. Raises UserError for a scheme that is none of ours, or out of reach."""
+    uri = absolute(uri)
     if not uri:
         raise UserError("a path is empty")
     if "://" not in uri:
-        path = os.path.abspath(os.path.expanduser(uri))
-        return Location(fs.LocalFileSystem(), path, path)
+        return Location(fs.LocalFileSystem(), uri, uri)
     # Others, which pyarrow may know too, hang for minutes where they are not set up.
     if uri.partition("://")[0] not in SCHEMES:
         raise UserError(f"{uri}: no file system for it; use a path, file://, hdfs:// or s3://")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from chexspark.data.augmentation import Augmentation, augment, draw
+from chexspark.data.augmentation import Augmentation, augment, random_numbers
 from chexspark.data.pipeline import as_tensors, tensors
 from chexspark.data.plan import RankFacts, training_plan
 from chexspark.data.reader import SplitReader
@@ -65,9 +65,9 @@ def test_brightness_and_contrast_keep_to_the_range():
 
 
 def test_draws_depend_on_seed_and_epoch_and_are_even():
-    first = draw(3, 5, 10_000)
-    np.testing.assert_array_equal(first, draw(3, 5, 10_000))
-    for other in (draw(3, 6, 10_000), draw(4, 5, 10_000)):
+    first = random_numbers(3, 5, 10_000)
+    np.testing.assert_array_equal(first, random_numbers(3, 5, 10_000))
+    for other in (random_numbers(3, 6, 10_000), random_numbers(4, 5, 10_000)):
         assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.05
     assert first.min() >= -1 and first.max() < 1 and np.abs(first.mean(axis=0)).max() < 0.05
     assert np.abs(np.corrcoef(first.T) - np.eye(7)).max() < 0.05
@@ -86,7 +86,7 @@ def test_an_image_is_changed_alike_at_any_world_size_and_after_a_resume(
         for rank in range(world_size):
             reader = SplitReader(store, manifest, "train")
             plan = training_plan(reader.row_groups, 12, RankFacts(rank, world_size), 0, 2)
-            draws = draw(0, 2, sum(reader.row_groups))
+            draws = random_numbers(0, 2, sum(reader.row_groups))
             for inputs in tensors(reader.batches(plan[first_step:]), draws):
                 images = augment(inputs.images, inputs.draws, settings).numpy()
                 found |= {
@@ -102,6 +102,6 @@ def test_an_image_is_changed_alike_at_any_world_size_and_after_a_resume(
 def test_filler_reaches_tensorflow_with_its_shape(store, manifest):
     reader = SplitReader(store, manifest, "train")
     (batch,) = reader.batches(np.array([[0, -1, -1]]))
-    inputs = as_tensors(batch, draw(0, 0, sum(reader.row_groups)))
+    inputs = as_tensors(batch, random_numbers(0, 0, sum(reader.row_groups)))
     assert inputs.images.shape == (3, 32, 32, 1) and inputs.draws.shape == (3, 7)
     assert inputs.weights.numpy().tolist() == [1, 0, 0]

@@ -1,3 +1,4 @@
+import dataclasses
 import inspect
 from pathlib import Path
 
@@ -5,7 +6,14 @@ import pytest
 
 from chexspark import ingest, train
 from chexspark.arguments import parse_command_line, read_recipe, recipe_names
-from chexspark.config import IngestConfig, ReportConfig, TrainConfig
+from chexspark.commands import COMMANDS
+from chexspark.config import (
+    ExplainConfig,
+    IngestConfig,
+    PhantomConfig,
+    ReportConfig,
+    TrainConfig,
+)
 from chexspark.errors import UserError
 from chexspark.models import MODELS
 from chexspark.settings import build
@@ -57,6 +65,64 @@ def test_a_wrong_recipe_is_one_clear_line(tmp_path, text, message):
 def test_a_wrong_flag_is_one_clear_line(flags, message):
     with pytest.raises(UserError, match=message):
         parse_command_line(TrainConfig, "", flags)
+
+
+@pytest.mark.parametrize(
+    "config_class, values, message",
+    [
+        (TrainConfig, {"focal_gamma": 1.0}, "--focal-gamma has no effect with --loss cross_entropy"),
+        (TrainConfig, {"cycle_epochs": 1.0}, "--cycle-epochs has no effect with --schedule plateau"),
+        (TrainConfig, {"plateau_patience": 2, "schedule": "cosine"}, "--plateau-patience has no"),
+        (TrainConfig, {"momentum": 0.5}, "with --optimizer adam: leave it out, or give --optimizer sgd"),
+        (TrainConfig, {"fusion_mb": 8, "autotune": True}, "--fusion-mb has no effect with --autotune"),
+        (IngestConfig, {"split": "official", "split_file": "f"}, "--split-file contradicts --split:"),
+        (IngestConfig, {"split_lists": "f"}, "--split-lists has no effect with --split random"),
+        (IngestConfig, {"split_file": "f", "split_seed": 1}, "--split-file contradicts --split-seed"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_nothing_or_contradict_are_refused(config_class, values, message):
+    needed = {"data": "d", "run": "r"}
+    if config_class is IngestConfig:
+        needed = {"images": "i", "labels": "l", "out": "o"}
+    with pytest.raises(UserError, match=message):
+        build(config_class, needed | values)
+
+
+def test_a_flag_over_a_recipe_takes_what_loses_its_effect_along(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("schedule: cyclic\ncycle_epochs: 4\nepochs: 3\n")
+    flags = [*NEEDED, "--recipe", str(recipe)]
+    assert parse_command_line(TrainConfig, "", flags).cycle_epochs == 4
+    config = parse_command_line(TrainConfig, "", [*flags, "--schedule", "cosine"])
+    assert (config.schedule, config.cycle_epochs, config.epochs) == ("cosine", 2.0, 3)
+    with pytest.raises(UserError, match="--cycle-epochs has no effect"):
+        parse_command_line(TrainConfig, "", [*flags, "--schedule", "cosine", "--cycle-epochs", "3"])
+
+
+def test_an_old_name_is_answered_with_the_new_one():
+    with pytest.raises(UserError, match="--plan is now called --dry-run"):
+        parse_command_line(TrainConfig, "", [*NEEDED, "--plan"])
+    with pytest.raises(UserError, match="'plan' is now called --dry-run"):
+        build(TrainConfig, {"data": "d", "run": "r", "plan": True})
+
+
+def test_every_path_is_made_absolute_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    given = {"images": ["a", "b/*.png", "s3://bucket/c"], "labels": "~/l.csv", "out": "file:///x/y"}
+    config = build(IngestConfig, given)
+    assert config.images == (f"{tmp_path}/a", f"{tmp_path}/b/*.png", "s3://bucket/c")
+    assert (config.labels, config.out, config.boxes) == ("/home/somebody/l.csv", "/x/y", None)
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_no_setting_that_is_a_path_is_forgotten(command):
+    """Names that mean places in one command are places in all, but for names of images in a store."""
+    places = {"data", "run", "out", "images", "labels", "boxes", "weights", "against", "predictions",
+              "validation_predictions", "split_lists", "split_file"}  # fmt: skip
+    for field in dataclasses.fields(command.config):
+        other = field.name == "images" and command.config in (ExplainConfig, PhantomConfig)
+        assert bool(field.metadata.get("path")) == (field.name in places and not other), field.name
 
 
 def test_keywords_are_checked_like_flags():

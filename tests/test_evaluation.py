@@ -11,10 +11,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from chexspark import evaluate, report
-from chexspark.errors import RunFailed, UserError
+from chexspark.errors import RunFailedError, UserError
 from chexspark.evaluation.job import Evaluation
 from chexspark.evaluation.localisation import enlarge, overlap, pointed_box, points_at
-from chexspark.evaluation.tables import read_facts, read_split
+from chexspark.evaluation.tables import read_evaluation, read_split
 from chexspark.findings import FINDINGS
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.seen_patients import patient_hash, read_seen_patients
@@ -59,7 +59,7 @@ def test_thresholds_come_from_validation_which_is_scored_once(
             assert np.isnan(threshold) and "validation has no" in metrics.note[finding]
     evaluate(spark, data=store.path, run=runs[0].path, bootstrap=100)
     assert "/val" not in capsys.readouterr().out.split("thresholds and temperature")[0]
-    assert "val split" in read_facts(RunFolder(runs[0]))["test"]["fitted_on"]
+    assert "val split" in read_evaluation(RunFolder(runs[0]))["test"]["fitted_on"]
 
 
 def test_subgroups_and_localisation_stand_beside_the_metrics(evaluated, runs):
@@ -145,7 +145,8 @@ def test_a_damaged_store_is_not_scored(spark, store, manifest, runs, tmp_path):
     content[2000] ^= 1
     file.write_bytes(content)
     with pytest.raises(
-        RunFailed, match=rf"scoring test stopped: .*DamagedStoreError: .*{file.name}, row group"
+        RunFailedError,
+        match=rf"scoring test stopped: .*DamagedStoreError: .*{file.name}, row group",
     ):
         evaluate(spark, data=str(tmp_path / "store"), run=runs[0].path, out=str(tmp_path / "out"))
 

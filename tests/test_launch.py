@@ -11,7 +11,7 @@ import pytest
 from chexspark.cluster import adapted_horovod, events, launch
 from chexspark.cluster.slots import Supply
 from chexspark.cluster.view import EpochTable
-from chexspark.errors import RunFailed, Stopped, UserError
+from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.progress import ProgressLine
 from chexspark.training import faults
 from chexspark.training.events import EventSender
@@ -67,7 +67,7 @@ HOROVOD = RuntimeError("one or more processes exited with non-zero status")
 @pytest.mark.parametrize(
     "failures, last, kind, message",
     [
-        ([FAILURE], b"", RunFailed, r"rank 0 on a failed: ValueError\('x'\)"),
+        ([FAILURE], b"", RunFailedError, r"rank 0 on a failed: ValueError\('x'\)"),
         ([FAILURE | {"may_pass": True}], b"", launch.RanksLost, "rank 0 on a failed"),
         ([FAILURE, FAILURE | {"mendable": True}], b"", UserError, r"^ValueError\('x'\)"),
         ([FAILURE], OSError(errno.ETIMEDOUT, ""), launch.RanksLost, "b, does not answer"),
@@ -97,10 +97,10 @@ def test_the_reason_is_found(monkeypatch, failures, last, kind, message):
         with pytest.raises(kind, match=message):
             raise found
         ranks.stopping.set()
-        assert isinstance(launch.why(HOROVOD, ranks, failures, ""), Stopped)
+        assert isinstance(launch.why(HOROVOD, ranks, failures, ""), StoppedError)
         ranks.stopping.clear()
         monkeypatch.setattr(launch, "has_ended", lambda spark: True)
-        assert isinstance(launch.why(HOROVOD, ranks, [], ""), Stopped)
+        assert isinstance(launch.why(HOROVOD, ranks, [], ""), StoppedError)
 
 
 def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monkeypatch):
@@ -189,7 +189,7 @@ def of_a_file(error):
         (OSError("Input/output error"), False, True, True),
         (MemoryError(), False, True, True),
         (ValueError("a bug"), False, True, False),
-        (faults.NotJoined("Horovod initialization failed"), False, False, False),
+        (faults.NotJoinedError("Horovod initialization failed"), False, False, False),
         (type("UnknownError", (Exception,), {})("Connection closed by peer"), False, False, False),
     ],
 )

@@ -159,7 +159,7 @@ def test_memory_is_flat_over_fifty_epochs(store, manifest):
     """In a process of its own: the growth from the tenth to the fiftieth epoch."""
     script = """
 import sys, psutil
-from chexspark.data.augmentation import draw
+from chexspark.data.augmentation import random_numbers
 from chexspark.data.plan import RankFacts, training_plan
 from chexspark.data.reader import SplitReader
 from chexspark.store.check import check_files
@@ -172,7 +172,7 @@ reader = SplitReader(store, read_manifest(store), "train")
 resident = []
 for epoch in range(50):
     plan = training_plan(reader.row_groups, 8, RankFacts(0, 1), 0, epoch)
-    draw(0, epoch, sum(reader.row_groups))
+    random_numbers(0, epoch, sum(reader.row_groups))
     for batch in read_ahead(reader.batches(plan), 2):
         pass
     resident.append(psutil.Process().memory_info().rss)

@@ -7,7 +7,7 @@ import pytest
 
 from chexspark.cluster import job, launch, slots
 from chexspark.config import TrainConfig
-from chexspark.errors import RunFailed, Stopped
+from chexspark.errors import RunFailedError, StoppedError
 from chexspark.run.checkpoint import save
 from chexspark.settings import build
 from chexspark.storage import locate
@@ -60,12 +60,14 @@ def test_a_run_is_begun_again_with_the_slots_that_are_left(run_with_losses, caps
 
 
 def test_restarts_are_counted(run_with_losses):
-    with pytest.raises(RunFailed, match="rank 1 on b died; 2 restarts were allowed"):
+    with pytest.raises(RunFailedError, match="rank 1 on b died; 2 restarts were allowed"):
         run_with_losses([(0, 1), (0, 2), (0, 3)], max_restarts=2)
 
 
 def test_what_fails_in_one_place_is_not_retried_for_ever(run_with_losses):
-    with pytest.raises(RunFailed, match="the same 3 times, always at epoch 1, step 8: this does"):
+    with pytest.raises(
+        RunFailedError, match="the same 3 times, always at epoch 1, step 8: this does"
+    ):
         run_with_losses([(0, 7)] * 3)
     assert len(run_with_losses([(0, 7), (0, 7), (0, 8), (0, 7), (0, 7)])) == 6
 
@@ -80,7 +82,10 @@ def test_executors_of_a_silent_host_are_given_up(run_with_losses, monkeypatch):
 @pytest.mark.parametrize(
     "end, reason",
     [
-        (Stopped("Spark's application was ended on the cluster"), "Spark's application was ended"),
+        (
+            StoppedError("Spark's application was ended on the cluster"),
+            "Spark's application was ended",
+        ),
         (KeyboardInterrupt(), "stopped"),
     ],
 )
@@ -90,7 +95,7 @@ def test_a_run_that_is_stopped_says_where_the_command_goes_on(monkeypatch, tmp_p
 
     monkeypatch.setattr(job, "run_ranks", run_ranks)
     config = build(TrainConfig, {"data": "/none", "run": str(tmp_path)})
-    with pytest.raises(Stopped, match=f"^{reason}.*; the same command goes on at epoch 1"):
+    with pytest.raises(StoppedError, match=f"^{reason}.*; the same command goes on at epoch 1"):
         job.run_to_the_end(None, config, 2)
 
 

@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from chexspark.errors import UserError
-from chexspark.training.schedule import Plateau, Schedule, draw
+from chexspark.training.schedule import Plateau, Schedule, rate_chart
 
 
 def rates(schedule, *steps):
@@ -81,7 +81,7 @@ def test_a_schedule_travels_to_the_ranks():
 def test_drawn_as_a_chart():
     run = Schedule(kind="cyclic", base=0.8, cycle_steps=4, trough=0, total_steps=8)
     # Rates 0, .4, .8, .4, 0, .2, .4, .2; a mark stands for more than half of its row of .4.
-    assert draw(run, width=8, height=2).splitlines() == [
+    assert rate_chart(run, width=8, height=2).splitlines() == [
         " 8.00e-01 ┤  █",
         " 4.00e-01 ┤ ███  █",
         "     step 0       8",
@@ -90,5 +90,5 @@ def test_drawn_as_a_chart():
 
 def test_a_peak_of_one_step_is_seen_in_a_narrow_chart():
     run = Schedule(kind="cyclic", base=1.0, cycle_steps=1000, trough=0, total_steps=1000)
-    top = draw(run, width=7, height=4).splitlines()[0]
+    top = rate_chart(run, width=7, height=4).splitlines()[0]
     assert top.startswith(" 1.00e+00 ┤") and "█" in top

@@ -8,7 +8,7 @@ import pytest
 from chexspark.cluster import slots
 from chexspark.cluster.doctor import examine
 from chexspark.cluster.slots import UNBOUNDED, Supply, busy, most_slots, shortage
-from chexspark.errors import RunFailed, Stopped, UserError
+from chexspark.errors import RunFailedError, StoppedError, UserError
 
 STANDALONE = Supply(2, 2, UNBOUNDED, "spark://m:7077")
 
@@ -81,7 +81,7 @@ def test_with_fewer_ranks_allowed_a_run_resumes_sooner(growing):
 def test_slots_that_do_not_come_back_end_a_run(growing):
     growing(1)
     with pytest.raises(
-        RunFailed, match=r"1 task slot is left after 9 seconds, but .* 2 ranks or more"
+        RunFailedError, match=r"1 task slot is left after 9 seconds, but .* 2 ranks or more"
     ):
         slots.slots_again(None, 2, 2, 2, wait_seconds=9)
 
@@ -89,7 +89,7 @@ def test_slots_that_do_not_come_back_end_a_run(growing):
 def test_waiting_ends_with_spark_s_application():
     ended = SimpleNamespace(sparkContext=SimpleNamespace(_jsc=None, master="spark://m:7077"))
     for wait in (slots.check_ranks, lambda spark, n: slots.slots_again(spark, n, n, n)):
-        with pytest.raises(Stopped, match="was ended on the cluster"):
+        with pytest.raises(StoppedError, match="was ended on the cluster"):
             wait(ended, 2)
 
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from chexspark import spark_progress
-from chexspark.errors import RunFailed
+from chexspark.errors import RunFailedError
 from chexspark.spark_progress import progress_text, reason, watch, watched
 
 ABORTED = (
@@ -49,7 +49,10 @@ def test_a_task_that_fails(spark):
     def fail(_):
         raise OSError(5, "Input/output error", "/mnt/chexspark.store/part")
 
-    with pytest.raises(RunFailed) as caught, watched(spark, "ingest", 1, remedy="; run it again"):
+    with (
+        pytest.raises(RunFailedError) as caught,
+        watched(spark, "ingest", 1, remedy="; run it again"),
+    ):
         spark.sparkContext.parallelize([1], 1).map(fail).collect()
     assert str(caught.value) == (
         "ingest stopped: OSError: [Errno 5] Input/output error: '/mnt/chexspark.store/part'; run it again"

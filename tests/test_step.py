@@ -186,7 +186,7 @@ def test_normalisation_that_is_not_synchronised_is_another_thing(hvd):
 
 def test_a_nan_is_told_with_step_rank_and_images(hvd, store, manifest):
     from chexspark.data.reader import SplitReader
-    from chexspark.training.faults import NotFinite, check_finite
+    from chexspark.training.faults import NotFiniteError, check_finite
     from chexspark.training.optimizers import make_optimizer
     from chexspark.training.step import Steps
 
@@ -199,7 +199,9 @@ def test_a_nan_is_told_with_step_rank_and_images(hvd, store, manifest):
     check_finite(steps.train(given), given, reader, ALONE, 0, 0)
     model.layers[-1].bias.assign(np.full(14, np.nan, np.float32))
     names = reader.image_names(rows[:6])
-    with pytest.raises(NotFinite, match=rf"epoch 3, step 5: .*rank 0, images {', '.join(names)};"):
+    with pytest.raises(
+        NotFiniteError, match=rf"epoch 3, step 5: .*rank 0, images {', '.join(names)};"
+    ):
         check_finite(steps.train(given), given, reader, ALONE, 2, 4)
 
 
@@ -226,5 +228,5 @@ def test_losses_are_their_formulas(kind):
             -(0.9 * y + 0.05) * np.log(p) - (1 - 0.9 * y - 0.05) * np.log(1 - p),
         ),
     }[kind]
-    found = given.rows(labels, logits).numpy()
+    found = given.per_row(labels, logits).numpy()
     np.testing.assert_allclose(found, (expected * (labels >= 0)).sum(axis=1), rtol=1e-5)

@@ -18,7 +18,7 @@ import pytest
 
 from chexspark import train
 from chexspark.cluster.view import EpochTable
-from chexspark.errors import RunFailed, UserError
+from chexspark.errors import RunFailedError, UserError
 from chexspark.run.checkpoint import latest, moment_of
 from chexspark.storage import locate
 
@@ -111,7 +111,7 @@ def test_no_restart_when_none_is_allowed_and_going_on_with_fewer_ranks(
     recipe = RECIPE | {"optimizer": "sgd"}
     undisturbed = train(spark, data=store.path, run=str(tmp_path / "undisturbed"), **recipe)
     kill_once(monkeypatch, lambda e: e["event"] == "step" and e["epoch"] == 1)
-    with pytest.raises(RunFailed, match=r"rank \d on .* died; 0 restarts were allowed"):
+    with pytest.raises(RunFailedError, match=r"rank \d on .* died; 0 restarts were allowed"):
         train(spark, data=store.path, run=str(tmp_path / "run"), **recipe, max_restarts=0)
     # The last checkpoint is torn: the one before it is taken.
     checkpoints = locate(str(tmp_path / "run")) / "checkpoints"

@@ -144,7 +144,7 @@ def test_a_stop_while_validating_leaves_a_checkpoint_of_the_trained_epoch(
 ):
     import tf_keras as keras
 
-    from chexspark.training.faults import StoppedByUser
+    from chexspark.training.faults import StoppedByUserError
     from chexspark.training.loop import Training
 
     def training(name, driver):
@@ -155,7 +155,7 @@ def test_a_stop_while_validating_leaves_a_checkpoint_of_the_trained_epoch(
 
     clean = training("clean", Driver())
     clean.epochs()
-    with pytest.raises(StoppedByUser, match="while validating"):
+    with pytest.raises(StoppedByUserError, match="while validating"):
         training("run", Driver("validating")).epochs()
     assert not (tmp_path / "run" / "history").exists()
     driver = Driver()

@@ -10,7 +10,7 @@ import cloudpickle
 import pytest
 
 from chexspark.cluster import launch, turn
-from chexspark.errors import RunFailed, Stopped
+from chexspark.errors import RunFailedError, StoppedError
 
 
 def stay_until(address, path, opened):
@@ -110,13 +110,13 @@ def test_who_waits_can_be_stopped_by_ctrl_c(taken, monkeypatch):
 
 def test_who_waits_ends_with_spark_s_application(taken):
     ended = SimpleNamespace(sparkContext=SimpleNamespace(_jsc=None))
-    with pytest.raises(Stopped, match="Spark's application was ended"), turn.turn(ended):
+    with pytest.raises(StoppedError, match="Spark's application was ended"), turn.turn(ended):
         pytest.fail("it is another's turn")
 
 
 def test_the_turn_is_given_back_after_a_failure():
-    with pytest.raises(RunFailed), turn.turn(None):
-        raise RunFailed("x")
+    with pytest.raises(RunFailedError), turn.turn(None):
+        raise RunFailedError("x")
     done = []
 
     def take():

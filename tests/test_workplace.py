@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from chexspark.errors import RunFailed, UserError
+from chexspark.errors import RunFailedError, UserError
 from chexspark.ingestion import workplace
 from chexspark.ingestion.workplace import OWNER, Workplace, holds_other_things, is_alive
 from chexspark.storage import Location, locate
@@ -108,7 +108,7 @@ def test_two_at_once_in_one_process(store):
 
 
 def test_who_was_taken_for_dead_leaves_the_place_to_the_other(store):
-    with pytest.raises(RunFailed, match="another ingest has taken the place"), Workplace(store) as mine:  # fmt: skip
+    with pytest.raises(RunFailedError, match="another ingest has taken the place"), Workplace(store) as mine:  # fmt: skip
         (mine.folder / "part").write_text("x")
         put_owner(store, json.dumps(owner()))
         (store / "train").make_directory()

@@ -28,7 +28,7 @@ from chexspark.benchmark.training import (
 )
 from chexspark.cluster.launch import ENVIRONMENT
 from chexspark.config import BenchmarkConfig
-from chexspark.errors import RunFailed, UserError
+from chexspark.errors import RunFailedError, UserError
 from chexspark.progress import ProgressLine
 from chexspark.session import has_session, start_session
 from chexspark.storage import locate
@@ -107,7 +107,7 @@ def find_images(folder: str | None) -> list[Path]:
 
 
 def run_readers(folder: Path) -> dict:
-    """Run the ways in a process of their own. Raises RunFailed with its last words."""
+    """Run the ways in a process of their own. Raises RunFailedError with its last words."""
     arguments = [folder, BATCH, ROUNDS, ROUND_SECONDS, TRAINING_STEPS]
     command = [sys.executable, "-m", "chexspark.benchmark.readers", *map(str, arguments)]
     rates, training = {way: [] for way in READER_WAYS}, {}
@@ -132,7 +132,7 @@ def run_readers(folder: Path) -> dict:
             )
         if process.wait():
             errors.seek(0)
-            raise RunFailed(f"the benchmark stopped:\n{errors.read()[-2000:]}")
+            raise RunFailedError(f"the benchmark stopped:\n{errors.read()[-2000:]}")
     return {
         "images_per_second": {way: statistics.median(values) for way, values in rates.items()},
         "rounds": rates,

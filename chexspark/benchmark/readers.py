@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from chexspark.data.augmentation import draw
+from chexspark.data.augmentation import random_numbers
 from chexspark.data.pipeline import tensors
 from chexspark.data.plan import RankFacts, training_plan
 from chexspark.data.reader import SplitReader
@@ -50,7 +50,7 @@ class Ways:
         self.epoch += 1
         groups = reader.row_groups
         plan = training_plan(groups, self.batch, RankFacts(0, 1), 0, self.epoch)
-        yield from tensors(reader.batches(plan), draw(0, self.epoch, sum(groups)))
+        yield from tensors(reader.batches(plan), random_numbers(0, self.epoch, sum(groups)))
 
     def pyarrow_loop(self):
         """bare pyarrow loop: row groups in order, no check, no shuffle, no tensor"""

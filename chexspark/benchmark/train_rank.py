@@ -20,7 +20,7 @@ def measure_rank(address: EventAddress, config: TrainConfig, rounds: int) -> lis
     import horovod.tensorflow as hvd
     import tensorflow as tf
 
-    from chexspark.data.augmentation import draw
+    from chexspark.data.augmentation import random_numbers
     from chexspark.data.pipeline import tensors
     from chexspark.training.loop import Training
     from chexspark.training.step import Steps
@@ -36,10 +36,16 @@ def measure_rank(address: EventAddress, config: TrainConfig, rounds: int) -> lis
         training = Training(config, read_manifest(locate(config.data)), facts, events)
         steps = training.steps
         silent = SilentSteps(
-            training.model, steps.optimizer, steps.rows, training.train.size, steps.augmentation
+            training.model,
+            steps.optimizer,
+            steps.batch_size,
+            training.train_reader.size,
+            steps.augmentation,
         )
         plan = training.plan(0)
-        batches = tensors(training.train.batches(plan), draw(0, 0, training.images))
+        batches = tensors(
+            training.train_reader.batches(plan), random_numbers(0, 0, training.images)
+        )
         batch = next(batches)
         batches.close()
 
@@ -62,7 +68,7 @@ def measure_rank(address: EventAddress, config: TrainConfig, rounds: int) -> lis
                 hvd.allreduce(tf.zeros(1), name="all_are_here")
                 started = time.perf_counter()
                 run(number)
-                row[name] = (time.perf_counter() - started) / (len(plan) * steps.rows)
+                row[name] = (time.perf_counter() - started) / (len(plan) * steps.batch_size)
             found.append(row)
     hvd.shutdown()
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from chexspark.benchmark.train_rank import measure_rank
 from chexspark.cluster.launch import run_ranks
 from chexspark.config import TrainConfig
-from chexspark.errors import RunFailed
+from chexspark.errors import RunFailedError
 from chexspark.ingestion.job import ingest
 from chexspark.phantom import write_release
 from chexspark.progress import ProgressLine
@@ -97,7 +97,9 @@ def measure_start(folder: Path, store: str, ranks: int) -> dict:
     done = subprocess.run(command, capture_output=True, text=True, env=job_environment(ranks))
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise RunFailed(f"the training job ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        raise RunFailedError(
+            f"the training job ended with {done.returncode}:\n{done.stderr[-2000:]}"
+        )
     history = read_history(run_folder(str(folder / "run")))
     return {
         "seconds": seconds,

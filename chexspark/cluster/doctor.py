@@ -21,7 +21,7 @@ from chexspark.cluster.slots import WAIT_SECONDS, check_ranks
 from chexspark.config import DoctorConfig
 from chexspark.errors import UserError
 from chexspark.models import check_model_name
-from chexspark.models.cost import facts_in_the_making
+from chexspark.models.cost import counted_in_background
 from chexspark.session import start_session
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import Manifest, read_manifest
@@ -86,7 +86,7 @@ def doctor(spark, config: DoctorConfig) -> pd.DataFrame:
     run = locate(config.run) if config.run else None
     counting = contextlib.nullcontext()
     if config.model:
-        counting = facts_in_the_making(config.model, manifest.image_size, config.batch_size)
+        counting = counted_in_background(config.model, manifest.image_size, config.batch_size)
     with counting as cost:
         spark = start_session(spark, "doctor")
         num_proc = check_ranks(spark, config.num_proc, config.wait_seconds)
@@ -113,7 +113,7 @@ def examine(
 
     `batch_size`: images per rank and step. `cost`: a function that returns what the network costs, as
     `models.cost.count` gives it; without it, memory is held against what a rank takes beside the
-    network. `wait_seconds`: for all tasks to run at the same time. Raises Stopped when Spark's
+    network. `wait_seconds`: for all tasks to run at the same time. Raises StoppedError when Spark's
     application ends.
     """
     train = manifest.splits["train"]

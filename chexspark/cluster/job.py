@@ -15,9 +15,9 @@ from chexspark.cluster.slots import check_ranks, slots_again
 from chexspark.cluster.turn import turn
 from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks_text
 from chexspark.config import TrainConfig
-from chexspark.errors import RunFailed, Stopped, UserError
+from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.models import MINIMUM_SIZE, check_model_name
-from chexspark.models.cost import facts_in_the_making
+from chexspark.models.cost import counted_in_background
 from chexspark.models.weights import check_weights
 from chexspark.progress import ProgressLine
 from chexspark.run.best import best_learning_rate, settle
@@ -59,7 +59,7 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
         settle(run, before.state["history"])
         print(f"{run} is finished: {len(before.state['history'])} epochs")
         return tell_best(run)
-    with facts_in_the_making(*what_to_count(config, manifest, earlier)) as facts:
+    with counted_in_background(*what_to_count(config, manifest, earlier)) as cost:
         if config.dry_run and config.num_proc:
             num_proc = config.num_proc
         else:
@@ -79,12 +79,12 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
         at = moment_of(before.state) if before else None
         print(describe(config, manifest, num_proc, at), flush=True)
         if config.dry_run:
-            print(plan_text(config, manifest, schedule, facts()), flush=True)
+            print(plan_text(config, manifest, schedule, cost()), flush=True)
             return pd.DataFrame()
         place = locate(config.data), run.place
         with turn(spark):  # another training's ranks hold the slots
             found = examine(
-                spark, num_proc, *place, manifest, config.batch_size, facts, config.wait_seconds
+                spark, num_proc, *place, manifest, config.batch_size, cost, config.wait_seconds
             )
             print(found, flush=True)
             found.raise_for_faults()
@@ -94,7 +94,7 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
 
 
 def what_to_count(config: TrainConfig, manifest: Manifest, earlier: TrainConfig | None) -> tuple:
-    """What `facts_in_the_making` is to be given for a rank of this run."""
+    """What `counted_in_background` is to be given for a rank of this run."""
     rows = config.batch_size
     if earlier and config.num_proc:
         rows = -(-rows * earlier.num_proc // config.num_proc)
@@ -123,10 +123,12 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                 for text in last_words(run, error.rank):
                     line.say(f"  {text}")
                 if len(fell_at) == config.max_restarts:
-                    raise RunFailed(f"{error}; {len(fell_at)} restarts were allowed") from error
+                    raise RunFailedError(
+                        f"{error}; {len(fell_at)} restarts were allowed"
+                    ) from error
                 fell_at.append(view.at)
                 if fell_at[-SAME_PLACE_TIMES:] == [view.at] * SAME_PLACE_TIMES:
-                    raise RunFailed(
+                    raise RunFailedError(
                         f"{error}; it was the same {SAME_PLACE_TIMES} times, always at "
                         f"{view.at}: this does not look like chance"
                     ) from error
@@ -149,10 +151,10 @@ def stop_told(run: RunFolder):
     """Say of a run that is stopped inside where it goes on."""
     try:
         yield
-    except (Stopped, KeyboardInterrupt) as error:
+    except (StoppedError, KeyboardInterrupt) as error:
         at = standing_at(run)
         reason = str(error) or "stopped"
-        raise Stopped(f"{reason}; the same command goes on at {at}: {run}") from None
+        raise StoppedError(f"{reason}; the same command goes on at {at}: {run}") from None
 
 
 def last_words(run: RunFolder, rank: int | None, lines: int = 5) -> list[str]:
@@ -201,6 +203,10 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, TrainConfi
     if config.weights:
         check_weights(config.model, config.weights)
     if config.learning_rate_from_weights:
+        if config.learning_rate != TrainConfig.learning_rate:
+            raise UserError(
+                "--learning-rate-from-weights contradicts --learning-rate: leave one of them out"
+            )
         config = dataclasses.replace(config, learning_rate=learning_rate_of(config.weights))
     earlier = earlier_config(run)
     if earlier:

@@ -17,7 +17,7 @@ from chexspark.cluster.adapted_horovod import adapted_horovod
 from chexspark.cluster.events import FIRST_STEP_SECONDS, EventServer
 from chexspark.cluster.slots import WAIT_SECONDS, Supply, busy, slots_text, supply, task_counts
 from chexspark.cluster.turn import signals_to, turn
-from chexspark.errors import RunFailed, Stopped, UserError
+from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.session import ENDED, has_ended
 
 ENVIRONMENT = {
@@ -36,7 +36,7 @@ STOP_SECONDS = 6.0  # for a step, and its checkpoint, after a signal
 CANCEL_SECONDS = 6.0  # for ranks to end by themselves, before their Spark job is cancelled
 
 
-class RanksLost(RunFailed):
+class RanksLost(RunFailedError):
     """A rank died or stalled, through no fault of the program: the run may go on with others.
 
     `rank`: which, if that is known; `silent_host`: the address of its host, if that is gone too.
@@ -195,7 +195,7 @@ def run_ranks(
 
     `on_event` takes the events of rank 0, and the problems of all; `environment` is added to the
     ranks'. Raises UserError when a rank met a mistake of the user, RanksLost when one died, stalled
-    or met what may pass, Stopped after a signal or when Spark's application was ended, RunFailed when
+    or met what may pass, StoppedError after a signal or when Spark's application was ended, RunFailedError when
     one failed otherwise.
     """
     conf = spark.sparkContext.getConf()
@@ -235,19 +235,19 @@ def why(error: Exception, ranks: Ranks, failures: list[dict], said: str) -> Exce
     `failures`: the events of ranks that failed; `said`: what ranks wrote that failed before.
     """
     if ranks.stopping.is_set():
-        return Stopped("stopped")
+        return StoppedError("stopped")
     for failure in sorted(failures, key=lambda f: (not f["mendable"], not f["own"])):
         what = f"rank {failure['rank']} on {failure['host']} failed: {failure['message']}"
         if failure["mendable"]:
             return UserError(failure["message"])
         if failure["own"] and not (ranks.note(ranks.find_lost()) and ranks.fault.silent_host):
-            return RanksLost(what, failure["rank"]) if failure["may_pass"] else RunFailed(what)
+            return RanksLost(what, failure["rank"]) if failure["may_pass"] else RunFailedError(what)
     for _ in range(5):  # a rank's connection may end a little after Horovod has seen it end
         if ranks.note(ranks.find_lost()):
             break
         time.sleep(LOOK_SECONDS)
     if has_ended(ranks.spark):
-        return Stopped(ENDED)
+        return StoppedError(ENDED)
     if ranks.fault:
         return ranks.fault
     # A rank outlives its Spark task by a little, and hangs up or takes its leave with the others.

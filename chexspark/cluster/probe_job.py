@@ -17,7 +17,7 @@ from chexspark.cluster import diagnosis, probe
 from chexspark.cluster.probe import PlaceFacts
 from chexspark.cluster.rendezvous import Rendezvous
 from chexspark.cluster.slots import busy, supply, task_counts
-from chexspark.errors import Stopped
+from chexspark.errors import StoppedError
 from chexspark.progress import ProgressLine
 from chexspark.session import ENDED, has_ended
 
@@ -99,7 +99,7 @@ def look(
         finally:
             job.cancel()
         if has_ended(spark):
-            raise Stopped(ENDED)
+            raise StoppedError(ENDED)
         if error:
             return [], spark_failure(str(error))
         found = job.places or rendezvous.values("end")

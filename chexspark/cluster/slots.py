@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from py4j.protocol import Py4JError
 
-from chexspark.errors import RunFailed, Stopped, UserError
+from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.progress import ProgressLine
 from chexspark.session import ENDED, UNBOUNDED, has_ended, is_local, task_slots
 
@@ -40,7 +40,7 @@ class Supply:
 
 
 def supply(spark) -> Supply:
-    """Look once. Raises Stopped when Spark's application has ended."""
+    """Look once. Raises StoppedError when Spark's application has ended."""
     try:
         context = spark.sparkContext
         conf, scala = context.getConf(), context._jsc.sc()
@@ -56,7 +56,7 @@ def supply(spark) -> Supply:
         )
     except (Py4JError, OSError, AttributeError):  # AttributeError: of a context that was stopped
         if has_ended(spark):
-            raise Stopped(ENDED) from None
+            raise StoppedError(ENDED) from None
         raise
 
 
@@ -95,7 +95,7 @@ def wait_for_slots(
 
     Says on the progress line what it waits for. Waits no longer than `seconds`; where there are
     `enough`, until for `settled_seconds` no more have come; and not at all for more than Spark's
-    settings allow. Raises Stopped when Spark's application ends.
+    settings allow. Raises StoppedError when Spark's application ends.
     """
     started = changed = time.monotonic()
     found, waited = supply(spark), 0.0
@@ -128,7 +128,7 @@ def check_ranks(spark, num_proc: int | None, wait_seconds: float = WAIT_SECONDS)
 
     Executors register some seconds after the session starts, so it waits, and says so, for the
     slots asked for; where none were asked for, until no more have come for a while. Raises UserError
-    when Spark has fewer, Stopped when its application ends.
+    when Spark has fewer, StoppedError when its application ends.
     """
     found, waited = wait_for_slots(
         spark, num_proc or UNBOUNDED, num_proc or 1, wait_seconds, SETTLED_SECONDS
@@ -149,12 +149,12 @@ def slots_again(
     """How many ranks can start after some were lost: `wanted` to `most`, or at least `least`.
 
     Waits for executors to come back until there are `wanted` slots; where there are `least`, only
-    until no more have come for half a minute. Raises RunFailed when there are too few all the same,
-    Stopped when Spark's application ends.
+    until no more have come for half a minute. Raises RunFailedError when there are too few all the same,
+    StoppedError when Spark's application ends.
     """
     found, waited = wait_for_slots(spark, wanted, least, wait_seconds, RETURN_SECONDS)
     if found.slots < least:
-        raise RunFailed(
+        raise RunFailedError(
             f"{slots_text(found.slots)} {'is' if found.slots == 1 else 'are'} left after "
             f"{waited:.0f} seconds, but the run is to have {least} ranks or more: give --min-proc, or "
             f"a longer --wait-seconds; the same command resumes it when there are more"

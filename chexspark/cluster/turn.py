@@ -8,7 +8,7 @@ import contextlib
 import signal
 import threading
 
-from chexspark.errors import Stopped
+from chexspark.errors import StoppedError
 from chexspark.progress import ProgressLine
 from chexspark.session import ENDED, has_ended
 
@@ -23,7 +23,7 @@ def turn(spark):
     """Wait until no other thread is inside, and say so; then be inside.
 
     While it waits, Ctrl-C and SIGTERM raise KeyboardInterrupt here, and leave the others' Spark jobs
-    alone. Raises Stopped when Spark's application ends meanwhile.
+    alone. Raises StoppedError when Spark's application ends meanwhile.
     """
     if not LOCK.acquire(blocking=False):
         wait_for_turn(spark)
@@ -39,7 +39,7 @@ def wait_for_turn(spark) -> None:
         line.say("another training runs in this session: waiting for it to end")
         while not LOCK.acquire(timeout=LOOK_SECONDS):
             if has_ended(spark):
-                raise Stopped(ENDED)
+                raise StoppedError(ENDED)
             line.show("waiting for another training of this session to end")
 
 

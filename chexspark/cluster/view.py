@@ -13,7 +13,7 @@ from chexspark.progress import ProgressLine, duration
 from chexspark.run.moment import Moment
 from chexspark.store.manifest import Manifest
 from chexspark.training.events import Waiting
-from chexspark.training.schedule import Schedule, draw, steps_per_epoch
+from chexspark.training.schedule import Schedule, rate_chart, steps_per_epoch
 
 
 def plan_text(config: TrainConfig, manifest: Manifest, schedule: Schedule, cost: dict) -> str:
@@ -26,7 +26,7 @@ def plan_text(config: TrainConfig, manifest: Manifest, schedule: Schedule, cost:
         f"image forward, about {cost['memory_bytes'] / 2**30:.1f} GiB per rank beside the process",
         f"learning rate ({config.schedule}"
         + (", before the plateau divides it):" if config.schedule == "plateau" else "):"),
-        draw(schedule),
+        rate_chart(schedule),
     ]
     return "\n".join(lines)
 

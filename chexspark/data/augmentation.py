@@ -36,7 +36,7 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation()
 
 
-def draw(seed: int, epoch: int, images: int) -> np.ndarray:
+def random_numbers(seed: int, epoch: int, images: int) -> np.ndarray:
     """Numbers evenly from −1 to 1 for every image of the split, float32 (images, 7)."""
     random = np.random.Generator(np.random.PCG64([seed, epoch, STREAM]))
     return random.random((images, DRAWS), np.float32) * 2 - 1

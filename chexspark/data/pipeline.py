@@ -15,7 +15,7 @@ from chexspark.data.augmentation import DRAWS
 BATCHES_AHEAD = 2
 
 
-class Inputs(NamedTuple):
+class StepInputs(NamedTuple):
     """What a step takes: tensors on the device, and the rows in numpy."""
 
     images: object  # uint8 (batch, size, size, 1)
@@ -26,15 +26,15 @@ class Inputs(NamedTuple):
 
 
 def tensors(batches, draws: np.ndarray | None = None, ahead: int = BATCHES_AHEAD):
-    """Yield `Inputs` from `Batch`es, made up to `ahead` before they are asked for.
+    """Yield `StepInputs` from `Batch`es, made up to `ahead` before they are asked for.
 
-    `draws`: float32 (rows of the split, 7) from `augmentation.draw`; without it zeros, which
+    `draws`: float32 (rows of the split, 7) from `augmentation.random_numbers`; without it zeros, which
     change nothing. Raises what the reader raises.
     """
     return read_ahead((as_tensors(batch, draws) for batch in batches), ahead)
 
 
-def as_tensors(batch, draws: np.ndarray | None = None) -> Inputs:
+def as_tensors(batch, draws: np.ndarray | None = None) -> StepInputs:
     """One batch on the device: the first GPU that TensorFlow sees, or the CPU."""
     import tensorflow as tf
 
@@ -42,7 +42,7 @@ def as_tensors(batch, draws: np.ndarray | None = None) -> Inputs:
     none = np.zeros((len(batch.rows), DRAWS), np.float32)
     mine = none if draws is None else draws[batch.rows]
     values = (batch.images[..., None], batch.labels, batch.weights, mine)
-    return Inputs(*(tf.constant(value) for value in values), batch.rows)
+    return StepInputs(*(tf.constant(value) for value in values), batch.rows)
 
 
 def read_ahead(items, ahead: int):

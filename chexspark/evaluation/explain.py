@@ -7,8 +7,8 @@ import pandas as pd
 
 from chexspark.arguments import takes
 from chexspark.config import ExplainConfig
-from chexspark.errors import RunFailed, UserError, closest
-from chexspark.evaluation.maps import Mapped, NoMaps, map_images, map_stored
+from chexspark.errors import RunFailedError, UserError, closest
+from chexspark.evaluation.maps import Mapped, NoMapsError, map_images, map_stored
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.runs import check_fit
 from chexspark.findings import FINDINGS, finding_position
@@ -61,7 +61,7 @@ def explain(spark, config: ExplainConfig) -> pd.DataFrame:
         mapped = run_maps(lambda: map_files(spark, prepared, model))
     out.make_directory()
     rows = [
-        draw(image, pictures[name], position, boxes, out)
+        draw_overlay(image, pictures[name], position, boxes, out)
         for name, image in mapped.items()
         for position in (asked or default_findings(image))
     ]
@@ -160,13 +160,13 @@ def run_maps(maps):
     """Call `maps`. Raises UserError for a model that has no maps."""
     try:
         return maps()
-    except RunFailed as error:
-        if NoMaps.__name__ in str(error):
+    except RunFailedError as error:
+        if NoMapsError.__name__ in str(error):
             raise UserError(f"--run: no class activation maps: {error}") from error
         raise
 
 
-def draw(image: Mapped, gray: np.ndarray, position: int, boxes, out: Location) -> dict:
+def draw_overlay(image: Mapped, gray: np.ndarray, position: int, boxes, out: Location) -> dict:
     """Write one picture, the X-ray and beside it the X-ray with the map; return its row."""
     finding, drawn = FINDINGS[position], ()
     if boxes is not None:

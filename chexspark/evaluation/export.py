@@ -10,7 +10,7 @@ import numpy as np
 
 from chexspark.arguments import takes
 from chexspark.config import ExportConfig
-from chexspark.errors import RunFailed
+from chexspark.errors import RunFailedError
 from chexspark.evaluation.inference import load_keras, quiet_errors
 from chexspark.evaluation.runs import check_fit
 from chexspark.extras import check_extra
@@ -34,7 +34,7 @@ def export(spark, config: ExportConfig) -> dict[str, Location]:
     """Write the best model in each format, verified; return format → place.
 
     Both take uint8 (batch, size, size, 1) and return logits float32 (batch, 14): a probability is
-    1 / (1 + e^-logit). Raises UserError for what the user can mend, RunFailed when an exported model
+    1 / (1 + e^-logit). Raises UserError for what the user can mend, RunFailedError when an exported model
     differs from the model.
     """
     if ONNX in config.formats:
@@ -77,7 +77,7 @@ def write_formats(model: tuple[str, str], group: RowGroup, size: int, formats, o
             made, logits = writers[name](keras_model, Path(folder), images)
             difference = float(np.abs(logits - expected).max())
             if not difference <= TOLERANCE:
-                raise RunFailed(
+                raise RunFailedError(
                     f"{name} differs from the model by {difference:.1e} on {len(images)} images, more "
                     f"than {TOLERANCE:g}: it was not kept"
                 )

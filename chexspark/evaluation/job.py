@@ -147,7 +147,7 @@ def score(
     spark, store, manifest, split: str, scorer: Scorer, out: RunFolder, facts: dict, asked: str
 ) -> pd.DataFrame:
     """Score a split into ``OUT/predictions`` and return it; the validation split only once."""
-    before = tables.read_facts(out).get(split, {})
+    before = tables.read_evaluation(out).get(split, {})
     folder = out.table(PREDICTIONS, split)
     if (
         split != asked
@@ -178,7 +178,7 @@ def score(
             f"the model of --run {' '.join(facts['runs'])} gives {bad.sum():,} of {images:,} images no "
             f"numbers, the first {table['image_index'][bad].iloc[0]}: its weights are broken; train again"
         )
-    tables.write_facts(out, split, facts | {
+    tables.write_evaluation(out, split, facts | {
         "images": images, "patients": int(table["patient_id"].nunique()),
         "seconds": round(seconds, 1), "metrics": False,
     })  # fmt: skip
@@ -205,8 +205,8 @@ def describe(table, validation, config, out: RunFolder, split: str, fitted_on: s
     rows = tables.subgroup_rows(groups, found)
     tables.write_split(out, SUBGROUPS, split, rows, tables.subgroups_schema())
     notes = tables.warnings_text(groups, found)
-    facts = tables.read_facts(out)[split]
-    tables.write_facts(out, split, facts | {
+    facts = tables.read_evaluation(out)[split]
+    tables.write_evaluation(out, split, facts | {
         "metrics": True, "bootstrap": config.bootstrap, "fitted_on": fitted_on, "warnings": notes,
     })  # fmt: skip
     print(tables.metrics_text(found[0], split), *notes, sep="\n", flush=True)
@@ -238,7 +238,7 @@ def evaluate_scores(spark, config: EvaluateConfig) -> Evaluation:
     folder = out.table(PREDICTIONS, GIVEN)
     folder.delete_directory()
     folder.write_table(pa.Table.from_pandas(table, preserve_index=False))
-    tables.write_facts(out, GIVEN, {
+    tables.write_evaluation(out, GIVEN, {
         "scores": name, "labels": config.labels, "images": len(table),
         "patients": int(table["patient_id"].nunique()),
     })  # fmt: skip
@@ -256,7 +256,7 @@ def read_against(config: EvaluateConfig, manifest: Manifest | None) -> pd.DataFr
     place = run_folder(config.against) if isinstance(config.against, str) else None
     if place is None or not (place.lineage.is_file() or place.evaluation.is_file()):
         return read_scores(config.against, "--against")
-    facts = tables.read_facts(place)
+    facts = tables.read_evaluation(place)
     for split in (config.split, GIVEN):
         folder = place.table(PREDICTIONS, split)
         other = facts.get(split, {}).get("store_fingerprint")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chexspark.errors import RunFailed
+from chexspark.errors import RunFailedError
 from chexspark.evaluation import tables
 from chexspark.evaluation.examples import EXAMPLES_SCHEMA, choose_examples, example_row
 from chexspark.evaluation.inference import load_keras
@@ -27,7 +27,7 @@ from chexspark.spark_progress import watched
 from chexspark.store.row_groups import RowGroup, image_names, read_row_group, row_groups
 
 
-class NoMaps(Exception):
+class NoMapsError(Exception):
     """The model does not end in global average pooling and ``logits``."""
 
 
@@ -45,24 +45,24 @@ class Mapped:
 
 
 def map_layers(model):
-    """The tensor of last features and the dense layer over their averages. Raises NoMaps."""
+    """The tensor of last features and the dense layer over their averages. Raises NoMapsError."""
     import tf_keras as keras
 
     names = [layer.name for layer in model.layers]
     if "logits" not in names or not isinstance(model.get_layer("logits"), keras.layers.Dense):
-        raise NoMaps(f"{model.name} has no dense layer called logits")
+        raise NoMapsError(f"{model.name} has no dense layer called logits")
     logits = model.get_layer("logits")
     before = logits.input.node.layer
     while isinstance(before, (keras.layers.Dropout, keras.layers.Activation)):
         before = before.input.node.layer
     if not isinstance(before, keras.layers.GlobalAveragePooling2D):
-        raise NoMaps(f"{model.name}: logits do not come from global average pooling")
+        raise NoMapsError(f"{model.name}: logits do not come from global average pooling")
     return before.input, logits
 
 
 @functools.lru_cache(maxsize=1)
 def load_mapper(uri: str, digest: str):
-    """A function uint8 (n, size, size) → maps (n, 14, h, w), probabilities (n, 14). Raises NoMaps."""
+    """A function uint8 (n, size, size) → maps (n, 14, h, w), probabilities (n, 14). Raises NoMapsError."""
     model = load_keras(uri, digest)
     import tensorflow as tf
     import tf_keras as keras
@@ -97,8 +97,8 @@ def map_stored(
         return {}
 
     def of_group(group: RowGroup):
-        facts = ("image_index", "original_width", "original_height")
-        read = read_row_group(group, size, facts)
+        columns = ("image_index", "original_width", "original_height")
+        read = read_row_group(group, size, columns)
         rows = [i for i, n in enumerate(read.others["image_index"].to_pylist()) if n in wanted]
         maps, probabilities = map_images(read.images[rows], model, batch_size)
         found = read.others.take(rows).to_pylist()
@@ -132,8 +132,8 @@ def write_maps(spark, store, manifest, split, model, out, table, records, batch_
             spark, row_groups(store, manifest, split), manifest.image_size,
             frozenset(boxed | pictured), frozenset(pictured), model, batch_size,
         )  # fmt: skip
-    except RunFailed as error:
-        if NoMaps.__name__ not in str(error):
+    except RunFailedError as error:
+        if NoMapsError.__name__ not in str(error):
             raise
         print(f"note: no class activation maps: {error}", flush=True)
         return

@@ -29,9 +29,9 @@ from chexspark.storage import Location, locate
 
 TASK_IMAGES = 64  # loose files of a task
 QUARANTINE = "-quarantine"
-FACTS = ["image_index string", "path string", "bytes long", "reason string",
+FILE_COLUMNS = ["image_index string", "path string", "bytes long", "reason string",
          "original_width int", "original_height int", "inverted boolean"]  # fmt: skip
-COLUMNS = FACTS + PROBABILITIES
+COLUMNS = FILE_COLUMNS + PROBABILITIES
 
 
 class Predicted(NamedTuple):

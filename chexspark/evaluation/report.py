@@ -49,7 +49,7 @@ def report(spark, config: ReportConfig) -> str:
 
 def read_evaluated(run: RunFolder, split: str | None) -> Evaluated:
     """What evaluate wrote of a split. Raises UserError where there is nothing, or not that split."""
-    done = [s for s, facts in tables.read_facts(run).items() if facts.get("metrics")]
+    done = [s for s, facts in tables.read_evaluation(run).items() if facts.get("metrics")]
     if not done and not has_history(run):
         raise UserError(f"--run {run} has no history: run jobs/train.py first")
     if not done:
@@ -64,7 +64,7 @@ def read_evaluated(run: RunFolder, split: str | None) -> Evaluated:
     for name in (PREDICTIONS, METRICS, SUBGROUPS):
         if found[name] is None:
             raise UserError(f"{run.table(name)} has no split {split}: run jobs/evaluate.py again")
-    return Evaluated(split, tables.read_facts(run)[split], **found)
+    return Evaluated(split, tables.read_evaluation(run)[split], **found)
 
 
 def training_run(run: RunFolder, facts: dict) -> RunFolder | None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from chexspark.errors import UserError, closest
 from chexspark.evaluation.inference import LABEL, PROBABILITY
-from chexspark.evaluation.subgroups import COLUMNS as FACTS
+from chexspark.evaluation.subgroups import COLUMNS as DESCRIPTIONS
 from chexspark.findings import ALIASES, FINDINGS
 from chexspark.ingestion.labels import DUPLICATE_LABEL, read_labels
 from chexspark.storage import Location, locate
@@ -145,7 +145,7 @@ def with_labels(scores: pd.DataFrame, labels: str | None, name: str) -> pd.DataF
         )
         table["patient_id"] = table["image_index"]
     table["patient_id"] = table["patient_id"].astype(str)
-    kept = ["image_index", "patient_id", *(c for c in FACTS if c in table)]
+    kept = ["image_index", "patient_id", *(c for c in DESCRIPTIONS if c in table)]
     kept += [PROBABILITY + finding for finding in FINDINGS] + own
     return table[kept + (["run"] if "run" in table else [])]
 
@@ -171,7 +171,9 @@ def join_labels(scores: pd.DataFrame, labels: str, name: str) -> pd.DataFrame:
         )
     facts = rows.set_index("image_index").loc[scores["image_index"]]
     truth = np.stack(facts["labels"].to_list())
-    columns = {c: facts[c].to_numpy() for c in ("patient_id", *FACTS) if facts[c].notna().any()}
+    columns = {
+        c: facts[c].to_numpy() for c in ("patient_id", *DESCRIPTIONS) if facts[c].notna().any()
+    }
     columns |= {LABEL + finding: truth[:, i] for i, finding in enumerate(FINDINGS)}
     return scores.assign(**columns)
 

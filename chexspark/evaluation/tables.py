@@ -69,7 +69,7 @@ def read_split(out: RunFolder, name: str, split: str) -> pd.DataFrame | None:
     return folder.read_table().to_pandas() if folder.is_directory() else None
 
 
-def read_facts(out: RunFolder) -> dict:
+def read_evaluation(out: RunFolder) -> dict:
     """Split → what was scored; empty where nothing was."""
     return (
         read_json(out.evaluation, str(out.evaluation), "evaluate again, into a new --out")
@@ -78,9 +78,9 @@ def read_facts(out: RunFolder) -> dict:
     )
 
 
-def write_facts(out: RunFolder, split: str, facts: dict) -> None:
+def write_evaluation(out: RunFolder, split: str, facts: dict) -> None:
     out.place.make_directory()
-    text = json.dumps(read_facts(out) | {split: facts}, indent=1) + "\n"
+    text = json.dumps(read_evaluation(out) | {split: facts}, indent=1) + "\n"
     out.evaluation.write_text(text)
 
 

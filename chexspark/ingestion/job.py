@@ -173,7 +173,7 @@ def plan_tasks(
 def run_tasks(
     spark, tasks: list[WriteTask], inputs: IngestInputs, stored, size: int
 ) -> list[TaskResult]:
-    """Let Spark's tasks write, one each. Raises RunFailed when Spark gives up."""
+    """Let Spark's tasks write, one each. Raises RunFailedError when Spark gives up."""
     if not tasks:
         return []
     context = spark.sparkContext

@@ -15,7 +15,7 @@ import uuid
 import psutil
 from pyarrow import fs
 
-from chexspark.errors import RunFailed, UserError
+from chexspark.errors import RunFailedError, UserError
 from chexspark.storage import Location
 from chexspark.store.manifest import FILE_NAME, SPLITS, UNFINISHED, Manifest
 
@@ -91,9 +91,9 @@ class Workplace:
         return owner is not None and owner["token"] == self.token
 
     def check_held(self) -> None:
-        """Raise RunFailed when another ingest took this run for dead, and the place."""
+        """Raise RunFailedError when another ingest took this run for dead, and the place."""
         if not self.is_held():
-            raise RunFailed(
+            raise RunFailedError(
                 f"--out {self.store}: another ingest has taken the place, since for more than "
                 f"{DEAD_SECONDS:.0f} seconds this one could not write there: wait for the other"
             )

@@ -12,22 +12,22 @@ import os
 import subprocess
 import sys
 
-from chexspark.errors import RunFailed
+from chexspark.errors import RunFailedError
 from chexspark.findings import FINDINGS
 
 KNOWN: dict[tuple, dict] = {}  # what has been counted, by what was given
 
 
 @contextlib.contextmanager
-def facts_in_the_making(
+def counted_in_background(
     name: str, size: int, batch: int, slots: int = 2, precision: str = "float32"
 ):
     """Yield a function that returns what `count` says of a network, once that is known.
 
     A child process counts meanwhile, so that TensorFlow is not loaded here; it takes some seconds, and
-    is ended where the facts are not needed. `slots`: values that are kept per parameter beside the
+    is ended where they are not needed. `slots`: values that are kept per parameter beside the
     weight, by the optimizer (adam, adamw, lamb, rmsprop: 2; sgd and lars: 1) or for an average of the
-    weights (1). `precision`: Keras's policy. The function raises RunFailed when the child fails.
+    weights (1). `precision`: Keras's policy. The function raises RunFailedError when the child fails.
     """
     given = name, size, batch, slots, precision
     if given in KNOWN:
@@ -40,17 +40,19 @@ def facts_in_the_making(
         command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
-    def facts() -> dict:
+    def cost() -> dict:
         said, errors = child.communicate()
         if child.returncode != 0:
             last = (errors.strip().splitlines() or ["no message"])[-1]
-            raise RunFailed(f"{name} at {size}x{size} could not be built to be measured: {last}")
+            raise RunFailedError(
+                f"{name} at {size}x{size} could not be built to be measured: {last}"
+            )
         KNOWN[given] = json.loads(said.splitlines()[-1])
         return KNOWN[given]
 
     with child:
         try:
-            yield facts
+            yield cost
         finally:
             child.kill()
 

@@ -1,6 +1,6 @@
 """What stops a rank, said so that one knows where to look. Runs on ranks.
 
-In: the result of a step, or an exception. Out: nothing, or NotFinite with step, rank and images; what
+In: the result of a step, or an exception. Out: nothing, or NotFiniteError with step, rank and images; what
 the driver is to know of the exception.
 """
 
@@ -14,7 +14,7 @@ IMAGES_NAMED = 8
 MAY_PASS = (OSError, MemoryError)  # what a host or a store may do once, and not again
 
 
-class NotFinite(FloatingPointError):
+class NotFiniteError(FloatingPointError):
     """A loss or gradient is NaN or infinite. `own`: whether it is this rank's."""
 
     def __init__(self, message: str, own: bool):
@@ -25,13 +25,13 @@ class NotFinite(FloatingPointError):
         return self.args[0]
 
 
-class NotJoined(Exception):
+class NotJoinedError(Exception):
     """Horovod did not start: another rank died meanwhile, or is out of reach."""
 
     own = False
 
 
-class StoppedByUser(Exception):
+class StoppedByUserError(Exception):
     """The user, or who runs the cluster, asked the run to end; a checkpoint is there."""
 
     own = False
@@ -50,18 +50,20 @@ def failure_of(error: Exception) -> dict:
         "mendable": mendable,
         "own": getattr(error, "own", type(error).__name__ not in BROKEN_OFF),
         "may_pass": may_pass,
-        "stopped": isinstance(error, StoppedByUser),
+        "stopped": isinstance(error, StoppedByUserError),
         "message": str(error) if mendable or hasattr(error, "own") else repr(error),
     }
 
 
 def check_finite(result, inputs, reader, facts: RankFacts, epoch: int, step: int) -> None:
-    """Raise NotFinite when the step's loss or gradients are not finite on any rank."""
+    """Raise NotFiniteError when the step's loss or gradients are not finite on any rank."""
     if result.finite:
         return
     where = f"epoch {epoch + 1}, step {step + 1}"
     if result.finite_here:
-        raise NotFinite(f"{where}: loss or gradients of another rank are not finite", own=False)
+        raise NotFiniteError(
+            f"{where}: loss or gradients of another rank are not finite", own=False
+        )
     losses = result.row_losses.numpy()
     real = inputs.rows >= 0
     bad = real & ~np.isfinite(losses)
@@ -69,7 +71,7 @@ def check_finite(result, inputs, reader, facts: RankFacts, epoch: int, step: int
     rows = inputs.rows[bad if bad.any() else real]
     names = ", ".join(reader.image_names(rows[:IMAGES_NAMED]))
     more = f" and {len(rows) - IMAGES_NAMED} more" if len(rows) > IMAGES_NAMED else ""
-    raise NotFinite(
+    raise NotFiniteError(
         f"{where}: {what} not finite on rank {facts.rank}, images {names}{more}; lower "
         "--learning-rate, or give --clip-norm",
         own=True,

@@ -13,7 +13,7 @@ import horovod.tensorflow as hvd
 import numpy as np
 
 from chexspark.config import TrainConfig
-from chexspark.data.augmentation import augment, draw
+from chexspark.data.augmentation import augment, random_numbers
 from chexspark.data.pipeline import tensors
 from chexspark.data.plan import FILLER, RankFacts, fixed_plan, training_plan
 from chexspark.data.reader import Cache, SplitReader
@@ -27,7 +27,7 @@ from chexspark.storage import locate
 from chexspark.store.manifest import Manifest
 from chexspark.training.clock import Clock
 from chexspark.training.events import EventSender
-from chexspark.training.faults import StoppedByUser, check_finite
+from chexspark.training.faults import StoppedByUserError, check_finite
 from chexspark.training.schedule import Plateau, make_schedule
 from chexspark.training.setup import global_batch, make_model, make_steps
 from chexspark.training.statistics import all_statistics, average_statistics, take_statistics
@@ -52,10 +52,10 @@ class Training:
         self.steps = make_steps(config, manifest, facts, self.saved)
         self.model = self.steps.model
         cache = Cache(config.cache_mb << 20)
-        self.train, self.val = (
+        self.train_reader, self.val_reader = (
             SplitReader(locate(config.data), manifest, split, cache) for split in ("train", "val")
         )
-        self.images = sum(self.train.row_groups)
+        self.images = sum(self.train_reader.row_groups)
         self.steps_per_epoch = -(-self.images // global_batch(config))
         self.schedule = make_schedule(config, self.steps_per_epoch)
         self.plateau = Plateau(1.0, config.plateau_factor, config.plateau_patience)
@@ -139,15 +139,15 @@ class Training:
             average_statistics(self.steps)
         try:
             self.after_epoch(epoch, {"learning_rate": rate, **clock.figures()})
-        except StoppedByUser:
+        except StoppedByUserError:
             self.checkpoint(epoch, self.steps_per_epoch, clock.losses)
             raise
 
     def after_epoch(self, epoch: int, figures: dict) -> None:
         """Validate, keep the model if it is the best so far, write the history."""
         with averaged_weights(self.steps):
-            plan = fixed_plan(self.val.row_groups, self.steps.rows, self.facts)
-            found = validate(self.steps, self.val, plan, self.goes_on)
+            plan = fixed_plan(self.val_reader.row_groups, self.steps.batch_size, self.facts)
+            found = validate(self.steps, self.val_reader, plan, self.goes_on)
             score = (-math.inf if math.isnan(found.mean) else found.mean, -found.loss)
             is_best = score > self.best
             names = [AUROC + name for name in FINDINGS]
@@ -184,19 +184,21 @@ class Training:
 
     def plan(self, epoch: int) -> np.ndarray:
         """The rank's rows of an epoch, int64 (steps, rows of a step)."""
-        batch, groups = global_batch(self.config), self.train.row_groups
+        batch, groups = global_batch(self.config), self.train_reader.row_groups
         plan = training_plan(groups, batch, self.facts, self.config.seed, epoch)
-        more = self.steps.rows - plan.shape[1]  # so that it can be worked through in equal parts
+        more = (
+            self.steps.batch_size - plan.shape[1]
+        )  # so that it can be worked through in equal parts
         return np.pad(plan, ((0, 0), (0, more)), constant_values=FILLER)
 
     def train_epoch(self, epoch: int, first: int, losses: float) -> tuple[Clock, float]:
         """The steps of one epoch from `first`. Returns how they went, and the last learning rate."""
-        plan, draws = self.plan(epoch), draw(self.config.seed, epoch, self.images)
+        plan, draws = self.plan(epoch), random_numbers(self.config.seed, epoch, self.images)
         clock = Clock(self.images / len(plan), first, losses)
         begin = first
         while begin and (plan[begin : begin + 1] == FILLER).all():
             begin -= 1  # a step without rows of its own repeats an image of an earlier one
-        batches = tensors(self.train.batches(plan[begin:]), draws)
+        batches = tensors(self.train_reader.batches(plan[begin:]), draws)
         for _ in range(first - begin):
             next(batches)
         rate = self.set_rate((epoch + 1) * self.steps_per_epoch - 1)
@@ -210,7 +212,7 @@ class Training:
                 self.tensorboard.images(seen, inputs.labels)
             self.steps.stop.assign(float(self.events.stopping.is_set()))
             result = self.steps.train(inputs)
-            check_finite(result, inputs, self.train, self.facts, epoch, step)
+            check_finite(result, inputs, self.train_reader, self.facts, epoch, step)
             clock.stepped(result)
             self.tell(epoch, step, len(plan), rate, clock)
             done, every = step + 1, self.config.checkpoint_steps
@@ -220,7 +222,7 @@ class Training:
             if result.stopping or is_due:
                 self.checkpoint(epoch, done, clock.losses)
             if result.stopping:
-                raise StoppedByUser(f"stopped after epoch {epoch + 1}, step {done}")
+                raise StoppedByUserError(f"stopped after epoch {epoch + 1}, step {done}")
         return clock, rate
 
     def set_rate(self, step: int) -> float:

@@ -29,7 +29,7 @@ class Loss:
     gamma: float = 0.0
     smoothing: float = 0.0
 
-    def rows(self, labels, logits):
+    def per_row(self, labels, logits):
         """Losses summed per row, float32 (batch,), unknown labels (−1) left out.
 
         `labels`: int8 (batch, 14); `logits`: float32 (batch, 14).

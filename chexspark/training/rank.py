@@ -29,7 +29,7 @@ from chexspark.run.seen_patients import write_seen_patients
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import read_manifest
 from chexspark.training.events import EventAddress, EventSender
-from chexspark.training.faults import NotJoined, failure_of
+from chexspark.training.faults import NotJoinedError, failure_of
 
 CPU_CYCLE_MILLISECONDS = "10"  # Horovod's default of 1 cost a tenth of the rate on two cores
 LOG_SECONDS = 5.0  # between two copies of a log to where files cannot grow
@@ -103,7 +103,7 @@ def join_ring(threads: int | None) -> tuple[RankFacts, str, int]:
     try:
         hvd.init()
     except ValueError as error:
-        raise NotJoined(str(error)) from error
+        raise NotJoinedError(str(error)) from error
     # Arrow's own pool gives large buffers back to the system and takes them again, page by page:
     # reading a row group then costs several times the copy.
     pa.set_memory_pool(pa.system_memory_pool())

@@ -87,7 +87,7 @@ class Schedule:
         return 1.0
 
 
-def draw(schedule: Schedule, width: int = 60, height: int = 8) -> str:
+def rate_chart(schedule: Schedule, width: int = 60, height: int = 8) -> str:
     """The schedule as a chart of text: `height` lines, and one for the steps.
 
     A column is the highest rate of its steps, so that a short peak is not lost.

@@ -1,6 +1,6 @@
 """One training step and one scoring step, compiled once. Runs on ranks.
 
-In: `Inputs`. Out: the loss of the global batch, the same on every rank; or logits. Sums and
+In: `StepInputs`. Out: the loss of the global batch, the same on every rank; or logits. Sums and
 counts are reduced over the ranks, then divided once: a row that only fills up a batch, and a label
 that is unknown, weigh nothing, whatever rank they are on.
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from chexspark.data.augmentation import DRAWS, NO_AUGMENTATION, Augmentation, augment
-from chexspark.data.pipeline import Inputs
+from chexspark.data.pipeline import StepInputs
 from chexspark.findings import FINDINGS
 from chexspark.training.loss import Loss, known_labels
 
@@ -58,7 +58,7 @@ class Steps:
         augmentation: Augmentation = NO_AUGMENTATION, loss: Loss | None = None,
         settings: StepSettings | None = None,
     ):  # fmt: skip
-        self.model, self.optimizer, self.rows = model, optimizer, batch_size
+        self.model, self.optimizer, self.batch_size = model, optimizer, batch_size
         self.augmentation = augmentation
         self.fp16 = settings is not None and settings.compression == "fp16"
         self.loss, self.settings = loss or Loss(), settings or StepSettings()
@@ -91,7 +91,7 @@ class Steps:
     def _part(self, images, labels, weights, count):
         """Gradients of the (scaled) loss of some rows, and each row's loss."""
         with tf.GradientTape() as tape:
-            rows = self.loss.rows(labels, self.model(images, training=True)) * weights
+            rows = self.loss.per_row(labels, self.model(images, training=True)) * weights
             total = tf.reduce_sum(rows) / count * self.scale
         return tape.gradient(total, self.variables), rows
 
@@ -181,10 +181,10 @@ class Steps:
 
     def _score_step(self, images, labels, weights):
         logits = self.model(images, training=False)
-        loss = tf.reduce_sum(self.loss.rows(labels, logits) * weights)
+        loss = tf.reduce_sum(self.loss.per_row(labels, logits) * weights)
         return logits, loss, known_labels(labels, weights)
 
-    def train(self, inputs: Inputs) -> StepResult:
+    def train(self, inputs: StepInputs) -> StepResult:
         """Take one step. Where loss or gradients are not finite, the weights are spoilt, except
         under a loss scale that can still be lowered."""
         lowest = float(self.scale) <= 1.0
@@ -196,7 +196,7 @@ class Steps:
             bool(stopping), seconds, rows,
         )  # fmt: skip
 
-    def score(self, inputs: Inputs):
+    def score(self, inputs: StepInputs):
         """Return logits float32 (batch, 14), this rank's sum of losses, and its count of labels."""
         logits, loss, count = self._score(inputs.images, inputs.labels, inputs.weights)
         return logits.numpy(), float(loss), float(count)

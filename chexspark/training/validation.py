@@ -14,7 +14,7 @@ import tensorflow as tf
 from chexspark.auroc import auroc_per_finding, mean_auroc
 from chexspark.data.pipeline import tensors
 from chexspark.data.plan import FILLER
-from chexspark.training.faults import StoppedByUser
+from chexspark.training.faults import StoppedByUserError
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def averaged_weights(steps):
 def validate(steps, reader, plan: np.ndarray, goes_on=lambda: True) -> Validation:
     """Score the rank's rows and pool what all ranks found.
 
-    `goes_on` is asked after each batch. Raises StoppedByUser on all ranks where it says no on one.
+    `goes_on` is asked after each batch. Raises StoppedByUserError on all ranks where it says no on one.
     """
     logits, labels, rows, loss, count, stopped = [], [], [], 0.0, 0.0, False
     for inputs in tensors(reader.batches(plan)):
@@ -57,7 +57,7 @@ def validate(steps, reader, plan: np.ndarray, goes_on=lambda: True) -> Validatio
     sums = tf.constant([loss, count, stopped], tf.float64)
     loss, count, stopped = hvd.allreduce(sums, op=hvd.Sum, name="val_loss").numpy()
     if stopped:
-        raise StoppedByUser("stopped while validating")
+        raise StoppedByUserError("stopped while validating")
     pooled = {
         name: hvd.allgather(np.concatenate(values), name=f"val_{name}").numpy()
         for name, values in (("logits", logits), ("labels", labels), ("rows", rows))
