@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from chexspark.commands import COMMANDS
+from chexspark.run.folder import TABLES, RunFolder
+from chexspark.storage import Location
 
 PACKAGE = Path(__file__).parent.parent / "chexspark"
 ROOMS = ["store", "run", "ingestion", "data", "models", "training", "cluster", "evaluation"]
@@ -93,3 +95,47 @@ def test_no_test_passes_by_luck_or_by_leaving_out():
             assert called not in ("eval", "importorskip"), f"{path.name}: {function}"
             if called == "sleep":
                 assert (path.name, function) in SLEEPERS, f"{path.name}: {function}: use wait_for"
+
+
+def run_names() -> set[str]:
+    """Every name in a run, as `run/folder.py` has it."""
+    run = RunFolder(Location(None, "", ""))
+    places = [getattr(run, n) for n, v in vars(RunFolder).items() if isinstance(v, property)]
+    return {part for place in places for part in place.path.split("/")} | set(TABLES)
+
+
+def path_texts(tree: ast.AST):
+    """The texts that stand in path expressions: ``a / "b"``, ``join("a", "b")``, ``Path("a")``."""
+    for node in ast.walk(tree):
+        operands = []
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            operands = [node.left, node.right]
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in ("join", "joinpath", "Path", "locate", "run_folder", "open", "glob"):
+                operands = node.args
+        for operand in operands:
+            for part in ast.walk(operand):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.lineno, part.value
+
+
+def test_no_name_of_a_run_stands_in_a_path_outside_its_room():
+    names = run_names()
+    assert {"lineage.json", "config.yaml", "model.keras", "history", "checkpoints"} <= names
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {text}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.parent.name != "run"
+        for line, text in path_texts(ast.parse(path.read_text()))
+        if names & set(text.split("/"))
+    ]
+    assert not found
+
+
+def test_the_search_for_names_in_paths_finds_them():
+    code = (
+        'a = run / "best" / f"model.keras"; b = os.path.join(x, "logs/rank-1.log"); c = "history"'
+    )
+    texts = [text for _, text in path_texts(ast.parse(code))]
+    assert {"best", "model.keras", "logs/rank-1.log"} <= set(texts) and "history" not in texts

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from chexspark import evaluate, predict, report, train
+from chexspark import evaluate, ingest, predict, report, train
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
@@ -36,6 +36,14 @@ def test_a_store_of_schema_1_is_read(old):
     groups = row_groups(locate(str(old / "store")), manifest, "train")
     read = [read_row_group(group, 32, ("image_index",)) for group in groups]
     assert sum(len(piece.images) for piece in read) == manifest.splits["train"].images
+
+
+def test_a_store_of_schema_1_is_not_added_to(old):
+    write_release(out=str(old / "nih"), images=60, size=32)
+    settings = {"size": 32, "rows_per_group": 10, "out": str(old / "store"), "append": True}
+    with pytest.raises(UserError, match="has schema version 1, and this chexspark writes 2"):
+        ingest(None, images=str(old / "nih" / "images"),
+               labels=str(old / "nih" / "Data_Entry_2017.csv"), **settings)  # fmt: skip
 
 
 def test_a_run_of_layout_1_is_scored_as_it_was_then(spark, old):

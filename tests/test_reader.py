@@ -17,7 +17,12 @@ from chexspark.data.reader import Cache, SplitReader
 from chexspark.errors import UserError
 from chexspark.storage import locate
 from chexspark.store.check import check_files
-from chexspark.store.row_groups import DamagedStoreError
+from chexspark.store.row_groups import (
+    DamagedStoreError,
+    patients_of_split,
+    read_row_group,
+    row_groups,
+)
 from chexspark.store.schema import RowGroupChecksum, image_header
 
 
@@ -163,7 +168,12 @@ from chexspark.data.augmentation import random_numbers
 from chexspark.data.plan import RankFacts, training_plan
 from chexspark.data.reader import SplitReader
 from chexspark.store.check import check_files
-from chexspark.store.row_groups import DamagedStoreError
+from chexspark.store.row_groups import (
+    DamagedStoreError,
+    patients_of_split,
+    read_row_group,
+    row_groups,
+)
 from chexspark.data.pipeline import read_ahead
 from chexspark.store.manifest import read_manifest
 from chexspark.storage import locate
@@ -292,3 +302,29 @@ def test_the_checksum_sees_pixels_labels_and_order():
         for v in ((images, labels), (other, labels), (images, 1 - labels), (images[::-1], labels))
     }
     assert len(sums) == 4
+
+
+def test_a_changed_patient_is_found(store, manifest, tmp_path):
+    copy = locate(str(tmp_path / "store"))
+    shutil.copytree(store.path, copy.path)
+    file = manifest.splits["test"].files[0]
+    path = Path((copy / file.path).path)
+    table = pq.read_table(path)
+    patients = table["patient_id"].to_pylist()
+    changed = table.set_column(
+        table.schema.get_field_index("patient_id"), table.schema.field("patient_id"),
+        [["stranger", *patients[1:]]],
+    )  # fmt: skip
+    pq.write_table(changed, path, row_group_size=file.row_groups[0])
+    message = rf"{path.name}, row group 0: names, patients or what is known of them have changed"
+    with pytest.raises(DamagedStoreError, match=message):
+        patients_of_split(copy, manifest, "test")
+    group = row_groups(copy, manifest, "test")[0]
+    with pytest.raises(DamagedStoreError, match=message):
+        read_row_group(group, 32, ("image_index",))
+    assert len(read_row_group(group, 32).images) == group.rows
+    whole = row_groups(store, manifest, "test")[0]
+    assert (
+        read_row_group(whole, 32, ("patient_id",)).others["patient_id"].to_pylist()
+        == (patients[: whole.rows])
+    )

@@ -6,6 +6,7 @@ what it found is judged here (`diagnosis`).
 """
 
 import contextlib
+import glob
 import sys
 import uuid
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from chexspark.config import DoctorConfig
 from chexspark.errors import UserError
 from chexspark.models import check_model_name
 from chexspark.models.cost import counted_in_background
+from chexspark.run.checkpoint import PATTERN
+from chexspark.run.folder import RunFolder
 from chexspark.session import start_session
 from chexspark.storage import Location, locate
-from chexspark.store.manifest import Manifest, read_manifest
+from chexspark.store.manifest import FILE_NAME, Manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,8 @@ def examine(
             "run": run.uri if mark else None,
             "run_folder": run.path if mark and is_local_folder(run) else None,
             "mark": mark,
+            "kept": checkpoint_pattern(run) if run else None,
+            "manifest": FILE_NAME,
         }
         ranks, failure = look(spark, asked, num_proc, wait_seconds)
     cost = cost() if cost and ranks else None
@@ -146,6 +151,11 @@ def examine(
         *diagnosis.container_warnings(ranks, container_overhead(spark), cost),
     ]
     return Examination(num_proc, tuple(ranks), tuple(faults), tuple(warnings))
+
+
+def checkpoint_pattern(run: Location) -> str:
+    """What `glob` finds the checkpoints of a local run by."""
+    return f"{glob.escape(RunFolder(run).checkpoints.path)}/{PATTERN}"
 
 
 def is_local_folder(place: Location) -> bool:

@@ -200,9 +200,7 @@ def meet(place: PlaceFacts, asked: dict) -> PlaceFacts:
         if asked["run_folder"] and not place["run"]:
             folder = asked["run_folder"]
             place["run_disk"] = {folder: shutil.disk_usage(folder).free}
-            place["run_kept"] = len(
-                glob.glob(os.path.join(glob.escape(folder), "checkpoints", "step-*"))
-            )
+            place["run_kept"] = len(glob.glob(asked["kept"]))
         # The port stays open until all are done; and Spark hands over no result while a task waits
         # for a slot.
         with contextlib.suppress(OSError):
@@ -312,7 +310,7 @@ def store_fault(asked: dict, rank: int) -> str | None:
     from chexspark.storage import locate
 
     store = locate(asked["store"])
-    manifest = json.loads((store / "dataset.json").read_text())
+    manifest = json.loads((store / asked["manifest"]).read_text())
     if manifest["fingerprint"] != asked["fingerprint"]:
         return "another store is there than on the driver"
     file = store / asked["files"][rank % len(asked["files"])]

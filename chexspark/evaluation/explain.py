@@ -20,7 +20,7 @@ from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
-from chexspark.store.manifest import SPLITS, Manifest, read_manifest
+from chexspark.store.manifest import SPLITS, Manifest, read_boxes, read_manifest
 from chexspark.store.row_groups import image_names, row_groups
 
 PICTURE_SIDE = 512  # pixels, at least
@@ -46,7 +46,7 @@ def explain(spark, config: ExplainConfig) -> pd.DataFrame:
         manifest = read_manifest(store)
         check_fit(store, run, manifest)
         groups = groups_with(store, manifest, config.images)
-        boxes = (store / "boxes").read_table().to_pandas() if manifest.boxes else None
+        boxes = read_boxes(store, manifest)
         spark = start_session(spark, "explain")
         wanted = frozenset(config.images)
         found = run_maps(

@@ -24,6 +24,7 @@ from chexspark.evaluation.localisation import (
 )
 from chexspark.run.folder import EXAMPLES, LOCALISATION
 from chexspark.spark_progress import watched
+from chexspark.store.manifest import read_boxes
 from chexspark.store.row_groups import RowGroup, image_names, read_row_group, row_groups
 
 
@@ -119,7 +120,7 @@ def write_maps(spark, store, manifest, split, model, out, table, records, batch_
 
     `table`: the split's predictions; `records`: its metrics.
     """
-    boxes = (store / "boxes").read_table().to_pandas() if manifest.boxes else None
+    boxes = read_boxes(store, manifest)
     if boxes is not None:
         boxes = boxes[boxes["image_index"].isin(table["image_index"])]
     examples = choose_examples(table, records)

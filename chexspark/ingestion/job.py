@@ -22,7 +22,7 @@ from chexspark.ingestion.inputs import (
 from chexspark.ingestion.petastorm_metadata import write_petastorm_metadata
 from chexspark.ingestion.sources import is_archive
 from chexspark.ingestion.summary import (
-    QUARANTINE,
+    QUARANTINE_SCHEMA,
     patients_of,
     refused_images,
     summarise,
@@ -35,7 +35,14 @@ from chexspark.ingestion.workplace import Workplace, holds_other_things
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
-from chexspark.store.manifest import FILE_NAME, SPLITS, Manifest, read_manifest
+from chexspark.store.manifest import (
+    FILE_NAME,
+    QUARANTINE,
+    SCHEMA_VERSION,
+    SPLITS,
+    Manifest,
+    read_manifest,
+)
 from chexspark.store.schema import LABELS, parquet_schema
 
 MIN_FILES, MIN_FILE_ROWS = 8, 32  # so that a small set still keeps several cores and ranks busy
@@ -57,6 +64,11 @@ def ingest(spark, config: IngestConfig) -> Manifest:
         if inputs.digest in before.sources["digests"]:
             print(f"{out} already holds this store: nothing to do")
             return before
+        if config.append and before.schema_version != SCHEMA_VERSION:
+            raise UserError(
+                f"--append: the store {out} has schema version {before.schema_version}, and this "
+                f"chexspark writes {SCHEMA_VERSION}: ingest all into a new folder"
+            )
         if not config.append:
             raise UserError(
                 f"--out {out} already holds a store of other images, labels, splits or boxes: give "
@@ -106,8 +118,8 @@ def stop_when_too_many_refused(results: list[TaskResult], max_bad: float, out: L
     """Raise UserError when too many images were refused, having written which to STORE/quarantine."""
     fault = too_many_refused(results, max_bad)
     if fault:
-        place = out / "quarantine"
-        place.write_table(table_of(refused_images(results), QUARANTINE))
+        place = out / QUARANTINE
+        place.write_table(table_of(refused_images(results), QUARANTINE_SCHEMA))
         raise UserError(f"{fault}: see {place}")
 
 

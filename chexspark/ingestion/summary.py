@@ -17,11 +17,25 @@ from chexspark.ingestion.splits import split_hash
 from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, TaskResult, label_counts
 from chexspark.progress import duration
 from chexspark.storage import Location
-from chexspark.store.manifest import SCHEMA_VERSION, SPLITS, Manifest, SplitSummary, class_weights
+from chexspark.store.manifest import (
+    BOXES,
+    DUPLICATES,
+    QUARANTINE,
+    SCHEMA_VERSION,
+    SPLITS,
+    UNMATCHED,
+    Manifest,
+    SplitSummary,
+    class_weights,
+)
 
-QUARANTINE = pa.schema([("path", pa.string()), ("reason", pa.string()), ("bytes", pa.int64())])
-UNMATCHED = pa.schema([("name", pa.string()), ("kind", pa.string())])
-DUPLICATES = pa.schema([("image", pa.string()), ("other", pa.string()), ("kind", pa.string())])
+QUARANTINE_SCHEMA = pa.schema(
+    [("path", pa.string()), ("reason", pa.string()), ("bytes", pa.int64())]
+)
+UNMATCHED_SCHEMA = pa.schema([("name", pa.string()), ("kind", pa.string())])
+DUPLICATES_SCHEMA = pa.schema(
+    [("image", pa.string()), ("other", pa.string()), ("kind", pa.string())]
+)
 
 
 def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, before, out):
@@ -40,7 +54,7 @@ def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, befor
             f"{len(duplicates):,} images are in more than one archive or folder, the first "
             f"{min(duplicates)}: give each once"
         )
-    all_refused = refused + stored_table(out, "quarantine", QUARANTINE, before)
+    all_refused = refused + stored_table(out, QUARANTINE, QUARANTINE_SCHEMA, before)
     everything = stored + new
     present = {f.name for f in inputs.files} | {k.name for k in everything}
     present |= set(unlabelled) | refused_names
@@ -85,10 +99,10 @@ def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, befor
         seconds=0.0,
     )
     tables = {
-        "quarantine": table_of(all_refused, QUARANTINE),
-        "unmatched": table_of(unmatched, UNMATCHED),
-        "duplicates": pa.Table.from_pylist(pairs, DUPLICATES),
-        "boxes": boxes,
+        QUARANTINE: table_of(all_refused, QUARANTINE_SCHEMA),
+        UNMATCHED: table_of(unmatched, UNMATCHED_SCHEMA),
+        DUPLICATES: pa.Table.from_pylist(pairs, DUPLICATES_SCHEMA),
+        BOXES: boxes,
     }
     return manifest, tables
 
@@ -131,7 +145,7 @@ def boxes_of(inputs: IngestInputs, names: set[str], out: Location, before) -> pa
     """The boxes of images that are in the store; those of before and the new ones, each once."""
     tables = [inputs.boxes] if inputs.boxes is not None else []
     if before and before.boxes:
-        tables.append((out / "boxes").read_table())
+        tables.append((out / BOXES).read_table())
     if not tables:
         return None
     frame = pa.concat_tables(tables).to_pandas().drop_duplicates()
@@ -167,11 +181,11 @@ def summary_text(manifest: Manifest, out: Location, results: list[TaskResult]) -
     """The counts, what was refused or left out, and how long it took."""
     lines = [str(manifest), ""]
     lines += [
-        f"{number:,} x {name}: {out / 'unmatched'}" for name, number in manifest.unmatched.items()
+        f"{number:,} x {name}: {out / UNMATCHED}" for name, number in manifest.unmatched.items()
     ]
     if manifest.quarantined:
         listed = ", ".join(f"{number:,} {name}" for name, number in manifest.quarantined.items())
-        lines.append(f"refused: {listed}: {out / 'quarantine'}")
+        lines.append(f"refused: {listed}: {out / QUARANTINE}")
     converted = {m: n for m, n in manifest.original_modes.items() if m not in ("L", "MONOCHROME2")}
     if converted:
         lines.append(
@@ -181,7 +195,7 @@ def summary_text(manifest: Manifest, out: Location, results: list[TaskResult]) -
         lines.append(f"{manifest.inverted:,} images look inverted (column `inverted`)")
     if manifest.duplicates:
         listed = ", ".join(f"{number:,} {name}" for name, number in manifest.duplicates.items())
-        lines.append(f"pairs of images alike in different patients: {listed}: {out / 'duplicates'}")
+        lines.append(f"pairs of images alike in different patients: {listed}: {out / DUPLICATES}")
     before = sum(result.stored_before for result in results)
     if before:
         lines.append(

@@ -18,7 +18,14 @@ from chexspark.ingestion.images import BadImageError, StoredImage, prepare
 from chexspark.ingestion.sources import SourceFile, read_source_images
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, StoreFile
-from chexspark.store.schema import IMAGE, LABELS, RowGroupChecksum, image_column, parquet_schema
+from chexspark.store.schema import (
+    IMAGE,
+    LABELS,
+    RowGroupChecksum,
+    columns_checksum,
+    image_column,
+    parquet_schema,
+)
 
 FINGERPRINT_MODULUS = 2**256
 FILE_ROWS = 1024  # 100 MB of 320 × 320 images: large for a file system, small for a retry
@@ -81,7 +88,7 @@ class FileWriter:
         self.task, self.split = task, split
         self.schema = parquet_schema(task.size)
         self.files, self.rows, self.number = [], [], 0
-        self.writer, self.groups, self.checksums = None, [], []
+        self.writer, self.groups, self.checksums, self.column_checksums = None, [], [], []
 
     def add(self, row: dict, pixels: np.ndarray) -> None:
         self.rows.append((row, pixels))
@@ -115,10 +122,12 @@ class FileWriter:
             else pa.array(values[field.name], field.type)
             for field in self.schema
         ]
-        self.writer.write_table(pa.Table.from_arrays(columns, schema=self.schema), len(images))
+        table = pa.Table.from_arrays(columns, schema=self.schema)
+        self.writer.write_table(table, len(images))
         found = RowGroupChecksum()
         found.add(images, np.stack(values[LABELS]))
         self.checksums.append(found.hexdigest())
+        self.column_checksums.append(columns_checksum(table))
         self.groups.append(len(self.rows))
         self.rows = []
 
@@ -130,9 +139,12 @@ class FileWriter:
         aside, place = self.aside(), locate(self.task.folder) / self.path()
         aside.move_to(place)
         size = place.filesystem.get_file_info(place.path).size
-        file = StoreFile(self.path(), size, tuple(self.groups), tuple(self.checksums))
+        file = StoreFile(
+            self.path(), size, tuple(self.groups), tuple(self.checksums),
+            tuple(self.column_checksums),
+        )  # fmt: skip
         self.files.append((self.split, file))
-        self.writer, self.groups, self.checksums = None, [], []
+        self.writer, self.groups, self.checksums, self.column_checksums = None, [], [], []
         self.number += 1
 
     def path(self) -> str:

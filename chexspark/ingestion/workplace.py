@@ -17,11 +17,9 @@ from pyarrow import fs
 
 from chexspark.errors import RunFailedError, UserError
 from chexspark.storage import Location
-from chexspark.store.manifest import FILE_NAME, SPLITS, UNFINISHED, Manifest
+from chexspark.store.manifest import FILE_NAME, QUARANTINE, SPLITS, TABLES, UNFINISHED, Manifest
 
 OWNER = "owner.json"
-QUARANTINE = "quarantine"
-TABLES = (QUARANTINE, "boxes", "unmatched", "duplicates")
 BEAT_SECONDS, RETRY_SECONDS, DEAD_SECONDS = 10.0, 1.0, 60.0
 LOOK_AGAIN_SECONDS = 1.0  # HDFS replaces a file in two steps, between which there is none
 

@@ -8,6 +8,8 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+import pandas as pd
+
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.storage import Location
@@ -20,6 +22,9 @@ READABLE = (1, 2)
 FILE_NAME = "dataset.json"
 UNFINISHED = "_unfinished"  # the folder in which an ingest works
 SPLITS = ("train", "val", "test")
+# The tables beside the splits.
+QUARANTINE, UNMATCHED, DUPLICATES, BOXES = "quarantine", "unmatched", "duplicates", "boxes"
+TABLES = (QUARANTINE, UNMATCHED, DUPLICATES, BOXES)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,11 @@ def class_weights(train: SplitSummary) -> dict[str, dict[str, float]]:
         known = max(1, positives + negatives)
         weights[finding] = {"positive": negatives / known, "negative": positives / known}
     return weights
+
+
+def read_boxes(store: Location, manifest: Manifest) -> pd.DataFrame | None:
+    """``STORE/boxes``: image_index, finding, x, y, width, height in pixels of the original image."""
+    return (store / BOXES).read_table().to_pandas() if manifest.boxes else None
 
 
 def read_manifest(store: Location) -> Manifest:

@@ -12,9 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexspark.storage import Location, locate
-from chexspark.store.manifest import Manifest
-from chexspark.store.schema import IMAGE, LABELS, RowGroupChecksum, images_of, labels_of
+from chexspark.store.manifest import Manifest, StoreFile
+from chexspark.store.schema import (
+    IMAGE,
+    LABELS,
+    RowGroupChecksum,
+    columns_checksum,
+    images_of,
+    labels_of,
+)
 
+PIXELS = (IMAGE, LABELS)
 PIECE_BYTES = 1 << 20  # a row group is decoded in pieces that fit a processor's cache
 
 
@@ -30,6 +38,7 @@ class RowGroup:
     number: int  # in the file
     rows: int
     checksum: str  # of pixels and labels, as the manifest has it
+    column_checksum: str | None  # of the other columns; a store of version 1 has none
 
     def __str__(self) -> str:
         return f"{self.uri}, row group {self.number}"
@@ -46,11 +55,14 @@ class Piece(NamedTuple):
 
 def row_groups(store: Location, manifest: Manifest, split: str) -> list[RowGroup]:
     """All row groups of a split in the store's order."""
-    return [
-        RowGroup((store / file.path).uri, number, rows, known)
-        for file in manifest.splits[split].files
-        for number, (rows, known) in enumerate(zip(file.row_groups, file.checksums, strict=True))
-    ]
+    return [group for file in manifest.splits[split].files for group in groups_of(store, file)]
+
+
+def groups_of(store: Location, file: StoreFile) -> list[RowGroup]:
+    """The row groups of one file."""
+    others = file.column_checksums or (None,) * len(file.row_groups)
+    known = zip(file.row_groups, file.checksums, others, strict=True)
+    return [RowGroup((store / file.path).uri, number, *each) for number, each in enumerate(known)]
 
 
 def pieces(group: RowGroup, size: int, others: tuple[str, ...] = (), place=None, footers=None):
@@ -62,24 +74,40 @@ def pieces(group: RowGroup, size: int, others: tuple[str, ...] = (), place=None,
     """
     place = place or locate(group.uri)
     footers = {} if footers is None else footers
-    found, first = RowGroupChecksum(), 0
+    found, first, described = RowGroupChecksum(), 0, []
     try:
         with place.filesystem.open_input_file(place.path) as source:
             parquet = pq.ParquetFile(source, metadata=footers.get(group.uri))
             footers[group.uri] = parquet.metadata
+            columns = [*others_of(parquet), *PIXELS] if others else list(PIXELS)
             for batch in parquet.iter_batches(
-                max(1, PIECE_BYTES // size**2), row_groups=[group.number],
-                columns=[IMAGE, LABELS, *others], use_threads=False,
+                max(1, PIECE_BYTES // size**2), row_groups=[group.number], columns=columns,
+                use_threads=False,
             ):  # fmt: skip
-                table = pa.Table.from_batches([batch]).select(list(others))
-                piece = Piece(first, images_of(batch[IMAGE], size), labels_of(batch[LABELS]), table)
-                found.add(piece.images, piece.labels)
-                yield piece
-                first += len(piece.images)
-    except (OSError, ValueError) as error:
+                images, labels = images_of(batch[IMAGE], size), labels_of(batch[LABELS])
+                found.add(images, labels)
+                table = pa.Table.from_batches([batch]).drop(list(PIXELS))
+                described += [table] if others else []
+                yield Piece(first, images, labels, table.select(list(others)))
+                first += len(images)
+    except (OSError, ValueError, KeyError) as error:
         raise DamagedStoreError(f"{group}: {error}") from error
     if found.hexdigest() != group.checksum:
         raise DamagedStoreError(f"{group}: pixels or labels have changed since ingest")
+    if others:
+        check_columns(pa.concat_tables(described), group)
+
+
+def others_of(parquet: pq.ParquetFile) -> list[str]:
+    """All columns but images and labels."""
+    return [name for name in parquet.schema_arrow.names if name not in PIXELS]
+
+
+def check_columns(table: pa.Table, group: RowGroup) -> None:
+    """Raise DamagedStoreError when a row group's other columns are not as ingest wrote them."""
+    if group.column_checksum is not None and columns_checksum(table) != group.column_checksum:
+        raise DamagedStoreError(f"{group}: names, patients or what is known of them have changed "
+                                "since ingest")  # fmt: skip
 
 
 def joined(parts: list[Piece]) -> Piece:
@@ -95,23 +123,27 @@ def read_row_group(group: RowGroup, size: int, others: tuple[str, ...] = ()) -> 
 
 def image_names(group: RowGroup) -> list[str]:
     """The `image_index` of each row. Raises DamagedStoreError."""
-    place, column = locate(group.uri), "image_index"
-    try:
-        with place.filesystem.open_input_file(place.path) as source:
-            table = pq.ParquetFile(source).read_row_group(group.number, columns=[column])
-    except (OSError, ValueError) as error:
-        raise DamagedStoreError(f"{group}: {error}") from error
-    return table[column].to_pylist()
+    return checked_column([group], "image_index")
 
 
 def patients_of_split(store: Location, manifest: Manifest, split: str) -> set[str]:
     """The patients that a split of the store has images of. Raises DamagedStoreError."""
     found = set()
     for file in manifest.splits[split].files:
-        place = store / file.path
-        try:
-            table = pq.read_table(place.path, columns=["patient_id"], filesystem=place.filesystem)
-        except (OSError, ValueError) as error:
-            raise DamagedStoreError(f"{place}: {error}") from error
-        found.update(table["patient_id"].unique().to_pylist())
+        found.update(checked_column(groups_of(store, file), "patient_id"))
     return found
+
+
+def checked_column(groups: list[RowGroup], name: str) -> list:
+    """A column, as Python values, of row groups of one file. Raises DamagedStoreError."""
+    place, values = locate(groups[0].uri), []
+    for group in groups:
+        try:
+            with place.filesystem.open_input_file(place.path) as source:
+                parquet = pq.ParquetFile(source)
+                table = parquet.read_row_group(group.number, columns=others_of(parquet))
+            values += table[name].to_pylist()
+        except (OSError, ValueError, KeyError) as error:
+            raise DamagedStoreError(f"{group}: {error}") from error
+        check_columns(table, group)
+    return values
