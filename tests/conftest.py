@@ -108,11 +108,11 @@ def untrained_run(store, manifest, tmp_path_factory):
 def wait_for():
     """A function that returns as soon as a condition holds, and fails if it never does."""
 
-    def wait(condition):
-        end = time.monotonic() + PATIENCE
+    def wait(condition, seconds=PATIENCE):
+        end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end:
-                pytest.fail(f"it did not happen within {PATIENCE} seconds")
+                pytest.fail(f"it did not happen within {seconds} seconds")
             time.sleep(0.02)
 
     return wait
