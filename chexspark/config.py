@@ -171,10 +171,10 @@ class TrainConfig:
         "a checkpoint after so many steps, and after every epoch; 0: only then", "survival", 500,
         minimum=0)  # fmt: skip
     max_restarts: int = setting(
-        "times that a run goes on after a rank died or stalled", "survival", 3, minimum=0
+        "times that a run is resumed after a rank died or stalled", "survival", 3, minimum=0
     )
     min_proc: int | None = setting(
-        "go on with as few ranks as these where slots are gone; by default with all", "survival",
+        "resume with as few ranks as these where slots are gone; by default with all", "survival",
         None, minimum=1)  # fmt: skip
     stall_seconds: float = setting(
         "a rank that does nothing for so long is treated as dead; until its first step it has 900 or more",
@@ -222,7 +222,7 @@ class EvaluateConfig:
         "finding, with or without prob_; in a notebook also a DataFrame", "input: or scores", None,
         frame=True, path=True)  # fmt: skip
     labels: str | None = setting(
-        "NIH's Data_Entry CSV, or one's own; not needed where the scores have label_ columns",
+        "NIH's Data_Entry CSV, or a plain one; not needed where the scores have label_ columns",
         "input: or scores", None, path=True)  # fmt: skip
     validation_predictions: str | None = setting(
         "scores of other patients, from which thresholds and temperature are fitted", "input: or scores",
@@ -309,7 +309,7 @@ class BenchmarkConfig:
         "start: a whole training job", "benchmark", choices=("reader", "train", "start"))  # fmt: skip
     out: str = setting("folder for the table (JSON) and the chart (SVG)", "benchmark", path=True)
     images: str | None = setting(
-        "for reader: local folder of full-size PNG X-rays; by default made ones",
+        "for reader: local folder of full-size PNG X-rays; by default synthetic ones",
         "benchmark",
         None,
         path=True,
@@ -323,7 +323,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomConfig:
-    """A made release of chest phantoms out."""
+    """A synthetic release of chest phantoms out."""
 
     out: str = setting("folder to write to; must be new or empty", "output", path=True)
     images: int = setting("number of images", "output", 1200, minimum=1)

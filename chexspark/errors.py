@@ -18,7 +18,7 @@ class RunFailedError(Exception):
 
 
 class StoppedError(Exception):
-    """The user, or who runs the cluster, ended the run; the message says where it may go on.
+    """The user, or who runs the cluster, ended the run; the message says where it may be resumed.
 
     The command line ends with exit code 130.
     """

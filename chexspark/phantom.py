@@ -1,4 +1,4 @@
-"""A made release in NIH's form, of chest-like phantoms. Runs anywhere.
+"""A synthetic release in NIH's form, of chest-like phantoms. Runs anywhere.
 
 In: a folder, a number of images, their size, a seed. Out: ``images/*.png``, ``Data_Entry_2017.csv``,
 ``BBox_List_2017.csv``, ``train_val_list.txt`` and ``test_list.txt``, spelled as NIH's are. Each of

@@ -300,7 +300,7 @@ def job(name, *flags):
         (["export", "--run", "{store}", "--formats", "tflite"], "invalid choice: 'tflite'"),
         (["train", "--data", "gs://x/y", "--run", "{new}"], "no file system for it"),
         (["train", "--data", "{store}", "--run", "{csv}/run"], "cannot be made a folder"),
-        (["report", "--run", "{new}"], "has no history: run jobs/train.py first"),
+        (["report", "--run", "{new}"], "has no history: run chexspark train first"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(release, store, tmp_path, flags, message):

@@ -59,7 +59,7 @@ def test_how_a_rank_is_lost_is_told_apart(last, message, host):
     assert [event["event"] for event in seen] == ["step"]
 
 
-FAILURE = {"rank": 0, "host": "a", "mendable": False, "own": True, "may_pass": False, "stopped": False,
+FAILURE = {"rank": 0, "host": "a", "user_error": False, "own": True, "may_pass": False, "stopped": False,
            "message": "ValueError('x')"}  # fmt: skip
 HOROVOD = RuntimeError("one or more processes exited with non-zero status")
 
@@ -69,7 +69,7 @@ HOROVOD = RuntimeError("one or more processes exited with non-zero status")
     [
         ([FAILURE], b"", RunFailedError, r"rank 0 on a failed: ValueError\('x'\)"),
         ([FAILURE | {"may_pass": True}], b"", launch.RanksLost, "rank 0 on a failed"),
-        ([FAILURE, FAILURE | {"mendable": True}], b"", UserError, r"^ValueError\('x'\)"),
+        ([FAILURE, FAILURE | {"user_error": True}], b"", UserError, r"^ValueError\('x'\)"),
         ([FAILURE], OSError(errno.ETIMEDOUT, ""), launch.RanksLost, "b, does not answer"),
         ([FAILURE | {"own": False}], b"", launch.RanksLost, "rank 1 on b died"),
         ([FAILURE | {"own": False}], None, launch.RanksLost, "the Spark task of rank 1 on b died"),
@@ -182,7 +182,7 @@ def of_a_file(error):
 
 
 @pytest.mark.parametrize(
-    "error, mendable, own, may_pass",
+    "error, user_error, own, may_pass",
     [
         (UserError("no such finding"), True, True, False),
         (of_a_file(UserError("/run/best cannot be made a folder")), False, True, True),
@@ -193,9 +193,9 @@ def of_a_file(error):
         (type("UnknownError", (Exception,), {})("Connection closed by peer"), False, False, False),
     ],
 )
-def test_what_ended_a_rank_is_told_apart(error, mendable, own, may_pass):
+def test_what_ended_a_rank_is_told_apart(error, user_error, own, may_pass):
     found = faults.failure_of(error)
-    assert (found["mendable"], found["own"], found["may_pass"]) == (mendable, own, may_pass)
+    assert (found["user_error"], found["own"], found["may_pass"]) == (user_error, own, may_pass)
     assert str(error) in found["message"] and not found["stopped"]
 
 

@@ -53,8 +53,8 @@ def test_a_run_is_begun_again_with_the_slots_that_are_left(run_with_losses, caps
         "  out of luck\nrank 1 on b died, in epoch 1, step 10; restart 1 of 5 at epoch 1, step 8\n"
         in told
     )
-    assert "restart 2 of 5" in told and "no more slots: going on with 1 rank\n" in told
-    assert "restart 3 of 5" in told and "more slots again: going on with 2 ranks\n" in told
+    assert "restart 2 of 5" in told and "no more slots: resuming with 1 rank\n" in told
+    assert "restart 3 of 5" in told and "more slots again: resuming with 2 ranks\n" in told
     assert told.count("\ntraining again, 0 seconds after the loss\n") == 2, "of three losses"
     assert "cuDNN" not in told
 
@@ -95,7 +95,7 @@ def test_a_run_that_is_stopped_says_where_the_command_goes_on(monkeypatch, tmp_p
 
     monkeypatch.setattr(job, "run_ranks", run_ranks)
     config = build(TrainConfig, {"data": "/none", "run": str(tmp_path)})
-    with pytest.raises(StoppedError, match=f"^{reason}.*; the same command goes on at epoch 1"):
+    with pytest.raises(StoppedError, match=f"^{reason}.*; the same command resumes at epoch 1"):
         job.run_to_the_end(None, config, 2)
 
 

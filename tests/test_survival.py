@@ -84,7 +84,7 @@ def test_a_killed_rank_ends_in_the_weights_of_the_clean_run(
     told = capfd.readouterr().err
     assert (
         re.search(r"rank 1 on \S+ died, in epoch [23], .+; restart 1 of 3 at epoch [123], ", told)
-        and "goes on at epoch" in told
+        and "resumes at epoch" in told
     )
 
 
@@ -120,7 +120,7 @@ def test_no_restart_when_none_is_allowed_and_going_on_with_fewer_ranks(
     capfd.readouterr()
     # One rank takes up what two began: the same images in each step, and so the same losses.
     history = train(spark, data=store.path, run=str(tmp_path / "run"), **recipe | {"num_proc": 1})
-    assert f"goes on at {at}\n" in capfd.readouterr().err
+    assert f"resumes at {at}\n" in capfd.readouterr().err
     assert history["steps"].tolist() == undisturbed["steps"].tolist()
     assert history["learning_rate"].tolist() == undisturbed["learning_rate"].tolist()
     np.testing.assert_allclose(history["train_loss"], undisturbed["train_loss"], rtol=1e-5)
@@ -156,7 +156,7 @@ def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_o
         told = process.communicate(timeout=60)[1]
     assert process.returncode == 130, told
     at = moment_of(latest(locate(str(run)) / "checkpoints").state)
-    assert f"stopped; the same command goes on at {at}: {run}" in told
+    assert f"stopped; the same command resumes at {at}: {run}" in told
     assert at.step > 0, "it is within the epoch"
     assert not psutil.wait_procs(ranks, timeout=10)[1]
     with ended(begin_job(store, run, local)) as process:

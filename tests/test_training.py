@@ -161,7 +161,7 @@ def test_a_stop_while_validating_leaves_a_checkpoint_of_the_trained_epoch(
     driver = Driver()
     again = training("run", driver)
     again.epochs()
-    assert driver.notes == ["goes on at epoch 1, validation"]
+    assert driver.notes == ["resumes at epoch 1, validation"]
     (before,), (after,) = clean.history, again.history
     for figure in ("train_loss", "val_loss"):
         assert after[figure] == pytest.approx(before[figure], rel=1e-5)

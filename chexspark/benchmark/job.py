@@ -81,7 +81,12 @@ def benchmark(spark, config: BenchmarkConfig) -> dict:
             found = measure_start(folder, store, RANKS)
             text = start_text(found, count, size, RANKS)
     print(text, flush=True)
-    found |= {"images": config.images or "made", "count": count, "size": size, "machine": machine()}
+    found |= {
+        "images": config.images or "synthetic",
+        "count": count,
+        "size": size,
+        "machine": machine(),
+    }
     written = [out / f"{config.suite}.json"]
     written[0].write_text(json.dumps(found, indent=1) + "\n")
     if chart:

@@ -29,7 +29,7 @@ TFRECORD_FILES = 8
 
 
 def make_forms(spark, folder: Path, images: list[Path], count: int, size: int) -> None:
-    """Write all forms. `images` (none: made ones) are repeated until there are `count`."""
+    """Write all forms. `images` (none: synthetic ones) are repeated until there are `count`."""
     source = folder / "source"
     source.mkdir()
     contents = [path.read_bytes() for path in images] or list(made_images())

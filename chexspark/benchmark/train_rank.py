@@ -2,7 +2,7 @@
 
 In: a config of a run. Out: seconds per image of each way, round after round:
 ``loop`` is the training loop as it trains; ``step`` its compiled step on a batch that stays in
-memory; ``silent`` the same step without a word to other ranks, on both at the same time: what the
+memory; ``silent`` the same step without a message to other ranks, on both at the same time: what the
 machine gives to processes that run side by side.
 """
 

@@ -25,7 +25,7 @@ BATCH, ROUNDS = 16, 5
 
 
 def make_store(spark, folder: Path, count: int, size: int) -> str:
-    """A store of which `count` made images are to train on."""
+    """A store of which `count` synthetic images are to train on."""
     nih = folder / "nih"
     write_release(out=str(nih), images=count + 2, size=size)
     names = sorted(path.name for path in (nih / "images").iterdir())

@@ -49,7 +49,7 @@ SAME_PLACE_TIMES = 3  # that a run may fall in one place before it is taken for 
 def train(spark, config: TrainConfig) -> pd.DataFrame:
     """Train on the store `data`, write the run, return its history: one row per epoch.
 
-    A run that was interrupted goes on from its last checkpoint; one that is finished says so.
+    A run that was interrupted is resumed from its last checkpoint; one that is finished says so.
     Raises UserError for what the user can mend, before ranks are started.
     """
     config, manifest, earlier = check_inputs(config)
@@ -105,13 +105,13 @@ def what_to_count(config: TrainConfig, manifest: Manifest, earlier: TrainConfig 
 
 
 def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
-    """Run the ranks; where some are lost, go on from the last checkpoint with those there are."""
+    """Run the ranks; where some are lost, resume from the last checkpoint with those there are."""
     run, fell_at = run_folder(config.run), []
     least, most = config.min_proc or num_proc, num_proc
     with stop_told(run), ProgressLine() as line:
         view = EpochTable(line, config.epochs)
         while True:
-            view.at = standing_at(run)
+            view.at = resumes_at(run)
             try:
                 run_ranks(
                     spark, run_rank, (config,), num_proc, view.take, horovod_settings(config),
@@ -136,25 +136,25 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                     replace_executors(spark, error.silent_host)
                 line.say(
                     f"{error}, in {view.at}; restart {len(fell_at)} of {config.max_restarts} at "
-                    f"{standing_at(run)}"
+                    f"{resumes_at(run)}"
                 )
                 before = num_proc
                 num_proc = slots_again(spark, num_proc, least, most, config.wait_seconds)
                 if num_proc < before:
-                    line.say(f"there are no more slots: going on with {ranks_text(num_proc)}")
+                    line.say(f"there are no more slots: resuming with {ranks_text(num_proc)}")
                 elif num_proc > before:
-                    line.say(f"there are more slots again: going on with {ranks_text(num_proc)}")
+                    line.say(f"there are more slots again: resuming with {ranks_text(num_proc)}")
 
 
 @contextlib.contextmanager
 def stop_told(run: RunFolder):
-    """Say of a run that is stopped inside where it goes on."""
+    """Say of a run that is stopped inside where it would be resumed."""
     try:
         yield
     except (StoppedError, KeyboardInterrupt) as error:
-        at = standing_at(run)
+        at = resumes_at(run)
         reason = str(error) or "stopped"
-        raise StoppedError(f"{reason}; the same command goes on at {at}: {run}") from None
+        raise StoppedError(f"{reason}; the same command resumes at {at}: {run}") from None
 
 
 def last_words(run: RunFolder, rank: int | None, lines: int = 5) -> list[str]:
@@ -167,7 +167,7 @@ def last_words(run: RunFolder, rank: int | None, lines: int = 5) -> list[str]:
     return [text for text in said if not START_UP.match(text)][-lines:]
 
 
-def standing_at(run: RunFolder) -> Moment:
+def resumes_at(run: RunFolder) -> Moment:
     """Where a run would be resumed."""
     found = last_checkpoint(run)
     return moment_of(found.state) if found else Moment()

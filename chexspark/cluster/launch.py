@@ -37,7 +37,7 @@ CANCEL_SECONDS = 6.0  # for ranks to end by themselves, before their Spark job i
 
 
 class RanksLost(RunFailedError):
-    """A rank died or stalled, through no fault of the program: the run may go on with others.
+    """A rank died or stalled, through no fault of the program: the run may be resumed with others.
 
     `rank`: which, if that is known; `silent_host`: the address of its host, if that is gone too.
     """
@@ -236,9 +236,9 @@ def why(error: Exception, ranks: Ranks, failures: list[dict], said: str) -> Exce
     """
     if ranks.stopping.is_set():
         return StoppedError("stopped")
-    for failure in sorted(failures, key=lambda f: (not f["mendable"], not f["own"])):
+    for failure in sorted(failures, key=lambda f: (not f["user_error"], not f["own"])):
         what = f"rank {failure['rank']} on {failure['host']} failed: {failure['message']}"
-        if failure["mendable"]:
+        if failure["user_error"]:
             return UserError(failure["message"])
         if failure["own"] and not (ranks.note(ranks.find_lost()) and ranks.fault.silent_host):
             return RanksLost(what, failure["rank"]) if failure["may_pass"] else RunFailedError(what)

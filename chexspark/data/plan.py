@@ -10,7 +10,7 @@ row groups, so that a rank holds few of them at a time, and a global batch takes
 shards. Nothing of this looks at the world size: a step's global batch has the same rows at any.
 The world size only says which rank reads which of them: shards that lie next to each other.
 
-A plan is an array: to go on at step k is ``plan[k:]``.
+A plan is an array: to resume at step k is ``plan[k:]``.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 In: the store, its manifest, a plan of rows. Out: numpy batches. Row groups are read ahead with
 pyarrow in background threads, in the order in which the plan needs them, and checked against the
 manifest's checksums. Each image is copied once, from what pyarrow read to its place in the batch it
-belongs to: a ring of batches in the making, whose size is the bound on memory. Nothing is
+belongs to: a ring of batches that are being filled, whose size is the bound on memory. Nothing is
 unpickled.
 """
 
@@ -167,7 +167,7 @@ class Errand(NamedTuple):
 
 
 class Ring:
-    """The batches in the making: a row of the flattened plan is at its number modulo the length."""
+    """The batches that are being filled: a row of the flattened plan is at its number modulo the length."""
 
     def __init__(self, rows: int, size: int):
         self.images = np.empty((rows, size, size), np.uint8)

@@ -25,7 +25,7 @@ from chexspark.store.row_groups import image_names, row_groups
 
 PICTURE_SIDE = 512  # pixels, at least
 BATCH = 16
-MOST_IMAGES = 500  # pictures for people; jobs/evaluate.py measures maps by the thousand
+MOST_IMAGES = 500  # pictures for people; chexspark evaluate measures maps by the thousand
 
 
 @takes(ExplainConfig)

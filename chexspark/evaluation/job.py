@@ -264,7 +264,7 @@ def read_against(config: EvaluateConfig, manifest: Manifest | None) -> pd.DataFr
             return folder.read_table().to_pandas()
     raise UserError(
         f"--against {place} has no predictions of the {config.split} split of this store: run "
-        f"jobs/evaluate.py --run {place} first"
+        f"chexspark evaluate --run {place} first"
     )
 
 

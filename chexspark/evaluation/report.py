@@ -30,7 +30,7 @@ def report(spark, config: ReportConfig) -> str:
     compared = [read_trained(other) for other in others]
     for other, place in zip(compared, others, strict=True):
         if other is None:
-            raise UserError(f"--run {place} has no history: give runs that jobs/train.py wrote")
+            raise UserError(f"--run {place} has no history: give runs that chexspark train wrote")
     pages = Environment(
         loader=PackageLoader("chexspark.evaluation", "."), autoescape=True,
         trim_blocks=True, lstrip_blocks=True,
@@ -51,19 +51,19 @@ def read_evaluated(run: RunFolder, split: str | None) -> Evaluated:
     """What evaluate wrote of a split. Raises UserError where there is nothing, or not that split."""
     done = [s for s, facts in tables.read_evaluation(run).items() if facts.get("metrics")]
     if not done and not has_history(run):
-        raise UserError(f"--run {run} has no history: run jobs/train.py first")
+        raise UserError(f"--run {run} has no history: run chexspark train first")
     if not done:
-        raise UserError(f"--run {run} has no metrics: run jobs/evaluate.py first")
+        raise UserError(f"--run {run} has no metrics: run chexspark evaluate first")
     if split is not None and split not in done:
         raise UserError(
             f"--split {split} of --run {run} was not evaluated (there is {', '.join(done)}): run "
-            f"jobs/evaluate.py --split {split}"
+            f"chexspark evaluate --split {split}"
         )
     split = split or next(name for name in ORDER if name in done)
     found = {name: tables.read_split(run, name, split) for name in TABLES}
     for name in (PREDICTIONS, METRICS, SUBGROUPS):
         if found[name] is None:
-            raise UserError(f"{run.table(name)} has no split {split}: run jobs/evaluate.py again")
+            raise UserError(f"{run.table(name)} has no split {split}: run chexspark evaluate again")
     return Evaluated(split, tables.read_evaluation(run)[split], **found)
 
 

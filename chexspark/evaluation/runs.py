@@ -56,7 +56,7 @@ def validation_split(
 
 
 def check_runs_of(table: pd.DataFrame) -> None:
-    """Raise UserError when scores of our own runs are of patients that those have seen."""
+    """Raise UserError when scores of known runs are of patients that those have seen."""
     names = {run for runs in table.get("run", pd.Series(dtype=str)).dropna().unique()
              for run in str(runs).split(" + ")}  # fmt: skip
     known = {run: run_folder(run) for run in sorted(names) if "/" in run}

@@ -1,7 +1,7 @@
 """Weights to start from. `check_weights` runs on the driver, the rest on ranks.
 
 In: a path. It leads to ImageNet weights in the layout of Keras applications (HDF5, without the
-top), or to a model of our own: a run, whose best model is taken, or a ``.keras`` file.
+top), or to a model that chexspark trained: a run, whose best model is taken, or a ``.keras`` file.
 Out: a model with these weights, and one line that says what was taken.
 
 A ``.keras`` file is read as data, a list of layers and their arrays. Keras's own loader is not
@@ -70,7 +70,7 @@ def find_weights(name: str, uri: str) -> tuple[Location, bytes]:
 def load_weights(model, name: str, uri: str) -> str:
     """Give `model`, which is network `name`, the weights at `uri`; say in a line what was taken.
 
-    Of ImageNet weights all but the logits; of our own each layer of the same name and shapes.
+    Of ImageNet weights all but the logits; of a trained model each layer of the same name and shapes.
     Raises UserError when the file is damaged, or of another network.
     """
     place, mark = find_weights(name, uri)

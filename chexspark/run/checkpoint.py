@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on as if nothing had happened. Runs on driver and ranks.
+"""Checkpoints: all that a run needs to resume as if nothing had happened. Runs on driver and ranks.
 
 In: arrays and a state of plain values. Out: ``RUN/checkpoints/step-N/`` with ``arrays.npz`` (plain
 arrays, never code) and ``state.json``, which is written last and knows the checksum of the arrays.

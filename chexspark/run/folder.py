@@ -133,7 +133,7 @@ def check_model(run: RunFolder) -> None:
     """Raise UserError unless the run has a best model."""
     if not run.best_model.is_file():
         raise UserError(
-            f"--run {run} has no best/model.keras: give a folder that jobs/train.py wrote"
+            f"--run {run} has no best/model.keras: give a folder that chexspark train wrote"
         )
 
 

@@ -41,7 +41,9 @@ def write_lineage(run: RunFolder, lineage: Lineage) -> None:
 def read_lineage(run: RunFolder) -> Lineage:
     """Read and check the file. Raises UserError where there is none, or where it is damaged."""
     if not run.lineage.is_file():
-        raise UserError(f"--run {run} has no lineage.json: give a folder that jobs/train.py wrote")
+        raise UserError(
+            f"--run {run} has no lineage.json: give a folder that chexspark train wrote"
+        )
     found = read_json(run.lineage, str(run.lineage), "copy the run again")
     for name, kind in NEEDED.items():
         if not isinstance(found.get(name), kind):

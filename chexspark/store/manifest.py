@@ -114,7 +114,7 @@ def read_manifest(store: Location) -> Manifest:
         what = "an ingest has not finished there" if begun else "there is none"
         what = what if store.exists() else "there is no such folder"
         raise UserError(
-            f"{store} is not a chexspark store: it has no {FILE_NAME} ({what}); run jobs/ingest.py"
+            f"{store} is not a chexspark store: it has no {FILE_NAME} ({what}); run chexspark ingest"
         )
     try:
         raw = read_json(place, str(place), "ingest again")

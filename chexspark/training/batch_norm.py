@@ -1,6 +1,6 @@
 """Batch normalisation over the batches of all ranks together. Runs on ranks.
 
-In: a model. Out: the same with every batch normalisation synchronised, and the way back. Horovod's
+In: a model. Out: the same with every batch normalisation synchronised, and its backward pass. Horovod's
 own layer is of a Keras that this project does not use.
 """
 

@@ -37,7 +37,7 @@ class Failed(Event):
 
     host: str
     message: str
-    mendable: bool
+    user_error: bool
     own: bool
     may_pass: bool
     stopped: bool

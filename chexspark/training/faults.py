@@ -40,18 +40,18 @@ class StoppedByUserError(Exception):
 def failure_of(error: Exception) -> dict:
     """What the driver is to know of an exception that ended a rank.
 
-    mendable: a mistake of the user. own: it began here; a collective that breaks off does so because
+    user_error: a mistake of the user. own: it began here; a collective that breaks off does so because
     another rank has. may_pass: another attempt may go well. stopped: a stop was heeded.
     """
     # What the driver could do before, and this rank cannot now, is no mistake of the user.
     may_pass = isinstance(error, MAY_PASS) or isinstance(error.__cause__, OSError)
-    mendable = isinstance(error, UserError) and not may_pass
+    user_error = isinstance(error, UserError) and not may_pass
     return {
-        "mendable": mendable,
+        "user_error": user_error,
         "own": getattr(error, "own", type(error).__name__ not in BROKEN_OFF),
         "may_pass": may_pass,
         "stopped": isinstance(error, StoppedByUserError),
-        "message": str(error) if mendable or hasattr(error, "own") else repr(error),
+        "message": str(error) if user_error or hasattr(error, "own") else repr(error),
     }
 
 

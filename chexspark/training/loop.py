@@ -120,7 +120,7 @@ class Training:
         take_statistics(self.steps, hvd.broadcast_object(statistics), self.facts.rank)
         self.plateau = Plateau(**state["plateau"])
         self.best, self.history = tuple(state["best"]), state["history"]
-        self.events.send("note", text=f"goes on at {moment_of(state)}")
+        self.events.send("note", text=f"resumes at {moment_of(state)}")
         return state["epoch"], state["step"], state["losses"]
 
     def set_trunk(self, epoch: int) -> None:

@@ -98,7 +98,7 @@ def join_ring(threads: int | None) -> tuple[RankFacts, str, int]:
     local_rank, local_size = (int(os.environ[f"HOROVOD_LOCAL_{n}"]) for n in ("RANK", "SIZE"))
     device, threads = claim_device(local_rank, local_size, threads)
     if device == "CPU":
-        # Each cycle is a word among all ranks, which a CPU that trains has to stop for.
+        # In each cycle all ranks talk, which a CPU that trains has to stop for.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_MILLISECONDS)
     try:
         hvd.init()

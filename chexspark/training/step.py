@@ -5,7 +5,7 @@ counts are reduced over the ranks, then divided once: a row that only fills up a
 that is unknown, weigh nothing, whatever rank they are on.
 
 The number of known labels is reduced while the network runs forward, so that gradients come out
-divided by it. They are reduced in groups, each as soon as the way back has passed its layers.
+divided by it. They are reduced in groups, each as soon as the backward pass has passed its layers.
 """
 
 import time
