@@ -1,5 +1,6 @@
 """Stores and runs of the layout before this one: read rightly, or refused in one line."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,13 @@ from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.phantom import write_release
 from chexspark.run.folder import LAYOUT_VERSION, RunFolder, run_folder
-from chexspark.run.settings import earlier_config, read_settings, write_settings
+from chexspark.run.settings import (
+    check_same,
+    check_same_store,
+    earlier_config,
+    read_settings,
+    write_settings,
+)
 from chexspark.settings import build
 from chexspark.storage import locate
 from chexspark.store.manifest import SCHEMA_VERSION, read_manifest
@@ -98,6 +105,35 @@ def test_settings_come_back_as_they_were_written(tmp_path):
     write_settings(run, config)
     assert earlier_config(run) == config
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["layout_version"] == 2
+
+
+def test_what_the_weights_depend_on_may_not_change_and_all_else_may(tmp_path):
+    began = build(TrainConfig, {"data": "d", "run": "r", "num_proc": 2, "flip": True})
+    run = RunFolder(locate(str(tmp_path)))
+    values = {"data": "e", "run": "r", "flip": True, "num_proc": 1, "threads": 3, "wait_seconds": 9}
+    check_same(run, build(TrainConfig, values), began)
+    with pytest.raises(UserError, match="other settings: flip was True, now False; give these"):
+        check_same(run, build(TrainConfig, values | {"flip": False}), began)
+
+
+def test_a_run_of_another_store_is_not_resumed(old):
+    run = run_folder(str(old / "run"))
+    manifest = read_manifest(locate(str(old / "store")))
+    check_same_store(run, manifest)
+    check_same_store(run_folder(str(old / "new")), manifest)
+    with pytest.raises(UserError, match="was begun on another store"):
+        check_same_store(run, dataclasses.replace(manifest, fingerprint="0"))
+
+
+def test_a_folder_is_a_new_run_a_run_or_refused(tmp_path):
+    assert earlier_config(run_folder(str(tmp_path / "new"))) is None
+    (tmp_path / ".doctor-mark").touch()
+    assert earlier_config(run_folder(str(tmp_path))) is None
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="has files in it, but no run"):
+        earlier_config(run_folder(str(tmp_path)))
+    with pytest.raises(UserError, match="is a file"):
+        earlier_config(run_folder(str(tmp_path / "notes.txt")))
 
 
 @pytest.mark.parametrize(
