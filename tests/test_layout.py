@@ -1,5 +1,6 @@
 """Stores and runs of the layout before this one: read rightly, or refused in one line."""
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -114,6 +115,23 @@ def test_what_the_weights_depend_on_may_not_change_and_all_else_may(tmp_path):
     check_same(run, build(TrainConfig, values), began)
     with pytest.raises(UserError, match="other settings: flip was True, now False; give these"):
         check_same(run, build(TrainConfig, values | {"flip": False}), began)
+
+
+def test_a_run_that_another_training_began_meanwhile_is_left_alone(
+    spark, store, tmp_path, monkeypatch
+):
+    run = run_folder(str(tmp_path / "run"))
+    others = build(TrainConfig, {"data": store.path, "run": str(run), "epochs": 7, "num_proc": 2})
+
+    @contextlib.contextmanager
+    def turn(spark):
+        write_settings(run, others)
+        yield
+
+    monkeypatch.setattr("chexspark.cluster.job.turn", turn)
+    with pytest.raises(UserError, match="was begun by another training meanwhile"):
+        train(spark, data=store.path, run=str(run), model="vgg16", num_proc=2)
+    assert earlier_config(run) == others
 
 
 def test_a_run_of_another_store_is_not_resumed(old):

@@ -83,6 +83,11 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
             return pd.DataFrame()
         place = locate(config.data), run.place
         with turn(spark):  # another training's ranks hold the slots
+            if earlier_config(run) != earlier:
+                raise UserError(
+                    f"--run {run} was begun by another training meanwhile: give a new folder, or the "
+                    "same command again to resume it"
+                )
             found = examine(
                 spark, num_proc, *place, manifest, config.batch_size, cost, config.wait_seconds
             )
