@@ -46,7 +46,7 @@ def test_each_rank_has_the_gpu_that_spark_assigned(tmp_path):
     script.write_text(f"#!/bin/sh\necho '{announced}'\n")
     script.chmod(0o755)
     result = subprocess.run([sys.executable, "-c", GPU_CLUSTER, str(script)], cwd=tmp_path,
-                            capture_output=True, text=True, timeout=180)  # fmt: skip
+                            capture_output=True, text=True, timeout=600)  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     ranks = json.loads(result.stdout.strip().splitlines()[-1])
     assert sorted(gpus for gpus, *_ in ranks) == [["103"], ["107"]]

@@ -220,7 +220,7 @@ sys.exit(command_line.main(job, ReportConfig, ""))
     ) as process:
         assert process.stdout.readline() == "at work\n"
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=60) == ("put away\n", "chexspark: stopped\n")
+        assert process.communicate(timeout=600) == ("put away\n", "chexspark: stopped\n")
     assert process.returncode == 130
 
 
@@ -276,7 +276,7 @@ def test_a_mistake_that_only_a_rank_can_see_is_the_user_s_all_the_same(spark, st
 
 def job(name, *flags):
     command = [sys.executable, str(JOBS / f"{name}.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=800)
 
 
 @pytest.mark.parametrize(

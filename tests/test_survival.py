@@ -153,12 +153,12 @@ def test_a_signal_leaves_a_checkpoint_and_no_process_and_the_same_command_goes_o
         ranks = list(rank_processes().values())
         assert len(ranks) == 2
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=60)[1]
+        told = process.communicate(timeout=600)[1]
     assert process.returncode == 130, told
     at = moment_of(latest(locate(str(run)) / "checkpoints").state)
     assert f"stopped; the same command resumes at {at}: {run}" in told
     assert at.step > 0, "it is within the epoch"
-    assert not psutil.wait_procs(ranks, timeout=10)[1]
+    assert not psutil.wait_procs(ranks, timeout=120)[1]
     with ended(begin_job(store, run, local)) as process:
         told = process.communicate()[1]
     assert process.returncode == 0, told

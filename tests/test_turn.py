@@ -69,10 +69,10 @@ def test_a_second_launch_waits_for_the_first_and_a_third_works(spark, tmp_path, 
         return thread
 
     first = start("first")
-    wait_for(path.exists, seconds=60)
+    wait_for(path.exists, seconds=300)
     second = start("second")
     try:
-        wait_for(waits, seconds=60)
+        wait_for(waits, seconds=300)
     finally:
         opened.touch()
         for thread in (first, second):
