@@ -176,6 +176,22 @@ def test_ranks_for_which_slots_are_missing_do_not_start(spark):
         launch.run_ranks(spark, print, (), 3, lambda event: None)
 
 
+def test_a_job_that_is_not_submitted_yet_is_cancelled_all_the_same():
+    """Spark forgets a cancellation that comes before the job."""
+    cancelled = []
+
+    def cancel(group):
+        cancelled.append(group)
+        if len(cancelled) == 3:
+            ranks.over.set()
+
+    spark = SimpleNamespace(sparkContext=SimpleNamespace(cancelJobGroup=cancel))
+    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+        ranks = launch.Ranks(spark, server, 2, 300, wait_seconds=60)
+        ranks.end()
+    assert len(cancelled) == 3
+
+
 def of_a_file(error):
     error.__cause__ = OSError("Input/output error")
     return error

@@ -165,12 +165,17 @@ class Ranks:
         return f"horovod.spark.run.{job_id.JOB_ID}"
 
     def end(self) -> None:
-        """Hang up on all ranks; cancel their Spark job if that does not end them."""
-        group = self.group
+        """Hang up on all ranks; cancel their Spark job if that does not end them.
+
+        Again and again until they have ended: Horovod may not have submitted the job yet, and Spark
+        forgets what it is to cancel.
+        """
         self.events.hang_up()
-        if not self.over.wait(CANCEL_SECONDS if self.events.ranks else 0):
+        over = self.over.wait(CANCEL_SECONDS if self.events.ranks else 0)
+        while not over:
             with contextlib.suppress(Py4JError, OSError, AttributeError):  # Spark has ended
-                self.spark.sparkContext.cancelJobGroup(group)
+                self.spark.sparkContext.cancelJobGroup(self.group)
+            over = self.over.wait(LOOK_SECONDS)
 
     def stop(self, *signal_and_frame) -> None:
         """For a signal: the first asks the ranks to stop with a checkpoint, the second ends them."""
