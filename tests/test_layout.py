@@ -16,6 +16,8 @@ from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.phantom import write_release
 from chexspark.run.folder import LAYOUT_VERSION, RunFolder, run_folder
+from chexspark.run.history import read_history
+from chexspark.run.seen_patients import read_seen_patients
 from chexspark.run.settings import (
     check_same,
     check_same_store,
@@ -141,6 +143,16 @@ def test_a_run_of_another_store_is_not_resumed(old):
     check_same_store(run_folder(str(old / "new")), manifest)
     with pytest.raises(UserError, match="was begun on another store"):
         check_same_store(run, dataclasses.replace(manifest, fingerprint="0"))
+
+
+@pytest.mark.parametrize("name", ["history", "trained_patients"])
+def test_damaged_tables_of_a_run_are_one_line(old, name):
+    (old / "run" / name / "part-00000.parquet").write_bytes(b"PAR1 no more")
+    run = run_folder(str(old / "run"))
+    read = {"history": read_history, "trained_patients": read_seen_patients}[name]
+    with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): copy the run again") as raised:
+        read(run)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_is_a_new_run_a_run_or_refused(tmp_path):

@@ -8,6 +8,7 @@ import hashlib
 
 import pyarrow as pa
 
+from chexspark.errors import UserError
 from chexspark.run.folder import RunFolder
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
@@ -37,7 +38,11 @@ def read_seen_patients(run: RunFolder) -> dict[str, str] | None:
     """Patient hash → split, as the run saw them; None where a run has no such table."""
     if not run.seen_patients.is_directory():
         return None
-    table = run.seen_patients.read_table().select(["patient_hash", "split"])
+    try:
+        table = run.seen_patients.read_table().select(["patient_hash", "split"])
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{run.seen_patients} is damaged ({reason}): copy the run again") from error
     return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
