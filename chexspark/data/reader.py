@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from chexspark.data.plan import FILLER
-from chexspark.findings import FINDINGS
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 from chexspark.store.row_groups import Piece, image_names, joined, pieces, row_groups
@@ -34,7 +33,7 @@ class Batch:
     """
 
     images: np.ndarray  # uint8 (batch, size, size)
-    labels: np.ndarray  # int8 (batch, 14): 1, 0, or −1 for unknown
+    labels: np.ndarray  # int8 (batch, findings): 1, 0, or −1 for unknown
     weights: np.ndarray  # float32 (batch,): 1, or 0 for filler
     rows: np.ndarray  # int64 (batch,): row numbers in the split, −1 for filler
 
@@ -58,7 +57,7 @@ class SplitReader:
 
     def __init__(self, store: Location, manifest: Manifest, split: str, cache: Cache | None = None):
         self.store, self.split = store, split
-        self.size = manifest.image_size
+        self.size, self.findings = manifest.image_size, len(manifest.findings)
         self.groups = row_groups(store, manifest, split)
         self.row_groups = [group.rows for group in self.groups]
         self.starts = np.concatenate([[0], np.cumsum(self.row_groups)]).astype(np.int64)
@@ -67,7 +66,7 @@ class SplitReader:
         self.cache = cache or Cache()
 
     def read_row_group(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 (rows, size, size) and labels int8 (rows, 14). Raises DamagedStoreError."""
+        """Images uint8 (rows, size, size) and labels int8 (rows, findings). Raises DamagedStoreError."""
         whole = joined(list(self.pieces(number)))
         return whole.images, whole.labels
 
@@ -111,7 +110,7 @@ class SplitReader:
         waiting = deque(self.errands(plan))
         spread = max((errand.last - errand.step * width for errand in waiting), default=0) + 1
         rows = min(spread + ahead_bytes // self.size**2, plan.size)
-        ring = Ring(-(-rows // width) * width, self.size)
+        ring = Ring(-(-rows // width) * width, self.size, self.findings)
         running, last = deque(), None
         with pool(READERS) as readers:
             for step, wanted in enumerate(plan):
@@ -169,9 +168,9 @@ class Errand(NamedTuple):
 class Ring:
     """The batches that are being filled: a row of the flattened plan is at its number modulo the length."""
 
-    def __init__(self, rows: int, size: int):
+    def __init__(self, rows: int, size: int, findings: int):
         self.images = np.empty((rows, size, size), np.uint8)
-        self.labels = np.zeros((rows, len(FINDINGS)), np.int8)
+        self.labels = np.zeros((rows, findings), np.int8)
 
 
 def fill_up(batch: Batch, last: np.ndarray | None) -> np.ndarray | None:

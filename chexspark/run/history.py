@@ -1,28 +1,30 @@
 """One row per epoch: ``RUN/history``. Written on rank 0, read on the driver."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import pyarrow as pa
 
 from chexspark.errors import UserError
-from chexspark.findings import FINDINGS
+from chexspark.findings import column_name
 from chexspark.run.folder import RunFolder
 
-AUROC = "val_auroc_"  # and a finding's name
+AUROC = "val_auroc_"  # and a finding's column name
 
 
-def history_schema() -> pa.Schema:
-    """The columns; epochs are counted from 0, shares are of an epoch's time on rank 0."""
+def history_schema(findings: Sequence[str]) -> pa.Schema:
+    """The columns, of a run on these findings; epochs are counted from 0, shares are of an epoch's time on rank 0."""
     doubles = ["learning_rate", "train_loss", "seconds", "images_per_second", "input_share",
                "compute_share", "allreduce_share", "val_loss", "val_auroc",
-               *(AUROC + name for name in FINDINGS)]  # fmt: skip
+               *(AUROC + column_name(name) for name in findings)]  # fmt: skip
     return pa.schema(
         [("epoch", pa.int32()), ("steps", pa.int32()), *((n, pa.float64()) for n in doubles),
          ("best", pa.bool_())]
     )  # fmt: skip
 
 
-def write_history(run: RunFolder, rows: list[dict]) -> None:
-    run.history.write_table(pa.Table.from_pylist(rows, history_schema()))
+def write_history(run: RunFolder, rows: list[dict], findings: Sequence[str]) -> None:
+    run.history.write_table(pa.Table.from_pylist(rows, history_schema(findings)))
 
 
 def has_history(run: RunFolder) -> bool:

@@ -4,6 +4,7 @@ import json
 from typing import TypedDict
 
 from chexspark.errors import UserError
+from chexspark.findings import FINDINGS, names_fault
 from chexspark.run.folder import RunFolder
 from chexspark.text_files import read_json
 
@@ -18,13 +19,15 @@ class Placed(TypedDict):
 
 
 class Lineage(TypedDict):
-    """The file's content. A run from before it was recorded lacks `trained_patients`."""
+    """The file's content. A run from before they were recorded lacks `trained_patients`
+    and `findings`, which then are NIH's 14; `read_lineage` puts these in."""
 
     store: str  # path or URI
     store_fingerprint: str
     split_hash: str
     trained_patients: str  # SHA-256 of the table of seen patients
     image_size: int  # pixels
+    findings: list[str]  # in the order of the model's outputs
     chexspark: str
     python: str
     packages: dict[str, str]  # name → version
@@ -50,4 +53,8 @@ def read_lineage(run: RunFolder) -> Lineage:
             raise UserError(
                 f"{run.lineage} is damaged: {name} is {found.get(name)!r}; copy the run again"
             )
+    found.setdefault("findings", list(FINDINGS))
+    fault = names_fault(found["findings"]) if isinstance(found["findings"], list) else "is no list"
+    if fault:
+        raise UserError(f"{run.lineage} is damaged: findings {fault}; copy the run again")
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from chexspark.errors import UserError
-from chexspark.findings import FINDINGS
+from chexspark.findings import names_fault
 from chexspark.storage import Location
 from chexspark.text_files import read_json
 
@@ -56,7 +56,7 @@ class Manifest:
 
     schema_version: int
     image_size: int
-    findings: tuple[str, ...]
+    findings: tuple[str, ...]  # in the order of every row's labels
     splits: dict[str, SplitSummary]
     class_weights: dict[str, dict[str, float]]  # finding → weight of a positive, of a negative
     quarantined: dict[str, int]  # reason → images
@@ -88,13 +88,13 @@ class Manifest:
         )
 
 
-def class_weights(train: SplitSummary) -> dict[str, dict[str, float]]:
+def class_weights(findings: tuple[str, ...], train: SplitSummary) -> dict[str, dict[str, float]]:
     """CheXNet's weights: w+ = |N| / (|P|+|N|) for positives, w− = |P| / (|P|+|N|) for negatives.
 
     Source: Rajpurkar et al. 2017, section 2.1. A finding without known labels weighs 0 and 0.
     """
     weights = {}
-    for finding in FINDINGS:
+    for finding in findings:
         positives, negatives = train.positives[finding], train.negatives[finding]
         known = max(1, positives + negatives)
         weights[finding] = {"positive": negatives / known, "negative": positives / known}
@@ -142,6 +142,10 @@ def read_manifest(store: Location) -> Manifest:
             )
             for name, split in raw["splits"].items()
         }
-        return Manifest(**{**raw, "splits": splits, "findings": tuple(raw["findings"])})
+        manifest = Manifest(**{**raw, "splits": splits, "findings": tuple(raw["findings"])})
+        fault = names_fault(manifest.findings)
+        if fault:
+            raise ValueError(f"findings {fault}")
+        return manifest
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{place} is damaged ({error!r}): ingest again") from error
