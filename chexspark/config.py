@@ -23,6 +23,10 @@ class IngestConfig:
         "input",
         path=True,
     )
+    findings: tuple[str, ...] = setting(
+        "the findings of the store, A,B,…, in this order; or columns: all columns of a plain label file "
+        "that are no known fact; by default NIH's 14, or those of the store that is added to", "input", (),
+        listed=True)  # fmt: skip
     boxes: str | None = setting("NIH's BBox_List CSV", "input", None, path=True)
     allow_missing: str = setting(
         "images: labels may lack an image; labels: images may lack a label; all: both, and unknown "
@@ -279,8 +283,8 @@ class ExplainConfig:
     )
     data: str | None = setting("the store that has the images", "input", None, path=True)
     findings: tuple[str, ...] = setting(
-        "which findings to draw; by default the one with the highest probability, and those that the "
-        "label names", "output", ())  # fmt: skip
+        "which findings to draw, A,B,…; by default the one with the highest probability, and those that "
+        "the label names", "output", (), listed=True)  # fmt: skip
     out: str | None = setting("folder to write to; by default RUN/maps", "output", None, path=True)
 
 

@@ -10,6 +10,7 @@ is learned from them says nothing about patients.
 
 import csv
 import io
+import logging
 import sys
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from chexspark.findings import FINDINGS, NO_FINDING
 from chexspark.progress import ProgressLine
 from chexspark.storage import Location, locate
 
+log = logging.getLogger(__name__)
 PREVALENCE = 0.13  # of each finding, independently: rarer ones would need more images to learn
 IMAGES_PER_PATIENT = 3
 TEST_SHARE = 0.2
@@ -135,15 +137,15 @@ def draw_phantom(size: int, findings, random: np.random.Generator):
     return np.clip(canvas.pixels * gain + offset + noise, 0, 255).astype(np.uint8), boxes
 
 
-@takes(PhantomConfig)
-def write_release(spark, config: PhantomConfig) -> Location:
-    """Write the release and return where. The same settings give the same bytes; `spark` is not used.
+@takes(PhantomConfig, spark=False)
+def write_release(config: PhantomConfig) -> Location:
+    """Write the release and return where. The same settings give the same bytes.
 
     Raises UserError when the folder has files in it.
     """
     out = locate(config.out)
     if out.exists() and (not out.is_directory() or out.list_files()):
-        raise UserError(f"--out {out} has files in it already: give a new or empty folder")
+        raise UserError(f"--out={out} has files in it already: give a new or empty folder")
     (out / "images").make_directory()
     entries, boxes, lists = [], [], {"train_val_list.txt": [], "test_list.txt": []}
     patient, follow_up, person = 0, 2 * IMAGES_PER_PATIENT, {}
@@ -183,7 +185,7 @@ def write_release(spark, config: PhantomConfig) -> Location:
     )
     for name, images in lists.items():
         (out / name).write_text("".join(f"{image}\n" for image in images))
-    print(f"{config.images:,} phantoms of {patient:,} patients: {out}")
+    log.info(f"{config.images:,} phantoms of {patient:,} patients: {out}")
     return out
 
 

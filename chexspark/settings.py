@@ -16,6 +16,7 @@ def setting(help, group, default=REQUIRED, **rules):
     """Declare a field.
 
     `rules`: minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
+    listed (several may stand in one text, with commas between them);
     formerly (its old name, which is answered with the new one); only_with (another setting → the values
     of it under which this one has an effect); not_with (other settings that contradict it).
     """
@@ -110,12 +111,21 @@ def whole(field: dataclasses.Field, value):
     if value_type(field) is float and value is not None:
         return float(value)
     if is_several(field):
-        value = (value,) if isinstance(value, str) else tuple(value)
+        value = several(field, value)
     if not field.metadata.get("path"):
         return value
     if isinstance(value, tuple):
         return tuple(map(absolute, value))
     return absolute(value) if isinstance(value, str) else value
+
+
+def several(field: dataclasses.Field, value) -> tuple:
+    """The values of a field that takes several: a list as it is, of one text what it lists."""
+    if not isinstance(value, str):
+        return tuple(value)
+    if field.metadata.get("listed"):
+        return tuple(part.strip() for part in value.split(","))
+    return (value,)
 
 
 def check_value(field: dataclasses.Field, value, name: str | None = None) -> None:
@@ -127,7 +137,8 @@ def check_value(field: dataclasses.Field, value, name: str | None = None) -> Non
         raise UserError(f"{name} has no value: {rules['help']}")
     if rules.get("frame") and hasattr(value, "columns"):
         return
-    if is_several(field) and isinstance(value, (list, tuple)):
+    if is_several(field) and isinstance(value, (list, tuple, str)):
+        value = several(field, value)
         if not value:
             raise UserError(f"{name} is empty: {rules['help']}")
         for one in value:

@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 
 from chexspark import ingest
+from chexspark.output import show_output
 from chexspark.phantom import write_release
 from chexspark.run.folder import RunFolder
 from chexspark.run.seen_patients import write_seen_patients
@@ -32,12 +33,10 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize="CI" in
 hypothesis.settings.load_profile("tests")
 
 
-def pytest_configure(config):
-    for marker in (
-        "slow: a whole training, or minutes of work",
-        "cluster: starts a Spark cluster of its own, or kills processes of one",
-    ):
-        config.addinivalue_line("markers", marker)
+@pytest.fixture(autouse=True)
+def output():
+    """As in a job or a notebook, where nothing else has set up logging; pytest has."""
+    show_output(always=True)
 
 
 @pytest.fixture(scope="session")

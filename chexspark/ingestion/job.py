@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import logging
 import time
 
 import numpy as np
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 
 from chexspark.arguments import takes
 from chexspark.config import IngestConfig
-from chexspark.errors import UserError
+from chexspark.errors import UserError, spoken
+from chexspark.findings import names_fault
 from chexspark.ingestion.inputs import (
     IngestInputs,
     check_matches,
@@ -19,6 +21,7 @@ from chexspark.ingestion.inputs import (
     layout_settings,
     read_inputs,
 )
+from chexspark.ingestion.label_findings import COLUMNS
 from chexspark.ingestion.petastorm_metadata import write_petastorm_metadata
 from chexspark.ingestion.sources import is_archive
 from chexspark.ingestion.summary import (
@@ -45,6 +48,7 @@ from chexspark.store.manifest import (
 )
 from chexspark.store.schema import LABELS, parquet_schema
 
+log = logging.getLogger(__name__)
 MIN_FILES, MIN_FILE_ROWS = 8, 32  # so that a small set still keeps several cores and ranks busy
 
 
@@ -57,12 +61,18 @@ def ingest(spark, config: IngestConfig) -> Manifest:
     """
     started = time.monotonic()
     out = locate(config.out)
-    inputs = read_inputs(config)
+    fault = names_fault(config.findings) if config.findings not in ((), COLUMNS) else None
+    if fault:
+        raise UserError(f"--findings {fault}")
     before = read_manifest(out) if (out / FILE_NAME).is_file() else None
+    asked = before.findings if before and config.append and not config.findings else config.findings
+    inputs = read_inputs(config, asked)
+    for note in inputs.notes:
+        log.warning(spoken(f"note: {note}"))
     if before:
-        check_same_settings(before, config, out)
+        check_same_settings(before, config, inputs.findings, out)
         if inputs.digest in before.sources["digests"]:
-            print(f"{out} already holds this store: nothing to do")
+            log.info(f"{out} already holds this store: nothing to do")
             return before
         if config.append and before.schema_version != SCHEMA_VERSION:
             raise UserError(
@@ -71,11 +81,11 @@ def ingest(spark, config: IngestConfig) -> Manifest:
             )
         if not config.append:
             raise UserError(
-                f"--out {out} already holds a store of other images, labels, splits or boxes: give "
+                f"--out={out} already holds a store of other images, labels, splits or boxes: give "
                 "another folder, or --append to add what is new"
             )
     if holds_other_things(out):
-        raise UserError(f"--out {out} has other files in it: give a new or empty folder")
+        raise UserError(f"--out={out} has other files in it: give a new or empty folder")
     if not inputs.archives:
         names = {file.name for file in inputs.files}
         check_matches(inputs, names, config)
@@ -97,19 +107,26 @@ def ingest(spark, config: IngestConfig) -> Manifest:
         publish(out, workplace.folder, manifest, tables, results)
         manifest = dataclasses.replace(manifest, seconds=round(time.monotonic() - started, 1))
         manifest.write(out)
-    print(summary_text(manifest, out, results), flush=True)
+    log.info(summary_text(manifest, out, results))
     return manifest
 
 
-def check_same_settings(before: Manifest, config: IngestConfig, out: Location) -> None:
-    """Raise UserError when a store that is there was written with other settings."""
+def check_same_settings(
+    before: Manifest, config: IngestConfig, findings: tuple[str, ...], out: Location
+) -> None:
+    """Raise UserError when a store that is there was written with other settings or findings."""
     asked = layout_settings(config)
+    if before.findings != findings:
+        raise UserError(
+            f"--out={out} already holds a store of other findings ({', '.join(before.findings)} there, "
+            f"{', '.join(findings)} here): give another folder, or the same --findings"
+        )
     differ = [
         f"{n} {v} there, {asked[n]} here" for n, v in before.settings.items() if v != asked[n]
     ]
     if differ:
         raise UserError(
-            f"--out {out} already holds a store with other settings ({', '.join(differ)}): give "
+            f"--out={out} already holds a store with other settings ({', '.join(differ)}): give "
             "another folder, or the same settings"
         )
 
@@ -217,7 +234,9 @@ def publish(out: Location, folder: Location, manifest: Manifest, tables: dict, r
     for _, file in (pair for result in results for pair in result.files):
         (folder / file.path).move_to(out / file.path)
     for split, summary in manifest.splits.items():
-        write_petastorm_metadata(out / split, summary.files, manifest.image_size)
+        write_petastorm_metadata(
+            out / split, summary.files, manifest.image_size, len(manifest.findings)
+        )
     for name, table in tables.items():
         if table is not None:
             (out / name).write_table(table)

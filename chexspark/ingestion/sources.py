@@ -52,7 +52,7 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
         matches = matching(given)
         if not matches:
             raise UserError(
-                f"--images {given} has no file that ends with {', '.join(IMAGES + ARCHIVES)}"
+                f"--images={given} has no file that ends with {', '.join(IMAGES + ARCHIVES)}"
             )
         found |= {source.uri: source for source in matches}
     if any(source.name.lower().endswith(".dcm") for source in found.values()):
@@ -78,7 +78,7 @@ def matching(given: str) -> list[SourceFile]:
             pattern = posixpath.join(locate(folder).path, given)
     place = locate(folder)
     if not place.exists() or (pattern and not place.is_directory()):
-        raise UserError(f"--images {given}: there is no such file or folder")
+        raise UserError(f"--images={given}: there is no such file or folder")
     infos = (
         place.list_files() if place.is_directory() else [place.filesystem.get_file_info(place.path)]
     )

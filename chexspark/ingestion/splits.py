@@ -50,7 +50,7 @@ def assign_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
 def split_source(config: IngestConfig) -> str:
     """What says which image is in which split, for a message."""
     if config.split_file:
-        return f"--split-file {config.split_file}"
+        return f"--split-file={config.split_file}"
     lists = list_folder(config)
     return f"{lists / TRAIN_VAL_LIST} and {TEST_LIST}"
 
@@ -65,9 +65,9 @@ def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str
     for name in (TRAIN_VAL_LIST, TEST_LIST):
         if not (folder / name).is_file():
             raise UserError(
-                f"--split official needs {folder / name}: put NIH's list there, or give --split-lists"
+                f"--split=official needs {folder / name}: put NIH's list there, or give --split-lists"
             )
-        text = read_text(folder / name, f"--split official: {folder / name}")
+        text = read_text(folder / name, f"--split=official: {folder / name}")
         for image in filter(None, map(str.strip, text.splitlines())):
             if listed.setdefault(image, name) != name:
                 raise UserError(f"{split_source(config)}: {image} is in both: keep it in one")
@@ -87,7 +87,7 @@ def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str
 
 def file_splits(labels: pd.DataFrame, place: Location) -> dict[str, str]:
     """A given split: a CSV with the columns ``split`` and ``patient`` or ``image``."""
-    where = f"--split-file {place}"
+    where = f"--split-file={place}"
     rows = list(read_csv_rows(place, where))
     header = [cell.strip() for cell in rows[0][1]] if rows else []
     key = next((name for name in ("patient", "image") if name in header), None)

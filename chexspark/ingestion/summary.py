@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
-from chexspark.findings import FINDINGS
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.inputs import IngestInputs, check_matches, check_splits, layout_settings
 from chexspark.ingestion.splits import split_hash
@@ -26,6 +25,7 @@ from chexspark.store.manifest import (
     UNMATCHED,
     Manifest,
     SplitSummary,
+    StoreFile,
     class_weights,
 )
 
@@ -69,6 +69,7 @@ def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, befor
     splits = {
         split: summary_of(
             [k for k in everything if k.split == split],
+            inputs.findings,
             files_before[split] + tuple(sorted(
                 (file for r in results for s, file in r.files if s == split), key=lambda f: f.path
             )),
@@ -79,9 +80,9 @@ def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, befor
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=config.size,
-        findings=FINDINGS,
+        findings=inputs.findings,
         splits=splits,
-        class_weights=class_weights(splits["train"]),
+        class_weights=class_weights(inputs.findings, splits["train"]),
         quarantined=dict(Counter(kind(reason) for _, reason, _ in all_refused)),
         unmatched=dict(Counter(kind for _, kind in unmatched)),
         original_modes=dict(Counter(k.mode for k in everything)),
@@ -120,7 +121,7 @@ def too_many_refused(results: list[TaskResult], max_bad: float) -> str | None:
         return None
     return (
         f"{len(refused):,} of {images:,} images were refused ({reasons(refused)}), more than "
-        f"--max-bad {max_bad}"
+        f"--max-bad={max_bad}"
     )
 
 
@@ -152,15 +153,17 @@ def boxes_of(inputs: IngestInputs, names: set[str], out: Location, before) -> pa
     return pa.Table.from_pandas(frame[frame["image_index"].isin(names)], preserve_index=False)
 
 
-def summary_of(kept: list[Kept], files: tuple) -> SplitSummary:
-    counts = label_counts(kept)
+def summary_of(
+    kept: list[Kept], findings: tuple[str, ...], files: tuple[StoreFile, ...]
+) -> SplitSummary:
+    counts = label_counts(kept, len(findings))
     column = {"negatives": 0, "positives": 1, "unknown": 2}
     return SplitSummary(
         images=len(kept),
         patients=len({k.patient_id for k in kept}),
         files=files,
         **{
-            name: {finding: int(counts[i, c]) for i, finding in enumerate(FINDINGS)}
+            name: {finding: int(counts[i, c]) for i, finding in enumerate(findings)}
             for name, c in column.items()
         },
     )

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import BadImageError, StoredImage, prepare
 from chexspark.ingestion.sources import SourceFile, read_source_images
 from chexspark.storage import Location, locate
@@ -33,7 +32,7 @@ FILE_ROWS = 1024  # 100 MB of 320 × 320 images: large for a file system, small 
 
 @dataclass(frozen=True)
 class Label:
-    """What the labels say of one image. `labels`: 14 int8 as bytes."""
+    """What the labels say of one image. `labels`: an int8 per finding, as bytes."""
 
     patient_id: str
     split: str | None  # None: the split that was given does not name the image
@@ -230,9 +229,7 @@ def row_of(kept: Kept, label: Label, image: StoredImage) -> dict:
     }
 
 
-def label_counts(kept: list[Kept]) -> np.ndarray:
-    """How many of each finding are negative, positive, unknown: int64 (14, 3)."""
-    if not kept:
-        return np.zeros((len(FINDINGS), 3), np.int64)
-    labels = np.frombuffer(b"".join(k.labels for k in kept), np.int8).reshape(-1, len(FINDINGS))
+def label_counts(kept: list[Kept], findings: int) -> np.ndarray:
+    """How many of each finding are negative, positive, unknown: int64 (findings, 3)."""
+    labels = np.frombuffer(b"".join(k.labels for k in kept), np.int8).reshape(-1, findings)
     return np.stack([(labels == value).sum(0) for value in (0, 1, -1)], axis=1)

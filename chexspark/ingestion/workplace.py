@@ -37,14 +37,14 @@ class Workplace:
         owner = find_owner(self.store)
         if owner and is_alive(owner):
             raise UserError(
-                f"--out {self.store}: another ingest is writing there "
+                f"--out={self.store}: another ingest is writing there "
                 f"(host {owner['host']}, process {owner['process']}): wait for it, or end it"
             )
         (self.store / UNFINISHED).delete_directory()
         self.folder.make_directory()
         self.beat()
         if not self.is_held():
-            raise UserError(f"--out {self.store}: another ingest began there at the same moment")
+            raise UserError(f"--out={self.store}: another ingest began there at the same moment")
         threading.Thread(target=self.keep_beating, daemon=True).start()
         return self
 
@@ -92,7 +92,7 @@ class Workplace:
         """Raise RunFailedError when another ingest took this run for dead, and the place."""
         if not self.is_held():
             raise RunFailedError(
-                f"--out {self.store}: another ingest has taken the place, since for more than "
+                f"--out={self.store}: another ingest has taken the place, since for more than "
                 f"{DEAD_SECONDS:.0f} seconds this one could not write there: wait for the other"
             )
 
@@ -134,7 +134,7 @@ def read_owner(store: Location) -> dict | None:
         return None
     except OSError as error:
         raise UserError(
-            f"--out {store}: whether another ingest is writing there cannot be read ({error}): try again"
+            f"--out={store}: whether another ingest is writing there cannot be read ({error}): try again"
         ) from error
     except (ValueError, KeyError, TypeError):
         unknown = dict.fromkeys(("token", "host", "process", "started"), "unknown")

@@ -24,7 +24,7 @@ def check_files(store: Location, manifest: Manifest, splits) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
         for fault in pool.map(lambda file: fault_of(store, file, schema), files):
             if fault:
-                raise UserError(f"--data {store}: {fault}; ingest again")
+                raise UserError(f"--data={store}: {fault}; ingest again")
 
 
 def fault_of(store: Location, file: StoreFile, schema: pa.Schema) -> str | None:

@@ -57,9 +57,7 @@ class Piece(NamedTuple):
 def row_groups(store: Location, manifest: Manifest, split: str) -> list[RowGroup]:
     """All row groups of a split in the store's order."""
     return [
-        group
-        for file in manifest.splits[split].files
-        for group in groups_of(store, manifest, file)
+        group for file in manifest.splits[split].files for group in groups_of(store, manifest, file)
     ]
 
 
