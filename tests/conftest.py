@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 
 from chexspark import ingest
+from chexspark.findings import FINDINGS
 from chexspark.output import show_output
 from chexspark.phantom import write_release
 from chexspark.run.folder import RunFolder
@@ -80,9 +81,12 @@ def manifest(store):
 
 @pytest.fixture(scope="session")
 def untrained_run(store, manifest, tmp_path_factory):
-    """A function from a seed to a run with a small model, as jobs/train.py would leave it."""
+    """A function from a seed to a run with a small model, as jobs/train.py would leave it.
 
-    def make(seed: int):
+    Without `findings`, a run from before runs named theirs: NIH's 14.
+    """
+
+    def make(seed: int, findings=None):
         import tf_keras as keras
 
         folder = tmp_path_factory.mktemp("untrained") / "run"
@@ -91,13 +95,16 @@ def untrained_run(store, manifest, tmp_path_factory):
         features = keras.layers.Rescaling(1 / 255)(image)
         features = keras.layers.Conv2D(8, 5, strides=4, activation="relu")(features)
         pooled = keras.layers.GlobalAveragePooling2D()(features)
-        logits = keras.layers.Dense(14, name="logits", bias_initializer="random_normal")(pooled)
+        logits = keras.layers.Dense(
+            len(findings or FINDINGS), name="logits", bias_initializer="random_normal"
+        )(pooled)
         run = locate(str(folder))
         (run / "best").make_directory()
         keras.Model(image, logits).save(folder / "best" / "model.keras")
         digest = write_seen_patients(RunFolder(run), store, manifest)
         lineage = {"store": store.path, "store_fingerprint": manifest.fingerprint,
                    "trained_patients": digest, "image_size": SIZE}  # fmt: skip
+        lineage |= {"findings": list(findings)} if findings else {}
         (run / "lineage.json").write_text(json.dumps(lineage))
         return run
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -80,9 +80,7 @@ def check_settings(config: EvaluateConfig) -> None:
         return
     for name in ("data", "run"):
         if not getattr(config, name):
-            raise UserError(
-                f"--{name} is missing (or give --predictions FILE --labels CSV --out DIR)"
-            )
+            raise UserError(f"--{name} is missing (or give --predictions, --labels and --out)")
     for name in ("labels", "validation_predictions"):
         if getattr(config, name) is not None:
             flag = "--" + name.replace("_", "-")
@@ -149,7 +147,7 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
 
 def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evaluation:
     """Metrics of scores that are there already, and comparison."""
-    predictions: Scores = config.predictions or ""
+    predictions = cast(Scores, config.predictions)  # which are there in this mode
     given = read_given(predictions, "--predictions", config.labels)
     unknown = check_runs_of(given.table)
     validation = None

@@ -56,6 +56,10 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     """
     runs, out = different_runs(config.run), locate(config.out)
     size = image_size(runs)
+    models = tuple(best_model(run) for run in runs)
+    findings, left_out = shared_findings(
+        {f"the run {run}": model.findings for run, model in zip(runs, models, strict=True)}
+    )
     beside = quarantine_of(out)
     for place in (out, beside):
         if place.exists() and (not place.is_directory() or place.list_files()):
@@ -63,10 +67,6 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     files, archives = find_sources(config.images)
     sources = [tuple(files[i : i + TASK_IMAGES]) for i in range(0, len(files), TASK_IMAGES)]
     sources += [(archive,) for archive in archives]
-    models = tuple(best_model(run) for run in runs)
-    findings, left_out = shared_findings(
-        {f"the run {run}": model.findings for run, model in zip(runs, models, strict=True)}
-    )
     if left_out:
         log.warning("note: %s", left_out)
     scorer = Scorer(models, findings, config.flip, config.batch_size)
