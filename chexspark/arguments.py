@@ -84,6 +84,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are a UserError, like all others."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError in place of ending the process."""
         raise UserError(f"{message} (see --help)")
 
 
@@ -108,7 +109,8 @@ def parse_command_line(
             groups[name] = parser.add_argument_group(name)
         help_text, required = field.metadata["help"], field.default is REQUIRED
         if not required and field.default not in (None, ()):
-            default = " ".join(field.default) if is_several(field) else field.default
+            default: Any = field.default
+            default = " ".join(default) if is_several(field) else default
             help_text += f" (default: {default})"
         # Not argparse's `required`: a misspelled flag is to be named before a missing one.
         options = {"help": help_text + " (required)" * required}

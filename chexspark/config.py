@@ -6,7 +6,7 @@ below: a setting is written down once.
 
 from dataclasses import dataclass
 
-from chexspark.settings import setting
+from chexspark.settings import Frame, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,20 +221,20 @@ class EvaluateConfig:
     batch_size: int = setting(
         "images per step of inference", "input: a store and a run", 32, minimum=1
     )
-    predictions: str | None = setting(
+    predictions: str | Frame | None = setting(
         "scores that are there already, Parquet or CSV: image_index or Image Index, and a column per "
         "finding, with or without prob_; in a notebook also a DataFrame", "input: or scores", None,
         frame=True, path=True)  # fmt: skip
     labels: str | None = setting(
         "NIH's Data_Entry CSV, or a plain one; not needed where the scores have label_ columns",
         "input: or scores", None, path=True)  # fmt: skip
-    validation_predictions: str | None = setting(
+    validation_predictions: str | Frame | None = setting(
         "scores of other patients, from which thresholds and temperature are fitted", "input: or scores",
         None, frame=True, path=True)  # fmt: skip
     bootstrap: int = setting(
         "resamples of the patients for the 95 %% intervals", "evaluation", 2000, minimum=100
     )
-    against: str | None = setting(
+    against: str | Frame | None = setting(
         "another evaluated run, or scores, to compare with on the same images", "evaluation", None,
         frame=True, path=True)  # fmt: skip
     out: str | None = setting("where to write; by default the run", "output", None, path=True)

@@ -8,7 +8,9 @@ import logging
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.config import IngestConfig
@@ -53,7 +55,7 @@ MIN_FILES, MIN_FILE_ROWS = 8, 32  # so that a small set still keeps several core
 
 
 @takes(IngestConfig)
-def ingest(spark, config: IngestConfig) -> Manifest:
+def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
     """Write the store at `out` and return its manifest.
 
     A store that is already there from the same input is left as it is. Raises UserError for what
@@ -145,7 +147,9 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
     stored = []
     columns = ["image_index", "patient_id", LABELS, "original_mode", "inverted", "perceptual_hash",
                "pixel_digest"]  # fmt: skip
-    for split in SPLITS if before else ():
+    if before is None:
+        return []
+    for split in SPLITS:
         for file in before.splits[split].files:
             place = out / file.path
             table = pq.read_table(place.path, columns=columns, filesystem=place.filesystem)
@@ -200,7 +204,11 @@ def plan_tasks(
 
 
 def run_tasks(
-    spark, tasks: list[WriteTask], inputs: IngestInputs, stored, size: int
+    spark: SparkSession,
+    tasks: list[WriteTask],
+    inputs: IngestInputs,
+    stored: frozenset[str],
+    size: int,
 ) -> list[TaskResult]:
     """Let Spark's tasks write, one each. Raises RunFailedError when Spark gives up."""
     if not tasks:
@@ -227,7 +235,13 @@ def images_written(folder: Location, size: int) -> int:
     return sum(info.size for info in folder.list_files()) // row_bytes
 
 
-def publish(out: Location, folder: Location, manifest: Manifest, tables: dict, results) -> None:
+def publish(
+    out: Location,
+    folder: Location,
+    manifest: Manifest,
+    tables: dict[str, pa.Table | None],
+    results: list[TaskResult],
+) -> None:
     """Move the files into the store and write what goes beside them; the manifest comes after."""
     for split in SPLITS:
         (out / split).make_directory()

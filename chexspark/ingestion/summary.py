@@ -5,6 +5,7 @@ beside the splits, and the text at the end of the job.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pyarrow as pa
 
@@ -13,7 +14,7 @@ from chexspark.errors import UserError
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.inputs import IngestInputs, check_matches, check_splits, layout_settings
 from chexspark.ingestion.splits import split_hash
-from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, TaskResult, label_counts
+from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, Label, TaskResult, label_counts
 from chexspark.progress import duration
 from chexspark.storage import Location
 from chexspark.store.manifest import (
@@ -38,7 +39,14 @@ DUPLICATES_SCHEMA = pa.schema(
 )
 
 
-def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, before, out):
+def summarise(
+    inputs: IngestInputs,
+    config: IngestConfig,
+    results: list[TaskResult],
+    stored: list[Kept],
+    before: Manifest | None,
+    out: Location,
+) -> tuple[Manifest, dict[str, pa.Table | None]]:
     """Return the manifest, and the small tables beside the splits by name. Writes nothing.
 
     Raises UserError for duplicate names, missing partners or an empty split.
@@ -131,10 +139,13 @@ def path_name(path: str) -> str:
 
 
 def table_of(rows: list[tuple], schema: pa.Schema) -> pa.Table:
+    """Rows of values in the schema's order as a table."""
     return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
 
 
-def stored_table(out: Location, name: str, schema: pa.Schema, before) -> list[tuple]:
+def stored_table(
+    out: Location, name: str, schema: pa.Schema, before: Manifest | None
+) -> list[tuple]:
     """The rows of a small table that a store already has."""
     if not before or not (out / name).exists():
         return []
@@ -142,7 +153,9 @@ def stored_table(out: Location, name: str, schema: pa.Schema, before) -> list[tu
     return [tuple(row[column] for column in schema.names) for row in rows]
 
 
-def boxes_of(inputs: IngestInputs, names: set[str], out: Location, before) -> pa.Table | None:
+def boxes_of(
+    inputs: IngestInputs, names: set[str], out: Location, before: Manifest | None
+) -> pa.Table | None:
     """The boxes of images that are in the store; those of before and the new ones, each once."""
     tables = [inputs.boxes] if inputs.boxes is not None else []
     if before and before.boxes:
@@ -156,6 +169,7 @@ def boxes_of(inputs: IngestInputs, names: set[str], out: Location, before) -> pa
 def summary_of(
     kept: list[Kept], findings: tuple[str, ...], files: tuple[StoreFile, ...]
 ) -> SplitSummary:
+    """What a split of these images and files holds."""
     counts = label_counts(kept, len(findings))
     column = {"negatives": 0, "positives": 1, "unknown": 2}
     return SplitSummary(
@@ -174,7 +188,7 @@ def kind(reason: str) -> str:
     return reason.partition(":")[0]
 
 
-def reasons(refused: list) -> str:
+def reasons(refused: list[tuple[str, str, int]]) -> str:
     """``3 blank, 2 empty file``: how many were refused for what."""
     counts = Counter(kind(reason) for _, reason, _ in refused)
     return ", ".join(f"{number:,} {name}" for name, number in counts.most_common())
@@ -209,9 +223,9 @@ def summary_text(manifest: Manifest, out: Location, results: list[TaskResult]) -
     return "\n".join(lines)
 
 
-def patients_of(labels) -> dict[str, set[str]]:
+def patients_of(labels: Iterable[Label | Kept]) -> dict[str, set[str]]:
     """The patients of each split, of labels or of stored images."""
-    patients = {split: set() for split in SPLITS}
+    patients: dict[str, set[str]] = {split: set() for split in SPLITS}
     for label in labels:
-        patients[label.split].add(label.patient_id)
+        patients[label.split or ""].add(label.patient_id)
     return patients
