@@ -54,7 +54,10 @@ def find_recipe(given: str) -> Location:
 
 
 def read_recipe(uri: str) -> dict[str, Any]:
-    """Read a YAML recipe, by name or path: settings of `TrainConfig`, but not where data and run are."""
+    """Read a YAML recipe, by name or path: settings of `TrainConfig`, but not where data and run are.
+
+    Raises UserError for one that is not there, or a setting that is none.
+    """
     place = find_recipe(uri)
     values = read_yaml(place, f"--recipe={uri}")
     valid = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("data", "run")]
@@ -93,7 +96,7 @@ def parse_command_line(
 ) -> Any:
     """Parse flags into a config; ``--recipe`` is there where the config is `TrainConfig`.
 
-    `program`: what --help calls the command.
+    `program`: what --help calls the command. Raises UserError for a flag that is none, or its value.
     """
     parser = OneLineParser(
         prog=program,
@@ -159,6 +162,7 @@ def takes(config_class: type, spark: bool = True) -> Callable[[Callable], Callab
     `spark`: whether it takes a session; without, ``function(config)`` is called as ``function(run=…)``.
     The signature and the docstring list the settings, for a notebook's completion and help. A ready
     config in place of settings is taken as it is. For training, ``recipe=`` is a name or a file.
+    A call raises UserError for a setting that is none, or its value.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -170,13 +174,23 @@ def takes(config_class: type, spark: bool = True) -> Callable[[Callable], Callab
             given = {f.name: getattr(config, f.name) for f in changed(config)}
             return build(config_class, given)
 
+        def checked(config: Any) -> Any:
+            if config is None or isinstance(config, config_class):
+                return config
+            takes_what = (
+                "a Spark session and settings" if spark else "settings and no Spark session"
+            )
+            raise UserError(
+                f"{function.__name__} takes {takes_what} by name, and was given a {type(config).__name__}"
+            )
+
         @functools.wraps(function)
         def call_with_session(spark: Any = None, config: Any = None, **values: Any) -> Any:
-            return function(spark, configured(config, values))
+            return function(spark, configured(checked(config), values))
 
         @functools.wraps(function)
         def call_alone(config: Any = None, **values: Any) -> Any:
-            return function(configured(config, values))
+            return function(configured(checked(config), values))
 
         call: Any = call_with_session if spark else call_alone
 

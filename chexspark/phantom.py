@@ -60,7 +60,7 @@ class Canvas:
         self.pixels += mask * brightness
 
     def box(self, mask: np.ndarray) -> Box:
-        """The smallest box around the part of a mask that is more than a tenth."""
+        """The smallest box around the part of a mask (size, size) that is more than a tenth."""
         rows, columns = np.nonzero((mask > 0.1).any(1))[0], np.nonzero((mask > 0.1).any(0))[0]
         top, left = rows[0], columns[0]
         return Box(

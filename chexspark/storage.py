@@ -97,6 +97,7 @@ class Location:
         return sorted(i.base_name for i in found if i.type == fs.FileType.Directory)
 
     def read_bytes(self) -> bytes:
+        """The file's content. Raises OSError."""
         with self.filesystem.open_input_file(self.path) as file:
             return file.read()
 

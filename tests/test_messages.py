@@ -102,9 +102,11 @@ def test_a_silenced_progress_line_says_nothing(logger, capsys):
 
 
 def test_release_without_a_session(tmp_path):
-    """A function that uses no session takes none."""
-    with pytest.raises(TypeError):
-        write_release(None, None, out=str(tmp_path / "x"), images=1)
+    """A function that uses no session takes none, and says so to who gives one."""
+    with pytest.raises(
+        UserError, match="write_release takes settings and no Spark session by name"
+    ):
+        write_release(object(), out=str(tmp_path / "x"), images=1)
 
 
 def test_editors_get_the_signatures_of_today():

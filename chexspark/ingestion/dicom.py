@@ -30,7 +30,7 @@ def dicom_header(content: bytes) -> pydicom.Dataset:
 def dicom_pixels(content: bytes) -> np.ndarray:
     """Gray values after rescale slope and intercept, then window, then MONOCHROME1 inverted.
 
-    Where no window is given, the range of the values is. Source: DICOM PS3.3, C.11.1 and C.11.2.
+    Returns uint8 (height, width). Where no window is given, the range of the values is. Source: DICOM PS3.3, C.11.1 and C.11.2.
     Raises ValueError when the pixels cannot be had.
     """
     dataset = pydicom.dcmread(io.BytesIO(content))

@@ -47,6 +47,6 @@ def duplicate_pairs(
 
 
 def bit_count(values: np.ndarray) -> np.ndarray:
-    """The number of set bits of each uint64."""
+    """The number of set bits of each uint64, int64 of the same shape (…)."""
     parts = np.ascontiguousarray(values).view(np.uint8).reshape(*values.shape, 8)
     return np.unpackbits(parts, axis=-1).sum(-1)

@@ -61,7 +61,10 @@ def list_folder(config: IngestConfig) -> Location:
 
 
 def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
-    """NIH's test list as the test split; of its other list, one patient in eight for validation."""
+    """NIH's test list as the test split; of its other list, one patient in eight for validation.
+
+    Raises UserError where a list is missing, or an image or a patient is in both.
+    """
     folder = list_folder(config)
     listed: dict[str, str] = {}
     for name in (TRAIN_VAL_LIST, TEST_LIST):
@@ -88,7 +91,10 @@ def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str
 
 
 def file_splits(labels: pd.DataFrame, place: Location) -> dict[str, str]:
-    """A given split: a CSV with the columns ``split`` and ``patient`` or ``image``."""
+    """A given split: a CSV with the columns ``split`` and ``patient`` or ``image``.
+
+    Raises UserError naming the line, or for a patient in two splits.
+    """
     where = f"--split-file={place}"
     rows = list(read_csv_rows(place, where))
     header = [cell.strip() for cell in rows[0][1]] if rows else []

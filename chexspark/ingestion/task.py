@@ -175,6 +175,7 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
     """Decode, check, shrink and store the images of one task.
 
     `labels`: by image name. `stored`: names that the store holds already, which are passed over.
+    Raises nothing for an image that cannot be used: the result says why.
     """
     cv2.setNumThreads(1)  # Spark runs a task per core
     result = TaskResult()
