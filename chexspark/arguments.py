@@ -105,7 +105,23 @@ def parse_command_line(
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups = {}
+    add_settings(parser, config_class)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        check_renamed(config_class, unknown[0].lstrip("-").replace("-", "_"), unknown[0])
+        valid = [flag(f.name) for f in dataclasses.fields(config_class)]
+        raise UserError(f"unknown option {unknown[0]}{closest(unknown[0], valid)} (see --help)")
+    values = vars(parsed)
+    recipe = values.pop("recipe", None)
+    for field in dataclasses.fields(config_class):
+        if field.metadata.get("listed") and field.name in values:
+            values[field.name] = [n for text in values[field.name] for n in several(field, text)]
+    return build(config_class, under(recipe, values))
+
+
+def add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """Add a flag for each setting, in the settings' groups."""
+    groups: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):
         name = field.metadata["group"]
         if name not in groups:
@@ -133,17 +149,6 @@ def parse_command_line(
             metavar="NAME",
             help=f"{', '.join(recipe_names())}, or a YAML file of settings; flags go before it",
         )
-    parsed, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        check_renamed(config_class, unknown[0].lstrip("-").replace("-", "_"), unknown[0])
-        valid = [flag(f.name) for f in dataclasses.fields(config_class)]
-        raise UserError(f"unknown option {unknown[0]}{closest(unknown[0], valid)} (see --help)")
-    values = vars(parsed)
-    recipe = values.pop("recipe", None)
-    for field in dataclasses.fields(config_class):
-        if field.metadata.get("listed") and field.name in values:
-            values[field.name] = [n for text in values[field.name] for n in several(field, text)]
-    return build(config_class, under(recipe, values))
 
 
 def under(recipe: str | None, values: dict[str, Any]) -> dict[str, Any]:

@@ -63,31 +63,14 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
     """
     started = time.monotonic()
     out = locate(config.out)
-    fault = names_fault(config.findings) if config.findings not in ((), COLUMNS) else None
-    if fault:
-        raise UserError(f"--findings {fault}")
     before = read_manifest(out) if (out / FILE_NAME).is_file() else None
-    asked = before.findings if before and config.append and not config.findings else config.findings
-    inputs = read_inputs(config, asked)
+    inputs = read_inputs(config, asked_findings(config, before))
     for note in inputs.notes:
         log.warning(spoken(f"note: {note}"))
-    if before:
-        check_same_settings(before, config, inputs.findings, out)
-        if inputs.digest in before.sources["digests"]:
-            log.info(f"{out} already holds this store: nothing to do")
-            return before
-        if config.append and before.schema_version != SCHEMA_VERSION:
-            raise UserError(
-                f"--append: the store {out} has schema version {before.schema_version}, and this "
-                f"chexspark writes {SCHEMA_VERSION}: ingest all into a new folder"
-            )
-        if not config.append:
-            raise UserError(
-                f"--out={out} already holds a store of other images, labels, splits or boxes: give "
-                "another folder, or --append to add what is new"
-            )
-    if holds_other_things(out):
-        raise UserError(f"--out={out} has other files in it: give a new or empty folder")
+    if before and is_in_store(inputs, before, config):
+        log.info(f"{out} already holds this store: nothing to do")
+        return before
+    check_place(out, before, config.append)
     if not inputs.archives:
         names = {file.name for file in inputs.files}
         check_matches(inputs, names, config)
@@ -111,6 +94,41 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         manifest.write(out)
     log.info(summary_text(manifest, out, results))
     return manifest
+
+
+def asked_findings(config: IngestConfig, before: Manifest | None) -> tuple[str, ...]:
+    """What `read_labels` is to take: what was asked for, or what the store that is added to has.
+
+    Raises UserError for names that cannot be.
+    """
+    if config.findings in ((), COLUMNS):
+        return before.findings if before and config.append and not config.findings else config.findings  # fmt: skip
+    fault = names_fault(config.findings)
+    if fault:
+        raise UserError(f"--findings {fault}")
+    return config.findings
+
+
+def is_in_store(inputs: IngestInputs, before: Manifest, config: IngestConfig) -> bool:
+    """Whether a store has all of this input already. Raises UserError where its settings differ."""
+    check_same_settings(before, config, inputs.findings, locate(config.out))
+    return inputs.digest in before.sources["digests"]
+
+
+def check_place(out: Location, before: Manifest | None, append: bool) -> None:
+    """Raise UserError unless a store may be written, or added to, at `out`."""
+    if before and not append:
+        raise UserError(
+            f"--out={out} already holds a store of other images, labels, splits or boxes: give "
+            "another folder, or --append to add what is new"
+        )
+    if before and before.schema_version != SCHEMA_VERSION:
+        raise UserError(
+            f"--append: the store {out} has schema version {before.schema_version}, and this "
+            f"chexspark writes {SCHEMA_VERSION}: ingest all into a new folder"
+        )
+    if holds_other_things(out):
+        raise UserError(f"--out={out} has other files in it: give a new or empty folder")
 
 
 def check_same_settings(

@@ -52,20 +52,11 @@ def summarise(
     Raises UserError for duplicate names, missing partners or an empty split.
     """
     new = [kept for result in results for kept in result.kept]
-    refused = refused_images(results)
-    unlabelled = [name for result in results for name in result.unlabelled]
-    # A refused name without a label (an archive's own, say) is in quarantine and needs no partner.
-    refused_names = {path_name(path) for path, *_ in refused} & inputs.labels.keys()
-    duplicates = [name for name, times in Counter(k.name for k in new).items() if times > 1]
-    if duplicates:
-        raise UserError(
-            f"{len(duplicates):,} images are in more than one archive or folder, the first "
-            f"{min(duplicates)}: give each once"
-        )
-    all_refused = refused + stored_table(out, QUARANTINE, QUARANTINE_SCHEMA, before)
+    check_once(new)
     everything = stored + new
-    present = {f.name for f in inputs.files} | {k.name for k in everything}
-    present |= set(unlabelled) | refused_names
+    refused = refused_images(results)
+    all_refused = refused + stored_table(out, QUARANTINE, QUARANTINE_SCHEMA, before)
+    present = names_present(inputs, everything, refused, results)
     unmatched = inputs.unmatched + check_matches(inputs, present, config)
     check_splits(patients_of(everything))
     pairs = duplicate_pairs(
@@ -73,17 +64,14 @@ def summarise(
         [k.pixel_digest for k in everything], [k.perceptual_hash for k in everything],
     )  # fmt: skip
     boxes = boxes_of(inputs, {k.name for k in everything}, out, before)
-    files_before = {s: before.splits[s].files if before else () for s in SPLITS}
     splits = {
         split: summary_of(
             [k for k in everything if k.split == split],
             inputs.findings,
-            files_before[split] + tuple(sorted(
-                (file for r in results for s, file in r.files if s == split), key=lambda f: f.path
-            )),
+            files_of(split, results, before),
         )
         for split in SPLITS
-    }  # fmt: skip
+    }
     total = int(before.fingerprint, 16) if before else 0
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -114,6 +102,40 @@ def summarise(
         BOXES: boxes,
     }
     return manifest, tables
+
+
+def check_once(new: list[Kept]) -> None:
+    """Raise UserError when an image came from more than one archive or folder."""
+    again = [name for name, times in Counter(k.name for k in new).items() if times > 1]
+    if again:
+        raise UserError(
+            f"{len(again):,} images are in more than one archive or folder, the first "
+            f"{min(again)}: give each once"
+        )
+
+
+def names_present(
+    inputs: IngestInputs,
+    kept: list[Kept],
+    refused: list[tuple[str, str, int]],
+    results: list[TaskResult],
+) -> set[str]:
+    """The names of all images that are there, usable or not.
+
+    A refused name without a label (an archive's own, say) is in quarantine and needs no partner.
+    """
+    present = {f.name for f in inputs.files} | {k.name for k in kept}
+    present |= {name for result in results for name in result.unlabelled}
+    return present | ({path_name(path) for path, *_ in refused} & inputs.labels.keys())
+
+
+def files_of(
+    split: str, results: list[TaskResult], before: Manifest | None
+) -> tuple[StoreFile, ...]:
+    """The files of a split: those that were there, then the new ones by path."""
+    new = [file for result in results for name, file in result.files if name == split]
+    there = before.splits[split].files if before else ()
+    return there + tuple(sorted(new, key=lambda file: file.path))
 
 
 def refused_images(results: list[TaskResult]) -> list[tuple[str, str, int]]:
