@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 from chexspark.settings import Frame, setting
 
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "lars", "lamb")
+SCHEDULES = ("constant", "plateau", "cosine", "cyclic")  # of the learning rate
+SCALINGS = ("none", "linear", "sqrt")  # of the learning rate with the number of ranks
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
@@ -82,7 +86,7 @@ class TrainConfig:
     )
     optimizer: str = setting(
         "how weights follow gradients", "recipe", "adam",
-        choices=("adam", "adamw", "sgd", "rmsprop", "lars", "lamb"))  # fmt: skip
+        choices=OPTIMIZERS)  # fmt: skip
     weight_decay: float = setting(
         "of kernels; biases and normalisation are left alone", "recipe", 0.0, minimum=0
     )
@@ -113,10 +117,10 @@ class TrainConfig:
     )
     schedule: str = setting(
         "plateau: divided when validation loss stalls", "schedule", "plateau",
-        choices=("constant", "plateau", "cosine", "cyclic"))  # fmt: skip
+        choices=SCHEDULES)  # fmt: skip
     scale_learning_rate: str = setting(
         "multiply it by the number of ranks, or its root", "schedule", "none",
-        choices=("none", "linear", "sqrt"))  # fmt: skip
+        choices=SCALINGS)  # fmt: skip
     warmup_epochs: float = setting(
         "in which the learning rate rises to its full height", "schedule", 0.0, minimum=0
     )
