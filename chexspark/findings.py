@@ -5,7 +5,8 @@ probabilities in chexspark has its last axis in the order of one of the two.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 # NIH ChestX-ray14, in the order of the papers (Wang et al. 2017; Rajpurkar et al. 2017, table 1): the
 # default where nobody names findings.
@@ -68,3 +69,8 @@ def shared(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """The findings that all lists have, by name, in the order of the first."""
     first, *others = lists
     return tuple(name for name in first if all(name in other for other in others))
+
+
+def of_file(content: Mapping[str, Any]) -> Any:
+    """The `findings` that a JSON file of a run names; one from before files named them is of NIH's 14."""
+    return content.get("findings", list(FINDINGS))
