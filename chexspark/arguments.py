@@ -54,7 +54,10 @@ def find_recipe(given: str) -> Location:
 
 
 def read_recipe(uri: str) -> dict[str, Any]:
-    """Read a YAML recipe, by name or path: settings of `TrainConfig`, but not where data and run are."""
+    """Read a YAML recipe, by name or path: settings of `TrainConfig`, but not where data and run are.
+
+    Raises UserError for one that is not there, or a setting that is none.
+    """
     place = find_recipe(uri)
     values = read_yaml(place, f"--recipe={uri}")
     valid = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("data", "run")]
@@ -84,6 +87,7 @@ class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are a UserError, like all others."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError in place of ending the process."""
         raise UserError(f"{message} (see --help)")
 
 
@@ -92,7 +96,7 @@ def parse_command_line(
 ) -> Any:
     """Parse flags into a config; ``--recipe`` is there where the config is `TrainConfig`.
 
-    `program`: what --help calls the command.
+    `program`: what --help calls the command. Raises UserError for a flag that is none, or its value.
     """
     parser = OneLineParser(
         prog=program,
@@ -101,14 +105,31 @@ def parse_command_line(
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups = {}
+    add_settings(parser, config_class)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        check_renamed(config_class, unknown[0].lstrip("-").replace("-", "_"), unknown[0])
+        valid = [flag(f.name) for f in dataclasses.fields(config_class)]
+        raise UserError(f"unknown option {unknown[0]}{closest(unknown[0], valid)} (see --help)")
+    values = vars(parsed)
+    recipe = values.pop("recipe", None)
+    for field in dataclasses.fields(config_class):
+        if field.metadata.get("listed") and field.name in values:
+            values[field.name] = [n for text in values[field.name] for n in several(field, text)]
+    return build(config_class, under(recipe, values))
+
+
+def add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """Add a flag for each setting, in the settings' groups."""
+    groups: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):
         name = field.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
         help_text, required = field.metadata["help"], field.default is REQUIRED
         if not required and field.default not in (None, ()):
-            default = " ".join(field.default) if is_several(field) else field.default
+            default: Any = field.default
+            default = " ".join(default) if is_several(field) else default
             help_text += f" (default: {default})"
         # Not argparse's `required`: a misspelled flag is to be named before a missing one.
         options = {"help": help_text + " (required)" * required}
@@ -128,17 +149,6 @@ def parse_command_line(
             metavar="NAME",
             help=f"{', '.join(recipe_names())}, or a YAML file of settings; flags go before it",
         )
-    parsed, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        check_renamed(config_class, unknown[0].lstrip("-").replace("-", "_"), unknown[0])
-        valid = [flag(f.name) for f in dataclasses.fields(config_class)]
-        raise UserError(f"unknown option {unknown[0]}{closest(unknown[0], valid)} (see --help)")
-    values = vars(parsed)
-    recipe = values.pop("recipe", None)
-    for field in dataclasses.fields(config_class):
-        if field.metadata.get("listed") and field.name in values:
-            values[field.name] = [n for text in values[field.name] for n in several(field, text)]
-    return build(config_class, under(recipe, values))
 
 
 def under(recipe: str | None, values: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +167,7 @@ def takes(config_class: type, spark: bool = True) -> Callable[[Callable], Callab
     `spark`: whether it takes a session; without, ``function(config)`` is called as ``function(run=…)``.
     The signature and the docstring list the settings, for a notebook's completion and help. A ready
     config in place of settings is taken as it is. For training, ``recipe=`` is a name or a file.
+    A call raises UserError for a setting that is none, or its value.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -168,13 +179,23 @@ def takes(config_class: type, spark: bool = True) -> Callable[[Callable], Callab
             given = {f.name: getattr(config, f.name) for f in changed(config)}
             return build(config_class, given)
 
+        def checked(config: Any) -> Any:
+            if config is None or isinstance(config, config_class):
+                return config
+            takes_what = (
+                "a Spark session and settings" if spark else "settings and no Spark session"
+            )
+            raise UserError(
+                f"{function.__name__} takes {takes_what} by name, and was given a {type(config).__name__}"
+            )
+
         @functools.wraps(function)
         def call_with_session(spark: Any = None, config: Any = None, **values: Any) -> Any:
-            return function(spark, configured(config, values))
+            return function(spark, configured(checked(config), values))
 
         @functools.wraps(function)
         def call_alone(config: Any = None, **values: Any) -> Any:
-            return function(configured(config, values))
+            return function(configured(checked(config), values))
 
         call: Any = call_with_session if spark else call_alone
 

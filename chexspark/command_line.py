@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from chexspark import errors
 from chexspark.arguments import parse_command_line
@@ -25,7 +26,7 @@ def run_command(name: str, arguments: list[str]) -> int:
 
     # Loaded after the flags are read, so that --help and a misspelled flag do not wait for Spark.
     def call(config: object) -> None:
-        function = command.load()
+        function: Any = command.load()
         function(None, config) if function.takes_spark else function(config)
 
     return main(call, command.config, description, arguments, f"chexspark {name}")

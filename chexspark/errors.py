@@ -43,10 +43,11 @@ def setting_types() -> dict[str, type]:
 
 
 class ChexsparkError(Exception):
-    """`text` is the message as it was written, `str()` as who called is to read it."""
+    """An error whose `str()` is what who called is to read; `text` is what was written."""
 
     @property
     def text(self) -> str:
+        """The message as it was written."""
         return super().__str__()
 
     def __str__(self) -> str:

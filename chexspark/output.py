@@ -15,6 +15,7 @@ class Screen(logging.Handler):
     """Writes lines to what is standard output at that moment, which a notebook or a test may change."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
         try:
             print(self.format(record), file=sys.stdout, flush=True)
         except OSError:  # a screen that is gone ends no job

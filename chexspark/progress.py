@@ -29,6 +29,7 @@ class ProgressLine:
         self._clear()
 
     def show(self, text: str) -> None:
+        """Put a text in the line's place; where there is no terminal, now and then."""
         if not self.shown:
             return
         if self.live:
@@ -40,6 +41,7 @@ class ProgressLine:
         self.stream.flush()
 
     def say(self, text: str) -> None:
+        """Leave a lasting line."""
         if not self.shown:
             return
         self._clear()

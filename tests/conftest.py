@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis
 import pytest
 
-from chexspark import ingest
+from chexspark import errors, ingest
 from chexspark.findings import FINDINGS
 from chexspark.output import show_output
 from chexspark.phantom import write_release
@@ -35,9 +35,10 @@ hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
-def output():
-    """As in a job or a notebook, where nothing else has set up logging; pytest has."""
-    show_output(always=True)
+def as_command(monkeypatch):
+    """Texts as a command says them; tests/test_messages.py has those of a call."""
+    show_output(always=True)  # nothing but pytest has set up logging
+    monkeypatch.setattr(errors, "at_command_line", True)
 
 
 @pytest.fixture(scope="session")

@@ -143,6 +143,9 @@ def test_a_run_of_another_store_is_not_resumed(old):
     check_same_store(run_folder(str(old / "new")), manifest)
     with pytest.raises(UserError, match="was begun on another store"):
         check_same_store(run, dataclasses.replace(manifest, fingerprint="0"))
+    for findings in (FINDINGS[:5], (*FINDINGS[1:], FINDINGS[0])):
+        with pytest.raises(UserError, match=r"begun on other findings \(Atelectasis, .*; now "):
+            check_same_store(run, dataclasses.replace(manifest, findings=findings))
 
 
 @pytest.mark.parametrize("name", ["history", "trained_patients"])

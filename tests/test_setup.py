@@ -7,6 +7,7 @@ import pytest
 
 from chexspark.config import TrainConfig
 from chexspark.data.plan import RankFacts
+from chexspark.findings import FINDINGS
 from chexspark.settings import build
 
 ALONE = RankFacts(0, 1)
@@ -116,7 +117,7 @@ def test_the_seed_and_the_precision_make_the_model(hvd):
 
     def weights(**settings):
         try:
-            model, loaded = make_model(config_of(model="vgg16", **settings), 32)
+            model, loaded = make_model(config_of(model="vgg16", **settings), 32, FINDINGS)
         finally:
             keras.mixed_precision.set_global_policy("float32")
         assert loaded == ""

@@ -69,7 +69,7 @@ def made_images():
 
 
 def row_groups(folder: Path):
-    """Images uint8 (rows, size, size) and labels int8 (rows, 14) of the store, by row group."""
+    """Images uint8 (rows, size, size) and labels int8 (rows, findings) of the store, by row group."""
     store = locate(str(folder / "store"))
     reader = SplitReader(store, read_manifest(store), "train")
     for number in range(len(reader.row_groups)):

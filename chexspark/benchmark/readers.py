@@ -22,7 +22,6 @@ from chexspark.data.augmentation import random_numbers
 from chexspark.data.pipeline import tensors
 from chexspark.data.plan import RankFacts, training_plan
 from chexspark.data.reader import SplitReader
-from chexspark.findings import FINDINGS
 from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
 from chexspark.store.schema import images_of, labels_of
@@ -38,7 +37,7 @@ class Ways:
         self.folder, self.batch = Path(folder), batch
         self.store = locate(str(self.folder / "store"))
         self.manifest = read_manifest(self.store)
-        self.size = self.manifest.image_size
+        self.size, self.findings = self.manifest.image_size, len(self.manifest.findings)
         self.reader = SplitReader(self.store, self.manifest, "train")
         self.epoch = 0
 
@@ -59,7 +58,7 @@ class Ways:
             for group in range(parquet.num_row_groups):
                 table = parquet.read_row_group(group, columns=["image", "labels"])
                 images = images_of(table["image"].combine_chunks(), self.size)
-                labels = labels_of(table["labels"].combine_chunks())
+                labels = labels_of(table["labels"].combine_chunks(), self.findings)
                 for start in range(0, len(images), self.batch):
                     end = start + self.batch
                     yield np.array(images[start:end]), labels[start:end]
@@ -84,7 +83,7 @@ class Ways:
         """In the order of the official models: interleave, shuffle, parse, batch, prefetch."""
         features = {
             "image": tf.io.FixedLenFeature([], tf.string),
-            "labels": tf.io.FixedLenFeature([len(FINDINGS)], tf.int64),
+            "labels": tf.io.FixedLenFeature([self.findings], tf.int64),
         }
 
         def parse(record):
@@ -179,7 +178,7 @@ def waiting_while_training(ways: Ways, steps: int) -> tuple[float, float]:
     from chexspark.training.step import Steps
 
     hvd.init()
-    model = build_model("densenet121", ways.size, len(FINDINGS))
+    model = build_model("densenet121", ways.size, ways.findings)
     step = Steps(model, keras.optimizers.legacy.Adam(1e-3), ways.batch, ways.size)
     batches = ways.planned(ways.reader)
     step.train(next(batches))  # compiles

@@ -89,7 +89,9 @@ def doctor(spark, config: DoctorConfig) -> pd.DataFrame:
     run = locate(config.run) if config.run else None
     counting = contextlib.nullcontext()
     if config.model:
-        counting = counted_in_background(config.model, manifest.image_size, config.batch_size)
+        counting = counted_in_background(
+            config.model, manifest.image_size, len(manifest.findings), config.batch_size
+        )
     with counting as cost:
         spark = start_session(spark, "doctor")
         num_proc = check_ranks(spark, config.num_proc, config.wait_seconds)

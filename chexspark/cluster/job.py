@@ -105,8 +105,8 @@ def what_to_count(config: TrainConfig, manifest: Manifest, earlier: TrainConfig 
         rows = -(-rows * earlier.num_proc // config.num_proc)
     slots = 1 if config.optimizer in ("sgd", "lars") else 2
     slots += 1 if config.ema else 0
-    size = manifest.image_size
-    return config.model, size, -(-rows // config.accumulate), slots, config.precision
+    shape = manifest.image_size, len(manifest.findings)
+    return config.model, *shape, -(-rows // config.accumulate), slots, config.precision
 
 
 def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:

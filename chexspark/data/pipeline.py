@@ -19,7 +19,7 @@ class StepInputs(NamedTuple):
     """What a step takes: tensors on the device, and the rows in numpy."""
 
     images: object  # uint8 (batch, size, size, 1)
-    labels: object  # int8 (batch, 14)
+    labels: object  # int8 (batch, findings)
     weights: object  # float32 (batch,)
     draws: object  # float32 (batch, 7): this epoch's random numbers of each image
     rows: np.ndarray  # int64 (batch,)

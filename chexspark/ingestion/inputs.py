@@ -5,8 +5,11 @@ In: the config. Out: labels with their splits, image files and archives, boxes; 
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from chexspark.config import IngestConfig
@@ -51,7 +54,7 @@ def read_inputs(config: IngestConfig, findings: tuple[str, ...]) -> IngestInputs
     refuse(unmatched, config.allow_missing == "all", f"--labels={config.labels}")
     boxes = read_boxes(locate(config.boxes), found.findings) if config.boxes else None
     files, archives = find_sources(config.images)
-    by_name = {}
+    by_name: dict[str, SourceFile] = {}
     again = [f.name for f in files if by_name.setdefault(f.name, f) is not f]
     duplicates = [(name, DUPLICATE_IMAGE) for name in again]
     refuse(duplicates, config.allow_missing == "all", f"--images={' '.join(config.images)}")
@@ -133,7 +136,9 @@ def check_matches(
     return no_label + no_image
 
 
-def check_have_splits(names, labels: dict[str, Label], config: IngestConfig) -> None:
+def check_have_splits(
+    names: Collection[str], labels: dict[str, Label], config: IngestConfig
+) -> None:
     """Raise UserError for images whose label has no split. Labels without an image need none.
 
     Names in archives are known only to Spark's tasks, which set such an image aside.
@@ -157,7 +162,9 @@ def check_splits(patients: dict[str, set[str]]) -> None:
             )
 
 
-def digest_of(labels: dict[str, Label], sources: list[SourceFile], boxes) -> str:
+def digest_of(
+    labels: dict[str, Label], sources: list[SourceFile], boxes: pd.DataFrame | None
+) -> str:
     """SHA-256 of what goes in: names, sizes and times of files, labels, splits and boxes."""
     digest = hashlib.sha256()
     for name in sorted(labels):
@@ -171,7 +178,7 @@ def digest_of(labels: dict[str, Label], sources: list[SourceFile], boxes) -> str
     return digest.hexdigest()
 
 
-def layout_settings(config: IngestConfig) -> dict:
+def layout_settings(config: IngestConfig) -> dict[str, Any]:
     """The settings that decide what is in the store."""
     names = ("size", "rows_per_group", "split", "split_seed")
     return {name: getattr(config, name) for name in names}

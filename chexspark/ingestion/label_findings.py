@@ -72,7 +72,7 @@ def plain_columns(header: list[str]) -> dict[str, int]:
 
 
 def from_columns(header: list[str], asked: tuple[str, ...], where: str) -> LabelledFindings:
-    """A column per finding, of 1, 0, or nothing or −1 for unknown."""
+    """A column per finding, of 1, 0, or nothing or −1 for unknown. Raises UserError for one that is not there."""
     columns = plain_columns(header)
     findings = asked or FINDINGS
     if asked == COLUMNS:
@@ -139,7 +139,10 @@ def words_of(header: list[str], rows: Rows) -> list[str]:
 def from_words(
     header: list[str], rows: Rows, asked: tuple[str, ...], where: str
 ) -> LabelledFindings:
-    """NIH's form: one column with the findings that an image has, between bars."""
+    """NIH's form: one column with the findings that an image has, between bars.
+
+    Raises UserError for a finding that was asked for, and that neither an image has nor NIH knows.
+    """
     words = words_of(header, rows)
     if asked == COLUMNS:
         raise UserError(

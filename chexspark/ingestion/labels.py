@@ -9,7 +9,7 @@ is left alone.
 """
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -124,12 +124,12 @@ def read_labels(place: Location, findings: tuple[str, ...] = ()) -> Labels:
     }
     problems = [(word, UNKNOWN_FINDING) for word in found.misspelled]
     fewest = max(header.index(name) for name in (PLAIN_NEEDED if plain else NEEDED)) + 1
-    records = {}
+    records: dict[str, dict[str, Any]] = {}
     for line, row in rows:
         where = f"--labels={place}, line {line}"
         if len(row) < fewest:
             raise UserError(f"{where}: {len(row)} cells are too few")
-        record = {
+        record: dict[str, Any] = {
             column: row[position[column]].strip()
             if position.get(column, len(row)) < len(row)
             else ""
@@ -166,7 +166,8 @@ def read_boxes(place: Location, findings: tuple[str, ...]) -> Boxes:
             f"it begins with {', '.join(header[:2])}"
         )
     spelled = {plain_spelling(finding): finding for finding in findings}
-    records, left_alone = [], {}
+    records = []
+    left_alone: dict[str, int] = {}
     for line, row in rows:
         where = f"--boxes={place}, line {line}"
         try:

@@ -37,7 +37,7 @@ class ImageFile(NamedTuple):
 
     name: str  # the file's own, or the member's; of a damaged archive, the archive's
     path: str  # where it is: a URI, for a member ``archive!member``
-    bytes: int
+    size: int  # bytes
     content: bytes | BadImageError  # BadImageError says why there is none
 
 
@@ -47,7 +47,7 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
     A folder is searched through; a glob's ``*`` also crosses ``/``. Raises UserError for one that
     has nothing to offer, and for DICOM files where pydicom is not installed.
     """
-    found = {}
+    found: dict[str, SourceFile] = {}
     for given in images:
         matches = matching(given)
         if not matches:
@@ -63,6 +63,7 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
 
 
 def is_archive(source: SourceFile) -> bool:
+    """Whether a source is an archive, by its name."""
     return source.name.lower().endswith(ARCHIVES)
 
 
@@ -98,6 +99,7 @@ def uri_of(place: Location, path: str) -> str:
 def read_source_images(sources: Iterable[SourceFile]) -> Iterator[ImageFile]:
     """Yield every image of some files and archives. A name that an archive has twice counts once."""
     for source in sources:
+        content: bytes | BadImageError
         if not is_archive(source):
             try:
                 content = locate(source.uri).read_bytes()
@@ -134,8 +136,8 @@ def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImageEr
                         member.size,
                         BadImageError(f"unsafe archive member: {reason}"),
                     )
-                elif member.isfile() and member.name.lower().endswith(IMAGES):
-                    yield member.name, member.size, tar.extractfile(member).read()
+                elif member.name.lower().endswith(IMAGES) and (file := tar.extractfile(member)):
+                    yield member.name, member.size, file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         yield (
             "",
@@ -147,6 +149,7 @@ def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImageEr
 
 
 def compression(archive: str) -> str | None:
+    """How an archive is compressed, in pyarrow's words, by its name."""
     return "gzip" if archive.lower().endswith(("gz", "tgz")) else None
 
 

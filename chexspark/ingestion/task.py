@@ -7,6 +7,7 @@ aside and renamed whole, and a `TaskResult` with their counts and what was refus
 import hashlib
 import posixpath
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -80,16 +81,29 @@ class TaskResult:
     fingerprint: int = 0
 
 
+Row = dict[str, Any]  # column → value
+
+
 class FileWriter:
     """Parquet files of one split of one task, a row group at a time."""
 
-    def __init__(self, task: WriteTask, split: str):
+    def __init__(self, task: WriteTask, split: str) -> None:
         self.task, self.split = task, split
         self.schema = parquet_schema(task.size)
-        self.files, self.rows, self.number = [], [], 0
-        self.writer, self.groups, self.checksums, self.column_checksums = None, [], [], []
+        self.files: list[tuple[str, StoreFile]] = []
+        self.rows: list[tuple[Row, np.ndarray]] = []
+        self.number = 0  # of the file
+        self.begin_file()
 
-    def add(self, row: dict, pixels: np.ndarray) -> None:
+    def begin_file(self) -> None:
+        """Forget the file that was written."""
+        self.writer: pq.ParquetWriter | None = None
+        self.groups: list[int] = []  # rows of each row group
+        self.checksums: list[str] = []
+        self.column_checksums: list[str] = []
+
+    def add(self, row: Row, pixels: np.ndarray) -> None:
+        """Take one image, uint8 (size, size), and its other columns."""
         self.rows.append((row, pixels))
         if len(self.rows) == self.task.rows_per_group:
             self.end_group()
@@ -97,6 +111,7 @@ class FileWriter:
             self.end_file()
 
     def end_group(self) -> None:
+        """Write the rows that were taken as a row group, if there are any."""
         if not self.rows:
             return
         if self.writer is None:
@@ -122,7 +137,7 @@ class FileWriter:
             for field in self.schema
         ]
         table = pa.Table.from_arrays(columns, schema=self.schema)
-        self.writer.write_table(table, len(images))
+        cast(pq.ParquetWriter, self.writer).write_table(table, len(images))
         found = RowGroupChecksum()
         found.add(images, np.stack(values[LABELS]))
         self.checksums.append(found.hexdigest())
@@ -131,6 +146,7 @@ class FileWriter:
         self.rows = []
 
     def end_file(self) -> None:
+        """Write what is left, and move the file to its place."""
         self.end_group()
         if self.writer is None:
             return
@@ -143,13 +159,15 @@ class FileWriter:
             tuple(self.column_checksums),
         )  # fmt: skip
         self.files.append((self.split, file))
-        self.writer, self.groups, self.checksums, self.column_checksums = None, [], [], []
+        self.begin_file()
         self.number += 1
 
     def path(self) -> str:
+        """Of the file, below the folder."""
         return f"{self.split}/part-{self.task.number:05}-{self.number:03}.parquet"
 
     def aside(self) -> Location:
+        """Where the file is while it is being written."""
         return locate(self.task.folder) / f"{self.path()}.tmp"
 
 
@@ -157,6 +175,7 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
     """Decode, check, shrink and store the images of one task.
 
     `labels`: by image name. `stored`: names that the store holds already, which are passed over.
+    Raises nothing for an image that cannot be used: the result says why.
     """
     cv2.setNumThreads(1)  # Spark runs a task per core
     result = TaskResult()
@@ -180,8 +199,8 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
         except BadImageError as error:
             result.quarantined.append((path, str(error), size))
             continue
-        pixels = memoryview(image.pixels).cast("B")
-        kept = kept_image(name, label, image, pixels)
+        pixels = image.pixels.data.cast("B")
+        kept = kept_image(name, label, label.split, image, pixels)
         result.kept.append(kept)
         result.fingerprint = (result.fingerprint + row_digest(kept, pixels)) % FINGERPRINT_MODULUS
         writers[label.split].add(row_of(kept, label, image), image.pixels)
@@ -191,10 +210,11 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
     return result
 
 
-def kept_image(name: str, label: Label, image: StoredImage, pixels: memoryview) -> Kept:
+def kept_image(name: str, label: Label, split: str, image: StoredImage, pixels: memoryview) -> Kept:
+    """What the driver is to know of an image. `pixels`: its bytes."""
     digest = hashlib.sha256(pixels).digest()[:8]
     return Kept(
-        name, label.patient_id, label.split, label.labels, image.original_mode, image.inverted,
+        name, label.patient_id, split, label.labels, image.original_mode, image.inverted,
         image.perceptual_hash, int.from_bytes(digest, "big", signed=True),
     )  # fmt: skip
 
@@ -207,7 +227,7 @@ def row_digest(kept: Kept, pixels: memoryview) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def row_of(kept: Kept, label: Label, image: StoredImage) -> dict:
+def row_of(kept: Kept, label: Label, image: StoredImage) -> Row:
     """The values of one row, by column, but for the pixels."""
     return {
         "image_index": kept.name,

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import uuid
+from typing import TypedDict
 
 import psutil
 from pyarrow import fs
@@ -24,15 +25,25 @@ BEAT_SECONDS, RETRY_SECONDS, DEAD_SECONDS = 10.0, 1.0, 60.0
 LOOK_AGAIN_SECONDS = 1.0  # HDFS replaces a file in two steps, between which there is none
 
 
+class Owner(TypedDict):
+    """What ``owner.json`` says of the run that works there."""
+
+    token: str
+    host: str
+    process: int
+    started: float  # when the process did, seconds since 1970
+    beat: float  # when it last said that it lives
+
+
 class Workplace:
     """A context manager: inside it, `folder` is this run's own."""
 
-    def __init__(self, store: Location):
+    def __init__(self, store: Location) -> None:
         self.store, self.token = store, uuid.uuid4().hex
         self.folder = store / UNFINISHED / self.token
         self.stop = threading.Event()
 
-    def __enter__(self):
+    def __enter__(self) -> "Workplace":
         """Take the place. Raises UserError when another run lives there, or nobody can know."""
         owner = find_owner(self.store)
         if owner and is_alive(owner):
@@ -48,7 +59,7 @@ class Workplace:
         threading.Thread(target=self.keep_beating, daemon=True).start()
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type | None, *_: object) -> None:
         """Leave nothing behind; when it failed, only what says which images were refused."""
         self.stop.set()
         try:
@@ -64,8 +75,9 @@ class Workplace:
         (self.store / UNFINISHED).delete_directory()
 
     def beat(self) -> None:
+        """Say who is here, and that it lives. Raises OSError or UserError when that cannot be written."""
         me = psutil.Process()
-        owner = {
+        owner: Owner = {
             "token": self.token, "host": socket.gethostname(), "process": me.pid,
             "started": me.create_time(), "beat": time.time(),
         }  # fmt: skip
@@ -109,7 +121,7 @@ class Workplace:
                     self.store.filesystem.delete_file(info.path)
 
 
-def find_owner(store: Location) -> dict | None:
+def find_owner(store: Location) -> Owner | None:
     """Who works there, or None. Raises UserError when that cannot be read."""
     owner = read_owner(store)
     if owner is None and (store / UNFINISHED).exists():
@@ -118,7 +130,7 @@ def find_owner(store: Location) -> dict | None:
     return owner
 
 
-def read_owner(store: Location) -> dict | None:
+def read_owner(store: Location) -> Owner | None:
     """What ``owner.json`` says, or None where there is none. Raises UserError when it cannot be read.
 
     Of a damaged one, which a dying run left half written, only the time is known.
@@ -128,8 +140,11 @@ def read_owner(store: Location) -> dict | None:
         info = place.filesystem.get_file_info(place.path)
         if info.type != fs.FileType.File:
             return None
-        owner = json.loads(place.read_text())
-        return {name: owner[name] for name in ("token", "host", "process", "started", "beat")}
+        found = json.loads(place.read_text())
+        return {
+            "token": found["token"], "host": found["host"], "process": found["process"],
+            "started": found["started"], "beat": found["beat"],
+        }  # fmt: skip
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -137,11 +152,13 @@ def read_owner(store: Location) -> dict | None:
             f"--out={store}: whether another ingest is writing there cannot be read ({error}): try again"
         ) from error
     except (ValueError, KeyError, TypeError):
-        unknown = dict.fromkeys(("token", "host", "process", "started"), "unknown")
-        return unknown | {"beat": (info.mtime_ns or 0) / 1e9}
+        return {
+            "token": "unknown", "host": "unknown", "process": 0, "started": 0.0,
+            "beat": (info.mtime_ns or 0) / 1e9,
+        }  # fmt: skip
 
 
-def is_alive(owner: dict) -> bool:
+def is_alive(owner: Owner) -> bool:
     """Of another process on this host, whether it is there; else, whether it has beaten lately."""
     beats = time.time() - owner["beat"] < DEAD_SECONDS
     if owner["host"] != socket.gethostname():

@@ -1,8 +1,9 @@
 """What a network costs, known without training it. Anywhere, but for `count`, which is of a child.
 
-In: a network's name, the size of the images, the batch of one rank. Out: a dict, or JSON:
+In: a network's name, the size of the images, the number of findings, the batch of one rank. Out: a
+dict, or JSON:
 
-    python -m chexspark.models.cost densenet121 224 16 [--slots 2] [--precision mixed_float16]
+    python -m chexspark.models.cost densenet121 224 14 16 [--slots 2] [--precision mixed_float16]
 """
 
 import argparse
@@ -13,14 +14,13 @@ import subprocess
 import sys
 
 from chexspark.errors import RunFailedError
-from chexspark.findings import FINDINGS
 
 KNOWN: dict[tuple, dict] = {}  # what has been counted, by what was given
 
 
 @contextlib.contextmanager
 def counted_in_background(
-    name: str, size: int, batch: int, slots: int = 2, precision: str = "float32"
+    name: str, size: int, findings: int, batch: int, slots: int = 2, precision: str = "float32"
 ):
     """Yield a function that returns what `count` says of a network, once that is known.
 
@@ -29,11 +29,12 @@ def counted_in_background(
     weight, by the optimizer (adam, adamw, lamb, rmsprop: 2; sgd and lars: 1) or for an average of the
     weights (1). `precision`: Keras's policy. The function raises RunFailedError when the child fails.
     """
-    given = name, size, batch, slots, precision
+    given = name, size, findings, batch, slots, precision
     if given in KNOWN:
         yield lambda: KNOWN[given]
         return
-    command = [sys.executable, "-m", "chexspark.models.cost", name, str(size), str(batch)]
+    command = [sys.executable, "-m", "chexspark.models.cost", name]
+    command += [str(number) for number in (size, findings, batch)]
     command += ["--slots", str(slots), "--precision", precision]
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     child = subprocess.Popen(
@@ -114,6 +115,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m chexspark.models.cost")
     parser.add_argument("name")
     parser.add_argument("size", type=int)
+    parser.add_argument("findings", type=int)
     parser.add_argument("batch", type=int)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--precision", default="float32")
@@ -124,7 +126,7 @@ def main(arguments: list[str]) -> None:
     from chexspark.models import build_model
 
     keras.mixed_precision.set_global_policy(given.precision)
-    model = build_model(given.name, given.size, len(FINDINGS))
+    model = build_model(given.name, given.size, given.findings)
     print(json.dumps(count(model, given.batch, given.slots)))
 
 

@@ -6,22 +6,31 @@ Out: a model with these weights, and one line that says what was taken.
 
 A ``.keras`` file is read as data, a list of layers and their arrays. Keras's own loader is not
 asked: it imports whatever the file names, in its safe mode too.
+
+Of a trained model the trunk is taken layer by layer, and of the logits those of findings that both
+models have, by name: whatever their number and order. A model says its findings in the file, or in the
+lineage of the run that it is in; of one that does not say, the trunk alone is taken.
 """
 
 import io
 import json
 import re
 import zipfile
+from collections.abc import Sequence
 
 import h5py
 import numpy as np
 
 from chexspark.errors import UserError
+from chexspark.findings import find
 from chexspark.models import LOGITS, MODELS
-from chexspark.run.folder import RunFolder
+from chexspark.run.best import model_findings
+from chexspark.run.folder import RunFolder, run_of_model
+from chexspark.run.lineage import read_lineage
 from chexspark.storage import Location, locate
 
 HDF5_MARK, ZIP_MARK = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+NAMED = 8  # layers and findings that a line names
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
 
 
@@ -41,6 +50,7 @@ def check_weights(name: str, uri: str) -> None:
             archive.getinfo("model.weights.h5")
     except DAMAGE as error:
         raise unreadable(place, error) from error
+    findings_of(place)
 
 
 def find_weights(name: str, uri: str) -> tuple[Location, bytes]:
@@ -67,10 +77,22 @@ def find_weights(name: str, uri: str) -> tuple[Location, bytes]:
     )
 
 
-def load_weights(model, name: str, uri: str) -> str:
+def findings_of(place: Location) -> tuple[str, ...] | None:
+    """The findings of a trained model's outputs, in order; None where neither it nor a run says them.
+
+    Raises UserError for a damaged file or lineage.
+    """
+    if found := model_findings(place):
+        return found
+    run = run_of_model(place)
+    return tuple(read_lineage(run)["findings"]) if run and run.lineage.is_file() else None
+
+
+def load_weights(model, name: str, uri: str, findings: Sequence[str]) -> str:
     """Give `model`, which is network `name`, the weights at `uri`; say in a line what was taken.
 
-    Of ImageNet weights all but the logits; of a trained model each layer of the same name and shapes.
+    `findings`: of the model's outputs, in order. Of ImageNet weights all but the logits are taken; of a
+    trained model each layer of the trunk of the same name and shapes, and the logits by their finding.
     Raises UserError when the file is damaged, or of another network.
     """
     place, mark = find_weights(name, uri)
@@ -82,7 +104,9 @@ def load_weights(model, name: str, uri: str) -> str:
                 arrays = read_arrays(archive, place)
         except DAMAGE as error:
             raise unreadable(place, error) from error
-    return take_layers(model, arrays, place)
+    fresh, known = take_trunk(model, arrays, place), findings_of(place)
+    taken = take_logits(model, arrays.get(LOGITS, []), findings, known) if known else []
+    return what_was_taken(model, place, fresh, findings, taken, known is not None)
 
 
 def load_imagenet(model, name: str, place: Location, path: str) -> str:
@@ -136,13 +160,16 @@ def read_arrays(archive: zipfile.ZipFile, place: Location) -> dict[str, list[np.
     return arrays
 
 
-def take_layers(model, arrays: dict[str, list[np.ndarray]], place) -> str:
-    """Give each layer of `model` the arrays of its name, where all shapes are the same."""
-    with_weights = [layer for layer in model.layers if layer.weights]
+def take_trunk(model, arrays: dict[str, list[np.ndarray]], place) -> list[str]:
+    """Give each layer but the logits the arrays of its name, where all shapes are the same.
+
+    Returns the names of the layers that have none. Raises UserError where no layer has any.
+    """
     taken, left = [], []
-    for layer in with_weights:
+    for layer in trunk_layers(model):
         found = [array.shape for array in arrays.get(layer.name, [])]
-        (taken if found == [tuple(w.shape) for w in layer.weights] else left).append(layer)
+        if layer.weights:
+            (taken if found == [tuple(w.shape) for w in layer.weights] else left).append(layer)
     if not taken:
         raise UserError(
             f"--weights {place}: no layer has the name and shapes of one of {model.name}'s; this is "
@@ -150,9 +177,51 @@ def take_layers(model, arrays: dict[str, list[np.ndarray]], place) -> str:
         )
     for layer in taken:
         layer.set_weights(arrays[layer.name])
-    line = f"{len(taken)} of {len(with_weights)} layers start from {place}"
-    names = ", ".join(layer.name for layer in left[:5]) + ", …" * (len(left) > 5)
-    return f"{line}; fresh: {names}" if left else line
+    return [layer.name for layer in left]
+
+
+def take_logits(
+    model, found: list[np.ndarray], findings: Sequence[str], known: Sequence[str]
+) -> list[str]:
+    """Give the logits of `findings` the weights of the same among `known`; return which have them.
+
+    `found`: kernel (channels, known) and bias (known,) of the source; of other shapes none are taken.
+    """
+    kernel, bias = model.get_layer(LOGITS).get_weights()
+    if [array.shape for array in found] != [(len(kernel), len(known)), (len(known),)]:
+        return []
+    sources = {name: source for name in findings if (source := find(name, known)) is not None}
+    for number, name in enumerate(findings):
+        if name in sources:
+            kernel[:, number], bias[number] = found[0][:, sources[name]], found[1][sources[name]]
+    model.get_layer(LOGITS).set_weights([kernel, bias])
+    return list(sources)
+
+
+def what_was_taken(
+    model, place, fresh: list[str], findings: Sequence[str], taken: list[str], named_there: bool
+) -> str:
+    """One line. `fresh`: layers of the trunk that are; `taken`: those of `findings` whose logits are not;
+    `named_there`: whether the source says its findings."""
+    layers = sum(1 for layer in model.layers if layer.weights)
+    left = [name for name in findings if name not in taken]
+    line = f"{layers - len(fresh) - bool(left)} of {layers} layers start from {place}"
+    if taken:
+        of_all = f"all {len(taken)} findings" if not left and len(taken) > 1 else listed(taken)
+        line += f"; {LOGITS} of {of_all} taken by name"
+    if left and taken:
+        fresh = [*fresh, f"{LOGITS} of {listed(left)}"]
+    elif left:
+        fresh = [
+            *fresh,
+            LOGITS if named_there else f"{LOGITS} (the file does not say its findings)",
+        ]
+    return f"{line}; fresh: {listed(fresh)}" if fresh else line
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
 
 
 def unreadable(place: Location, error: Exception) -> UserError:

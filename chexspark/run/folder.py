@@ -5,6 +5,7 @@ it. No other module spells these names.
 """
 
 import hashlib
+import posixpath
 from dataclasses import dataclass
 
 from chexspark.errors import UserError
@@ -127,6 +128,17 @@ class RunFolder:
 def run_folder(uri: str) -> RunFolder:
     """The run at a path or URI, whether it is there or not. Raises UserError as `locate` does."""
     return RunFolder(locate(uri))
+
+
+def run_of_model(place: Location) -> RunFolder | None:
+    """The run whose best model a file would be by its path, ``RUN/best/model.keras``; None for others.
+
+    Whether there is such a run is not looked at.
+    """
+    folder = posixpath.dirname(posixpath.dirname(place.path))
+    uri = posixpath.dirname(posixpath.dirname(place.uri))
+    run = RunFolder(Location(place.filesystem, folder, uri))
+    return run if run.best_model.path == place.path else None
 
 
 def check_model(run: RunFolder) -> None:

@@ -91,8 +91,17 @@ def check_same(run: RunFolder, config: TrainConfig, earlier: TrainConfig) -> Non
 
 
 def check_same_store(run: RunFolder, manifest: Manifest) -> None:
-    """Raise UserError when the run was begun on other images."""
-    if run.lineage.is_file() and read_lineage(run)["store_fingerprint"] != manifest.fingerprint:
+    """Raise UserError when the run was begun on other images, or on other findings."""
+    if not run.lineage.is_file():
+        return
+    lineage = read_lineage(run)
+    if tuple(lineage["findings"]) != manifest.findings:
+        began, now = (", ".join(names) for names in (lineage["findings"], manifest.findings))
+        raise UserError(
+            f"--run {run} was begun on other findings ({began}; now {now}): give the store that it "
+            "was begun on, or a new folder"
+        )
+    if lineage["store_fingerprint"] != manifest.fingerprint:
         raise UserError(f"--run {run} was begun on another store: give that, or a new folder")
 
 

@@ -7,6 +7,7 @@ It is JSON, written last and atomically: no manifest, no dataset.
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -67,11 +68,12 @@ class Manifest:
     boxes: int
     split_hash: str  # SHA-256 of which patient is in which split
     fingerprint: str  # SHA-256 of names, labels and pixels, whatever the files' layout
-    sources: dict  # images, labels, and the digests of all input that went in
-    settings: dict
+    sources: dict[str, Any]  # images, labels, and the digests of all input that went in
+    settings: dict[str, Any]
     seconds: float
 
     def write(self, store: Location) -> None:
+        """Write the file, in one step."""
         (store / FILE_NAME).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     def __str__(self) -> str:

@@ -4,6 +4,7 @@ In: a store and its manifest. Out: images and labels as arrays, checked against 
 checksums. Nothing is unpickled.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,7 +70,13 @@ def groups_of(store: Location, manifest: Manifest, file: StoreFile) -> list[RowG
     return [RowGroup(uri, number, findings, *each) for number, each in enumerate(known)]
 
 
-def pieces(group: RowGroup, size: int, others: tuple[str, ...] = (), place=None, footers=None):
+def pieces(
+    group: RowGroup,
+    size: int,
+    others: tuple[str, ...] = (),
+    place: Location | None = None,
+    footers: dict[str, pq.FileMetaData] | None = None,
+) -> Iterator[Piece]:
     """Yield a row group of images of `size` × `size` pixels as `Piece`s, in order.
 
     `others`: columns wanted beside images and labels. `place`: the file's `Location`, where the
@@ -78,7 +85,8 @@ def pieces(group: RowGroup, size: int, others: tuple[str, ...] = (), place=None,
     """
     place = place or locate(group.uri)
     footers = {} if footers is None else footers
-    found, first, described = RowGroupChecksum(), 0, []
+    found, first = RowGroupChecksum(), 0
+    described: list[pa.Table] = []
     try:
         with place.filesystem.open_input_file(place.path) as source:
             parquet = pq.ParquetFile(source, metadata=footers.get(group.uri))

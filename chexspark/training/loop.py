@@ -17,7 +17,7 @@ from chexspark.data.augmentation import augment, random_numbers
 from chexspark.data.pipeline import tensors
 from chexspark.data.plan import FILLER, RankFacts, fixed_plan, training_plan
 from chexspark.data.reader import Cache, SplitReader
-from chexspark.findings import FINDINGS
+from chexspark.findings import column_name
 from chexspark.models.weights import train_trunk
 from chexspark.run.best import promote, save_best, settle
 from chexspark.run.checkpoint import Writer, latest, moment_of
@@ -45,8 +45,8 @@ class Training:
         self, config: TrainConfig, manifest: Manifest, facts: RankFacts, events: EventSender
     ):
         self.config, self.facts, self.events = config, facts, events
-        self.run = run_folder(config.run)
-        self.saved, loaded = make_model(config, manifest.image_size)
+        self.run, self.findings = run_folder(config.run), manifest.findings
+        self.saved, loaded = make_model(config, manifest.image_size, manifest.findings)
         if loaded:
             events.send("note", text=loaded)
         self.steps = make_steps(config, manifest, facts, self.saved)
@@ -150,14 +150,14 @@ class Training:
             found = validate(self.steps, self.val_reader, plan, self.goes_on)
             score = (-math.inf if math.isnan(found.mean) else found.mean, -found.loss)
             is_best = score > self.best
-            names = [AUROC + name for name in FINDINGS]
+            names = [AUROC + column_name(name) for name in self.findings]
             aurocs = [none_if_nan(float(value)) for value in found.aurocs]
             row = {"epoch": epoch, "steps": self.steps_per_epoch, **figures, "val_loss": found.loss,
                    "val_auroc": none_if_nan(found.mean), **dict(zip(names, aurocs, strict=True)),
                    "best": is_best}  # fmt: skip
             if is_best and self.facts.rank == 0:
                 self.saved.set_weights(self.model.get_weights())
-                save_best(self.saved, self.run, row)
+                save_best(self.saved, self.run, row, self.findings)
         if is_best:
             self.best = score
             for earlier in self.history:
@@ -167,7 +167,7 @@ class Training:
         self.history.append(row)
         log.info("epoch %d: %s", epoch, row)
         if self.facts.rank == 0:
-            write_history(self.run, self.history)
+            write_history(self.run, self.history, self.findings)
             self.tensorboard.epoch(row)
         self.events.send("epoch", **row)
 
@@ -209,7 +209,7 @@ class Training:
             rate = self.set_rate(epoch * self.steps_per_epoch + step)
             if self.tensorboard and epoch == step == 0:
                 seen = augment(inputs.images, inputs.draws, self.steps.augmentation)
-                self.tensorboard.images(seen, inputs.labels)
+                self.tensorboard.images(seen, inputs.labels, self.findings)
             self.steps.stop.assign(float(self.events.stopping.is_set()))
             result = self.steps.train(inputs)
             check_finite(result, inputs, self.train_reader, self.facts, epoch, step)

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from chexspark.config import TrainConfig
-from chexspark.findings import FINDINGS
 from chexspark.store.manifest import Manifest
 
 
@@ -18,7 +17,7 @@ from chexspark.store.manifest import Manifest
 class Loss:
     """Sigmoid cross-entropy per finding, with weights, focus and smoothing.
 
-    `positive`, `negative`: float32 (14,), weights of the two classes. CheXNet's (Rajpurkar et al.
+    `positive`, `negative`: float32 (findings,), weights of the two classes. CheXNet's (Rajpurkar et al.
     2017, section 2.1) are |N| / (|P|+|N|) and |P| / (|P|+|N|).
     `gamma`: each label's loss times (1 − p)^γ, p the probability given to the truth (Lin et al.
     2017, equation 4, without α). `smoothing`: s moves labels 0 and 1 to s/2 and 1 − s/2.
@@ -32,7 +31,7 @@ class Loss:
     def per_row(self, labels, logits):
         """Losses summed per row, float32 (batch,), unknown labels (−1) left out.
 
-        `labels`: int8 (batch, 14); `logits`: float32 (batch, 14).
+        `labels`: int8 (batch, findings); `logits`: float32 (batch, findings).
         """
         truth = tf.cast(tf.maximum(labels, 0), tf.float32)
         target = truth * (1 - self.smoothing) + self.smoothing / 2 if self.smoothing else truth
@@ -54,7 +53,7 @@ def make_loss(config: TrainConfig, manifest: Manifest) -> Loss:
     weights = {}
     if config.loss == "weighted":
         weights = {
-            kind: np.array([manifest.class_weights[f][kind] for f in FINDINGS], np.float32)
+            kind: np.array([manifest.class_weights[f][kind] for f in manifest.findings], np.float32)
             for kind in ("positive", "negative")
         }
     gamma = config.focal_gamma if config.loss == "focal" else 0.0

@@ -76,6 +76,7 @@ def train_as_rank(config: TrainConfig, events: EventSender) -> dict:
             "split_hash": manifest.split_hash,
             "trained_patients": write_seen_patients(run, locate(config.data), manifest),
             "image_size": manifest.image_size,
+            "findings": list(manifest.findings),
             "chexspark": version("chexspark"),
             "python": platform.python_version(),
             "packages": {name: version(name) for name in PACKAGES},

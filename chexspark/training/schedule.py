@@ -7,11 +7,8 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from chexspark.config import TrainConfig
+from chexspark.config import SCALINGS, SCHEDULES, TrainConfig
 from chexspark.errors import UserError
-
-KINDS = ("constant", "plateau", "cosine", "cyclic")
-SCALINGS = ("none", "linear", "sqrt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +40,10 @@ class Schedule:
     trough: float = 0.25
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(f"the schedule {self.kind!r} is unknown (valid: {', '.join(KINDS)})")
+        if self.kind not in SCHEDULES:
+            raise UserError(
+                f"the schedule {self.kind!r} is unknown (valid: {', '.join(SCHEDULES)})"
+            )
         if self.scaling not in SCALINGS:
             raise UserError(
                 f"the scaling {self.scaling!r} is unknown (valid: {', '.join(SCALINGS)})"

@@ -4,6 +4,7 @@ In: config, manifest, rank facts. Out: all of them alike on every rank.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import horovod.tensorflow as hvd
 import tensorflow as tf
@@ -12,7 +13,6 @@ import tf_keras as keras
 from chexspark.config import TrainConfig
 from chexspark.data.augmentation import Augmentation
 from chexspark.data.plan import RankFacts
-from chexspark.findings import FINDINGS
 from chexspark.models import build_model
 from chexspark.models.weights import load_weights
 from chexspark.store.manifest import Manifest
@@ -22,15 +22,16 @@ from chexspark.training.optimizers import make_optimizer
 from chexspark.training.step import Steps, StepSettings
 
 
-def make_model(config: TrainConfig, size: int) -> tuple[keras.Model, str]:
+def make_model(config: TrainConfig, size: int, findings: Sequence[str]) -> tuple[keras.Model, str]:
     """Build the network and load its start weights; also a line that says what was loaded."""
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.mixed_precision.set_global_policy(config.precision)
     keras.utils.set_random_seed(config.seed)
-    model = build_model(config.model, size, len(FINDINGS))
-    loaded = load_weights(model, config.model, config.weights) if config.weights else ""
-    return model, loaded
+    model = build_model(config.model, size, len(findings))
+    if not config.weights:
+        return model, ""
+    return model, load_weights(model, config.model, config.weights, findings)
 
 
 def make_steps(

@@ -17,7 +17,6 @@ import tf_keras as keras
 
 from chexspark.data.augmentation import DRAWS, NO_AUGMENTATION, Augmentation, augment
 from chexspark.data.pipeline import StepInputs
-from chexspark.findings import FINDINGS
 from chexspark.training.loss import Loss, known_labels
 
 GROUP_BYTES = 4 << 20  # of gradients, reduced together
@@ -70,7 +69,7 @@ class Steps:
         self.stop = tf.Variable(0.0, trainable=False)
         self.input_specs = [
             tf.TensorSpec((batch_size, size, size, 1), tf.uint8),
-            tf.TensorSpec((batch_size, len(FINDINGS)), tf.int8),
+            tf.TensorSpec((batch_size, model.output_shape[-1]), tf.int8),
             tf.TensorSpec((batch_size,), tf.float32),
         ]
         self.compile()
@@ -197,6 +196,6 @@ class Steps:
         )  # fmt: skip
 
     def score(self, inputs: StepInputs):
-        """Return logits float32 (batch, 14), this rank's sum of losses, and its count of labels."""
+        """Return logits float32 (batch, findings), this rank's sum of losses, and its count of labels."""
         logits, loss, count = self._score(inputs.images, inputs.labels, inputs.weights)
         return logits.numpy(), float(loss), float(count)

@@ -5,12 +5,12 @@ In: figures by step and epoch, a batch of images. Out: event files in ``RUN/tens
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow as tf
 from pyarrow.fs import LocalFileSystem
 
-from chexspark.findings import FINDINGS
 from chexspark.storage import Location
 
 GRID = 16  # augmented images shown
@@ -55,10 +55,13 @@ class TensorBoard:
             for file in self.folder.iterdir():
                 (self.place / file.name).write_bytes(file.read_bytes())
 
-    def images(self, images, labels) -> None:
-        """Write the first images of a batch, uint8 (batch, size, size, 1), as the network sees them."""
+    def images(self, images, labels, findings: Sequence[str]) -> None:
+        """Write the first images of a batch, uint8 (batch, size, size, 1), as the network sees them.
+
+        `labels`: int8 (batch, findings), in the order of `findings`.
+        """
         names = [
-            ", ".join(f for f, label in zip(FINDINGS, row, strict=True) if label == 1) or "none"
+            ", ".join(f for f, label in zip(findings, row, strict=True) if label == 1) or "none"
             for row in labels.numpy()[:GRID]
         ]
         with self.writer.as_default(0):

@@ -22,7 +22,7 @@ class Validation:
     """The figures of one epoch."""
 
     loss: float  # mean cross-entropy per known label
-    aurocs: np.ndarray  # float64 (14,), NaN where a finding has not both classes
+    aurocs: np.ndarray  # float64 (findings,), NaN where a finding has not both classes
     mean: float  # over those that have
 
 
