@@ -14,7 +14,7 @@ from chexspark import evaluate, report
 from chexspark.errors import RunFailedError, UserError
 from chexspark.evaluation.job import Evaluation
 from chexspark.evaluation.localisation import enlarge, overlap, pointed_box, points_at
-from chexspark.evaluation.tables import read_evaluation, read_split
+from chexspark.evaluation.tables import read_evaluation, read_predictions, read_split
 from chexspark.findings import FINDINGS
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.seen_patients import patient_hash, read_seen_patients
@@ -48,7 +48,7 @@ def test_thresholds_come_from_validation_which_is_scored_once(
     spark, store, evaluated, runs, capsys
 ):
     metrics = evaluated[0].metrics.set_index("finding")
-    validation = read_split(RunFolder(runs[0]), "predictions", "val")
+    validation = read_predictions(RunFolder(runs[0]), "val", FINDINGS)
     for finding in FINDINGS:
         truth, score = validation[f"label_{finding}"], validation[f"prob_{finding}"]
         threshold = metrics.threshold_sens90[finding]
@@ -227,12 +227,12 @@ def test_files_that_are_no_scores(tmp_path, content, message):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"predictions": "f", "run": "r", "out": "o"}, "leave out run"),
-        ({"predictions": "f"}, "^out is missing"),
-        ({"run": "r"}, "^data is missing"),
+        ({"predictions": "f", "run": "r", "out": "o"}, "leave out --run"),
+        ({"predictions": "f"}, "--out is missing"),
+        ({"run": "r"}, "--data is missing"),
         ({"data": "d", "run": ["a", "b"]}, "an ensemble of 2 runs needs a folder of its own"),
         ({"data": "d", "run": ["a", "a"], "out": "o"}, "names a run twice"),
-        ({"data": "d", "run": "r", "labels": "l"}, "labels goes with predictions only"),
+        ({"data": "d", "run": "r", "labels": "l"}, "--labels goes with --predictions only"),
     ],
 )
 def test_settings_that_do_not_go_together(settings, message):

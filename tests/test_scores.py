@@ -172,7 +172,7 @@ def test_labels_that_do_not_fit(labels, tmp_path):
     (tmp_path / "twice.csv").write_text(LABELS + "a.png,P1,1,1,,\n")
     with pytest.raises(UserError, match=r"1 images have two rows, the first a\.png"):
         read_given(scores(), "--predictions", str(tmp_path / "twice.csv"))
-    with pytest.raises(UserError, match="has no label_ columns: give labels=CSV"):
+    with pytest.raises(UserError, match="has no label_ columns: give --labels CSV"):
         read_given(scores(), "--predictions", None)
 
 

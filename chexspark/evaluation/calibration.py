@@ -35,13 +35,18 @@ def calibration_bins(
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error, 0–1: |probability − share of positives| of 15 bins, weighted."""
+    """Expected calibration error, 0–1: |probability − share of positives| of 15 bins, weighted.
+
+    `labels`: 1 or 0, (rows,); `probabilities`: (rows,). Source: Guo et al. 2017, section 2.
+    """
     rows, mean, positive = calibration_bins(labels, probabilities)
     return float(np.nansum(rows * np.abs(mean - positive)) / rows.sum())
 
 
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     """The temperature with the smallest log loss. Source: Guo et al. 2017, section 4.2.
+
+    `labels`: 1 or 0, (rows,); `probabilities`: (rows,).
 
     None where there is none: without an error on either side of 0.5 the loss falls as the temperature
     goes to 0, and where the logits say nothing it falls as it grows. Raises ValueError without both
@@ -64,5 +69,5 @@ def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
-    """The logits of probabilities, kept finite; same shape."""
+    """The logits of probabilities (rows,), kept finite."""
     return logit(np.clip(probabilities, TINY, 1 - TINY))

@@ -85,7 +85,10 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
 def write_formats(
     model: Model, group: RowGroup, size: int, formats: Sequence[str], out: str
 ) -> dict[str, Exported]:
-    """Export and verify in a Spark task, on images of `size` × `size` pixels."""
+    """Export and verify in a Spark task, on images of `size` × `size` pixels.
+
+    Raises RunFailedError for a format that gives other logits than the model.
+    """
     keras_model = load_keras(model)
     images = read_row_group(group, size).images[:IMAGES, ..., None].copy()
     expected = np.asarray(keras_model(images, training=False))

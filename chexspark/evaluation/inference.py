@@ -56,7 +56,7 @@ def positions(findings: Sequence[str], among: Sequence[str]) -> list[int]:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """The probability of a logit, float64 of the same shape."""
+    """The probabilities of logits (rows, findings), float64 (rows, findings)."""
     return 1 / (1 + np.exp(-logits.astype(np.float64)))
 
 

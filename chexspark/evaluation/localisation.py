@@ -52,7 +52,10 @@ Box = tuple[float, float, float, float]  # x, y, width, height
 
 
 def pointed_box(activation: np.ndarray, threshold: float) -> Box | None:
-    """x, y, width, height around the largest region at or above the threshold; None without one."""
+    """x, y, width, height around the largest region at or above the threshold; None without one.
+
+    `activation`: (height, width); the box is in its pixels.
+    """
     mask = (activation >= threshold).astype(np.uint8)
     number, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     if number < 2:

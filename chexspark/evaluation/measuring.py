@@ -126,7 +126,10 @@ def read_against(
 
 
 def write_comparison(scored: Scored, against: Against, resamples: int, out: RunFolder) -> None:
-    """Compare with another model on the images and findings that both have: written and told."""
+    """Compare with another model on the images and findings that both have: written and told.
+
+    Raises UserError where they have no image in common.
+    """
     findings, name = against.findings, against.name
     other, table = against.table.set_index("image_index"), scored.table
     both = table[table["image_index"].isin(other.index)]

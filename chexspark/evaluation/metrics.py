@@ -275,7 +275,10 @@ def decisions_of(truth: np.ndarray, score: np.ndarray, at: thresholds.Thresholds
 def point_at(
     truth: np.ndarray, score: np.ndarray, threshold: float | None
 ) -> thresholds.OperatingPoint:
-    """The operating point at a threshold; of nothing, where there is no threshold or no row."""
+    """The operating point at a threshold; of nothing, where there is no threshold or no row.
+
+    `truth` 1 or 0, `score`: (rows,) of known rows.
+    """
     if threshold is None or not len(truth):
         return thresholds.NO_POINT
     return thresholds.operating_point(truth, score, threshold)

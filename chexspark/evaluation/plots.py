@@ -119,7 +119,7 @@ def intervals(records: Sequence[Metric], published: Sequence[Published] = ()) ->
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most a few hundred points of a curve, even along both axes, its ends kept."""
+    """At most a few hundred points of a curve (points,), even along both axes, its ends kept."""
     if len(x) <= 2 * POINTS:
         return x, y
     steps = np.linspace(0, 1, POINTS)

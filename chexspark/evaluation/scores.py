@@ -35,7 +35,7 @@ Scores: TypeAlias = str | pd.DataFrame | DataFrame  # a path, or a table
 KEYS = ("image_index", "Image Index")
 FACTS = ("patient_id", *DESCRIPTIONS, "run", "split", "store_fingerprint")  # no findings
 PARQUET_MARK = b"PAR1"
-SIMILAR = 0.8  # of two spellings: Pneumonia and Pnuemonia are, Pneumonia and Pneumothorax are not
+SIMILAR = 0.75  # of two spellings: Pneumonia and Pnuemonia are, Pneumonia and Pneumothorax are not
 
 
 class ScoreColumns(NamedTuple):
@@ -129,7 +129,7 @@ def with_scores(
 
 
 def read_table(place: Location, name: str) -> pd.DataFrame:
-    """A Parquet file or folder, or a CSV, by its content. CSV cells stay texts."""
+    """A Parquet file or folder, or a CSV, by its content. CSV cells stay texts. Raises UserError."""
     fault = f"{name} is neither Parquet nor a CSV in UTF-8"
     if not place.exists():
         raise UserError(f"{name}: there is no such file")
@@ -145,6 +145,7 @@ def read_table(place: Location, name: str) -> pd.DataFrame:
 
 
 def is_parquet(place: Location) -> bool:
+    """Whether a file begins as Parquet does."""
     with place.filesystem.open_input_file(place.path) as file:
         return file.read(len(PARQUET_MARK)) == PARQUET_MARK
 
@@ -223,7 +224,7 @@ def similar_column(finding: str, columns: Iterable[str]) -> str | None:
 
 
 def numbers(column: pd.Series, keys: pd.Series, where: str) -> np.ndarray:
-    """A column as float64. Raises UserError for texts, empty cells, NaN and infinity."""
+    """A column as float64 (rows,). Raises UserError for texts, empty cells, NaN and infinity."""
     try:
         values = column.to_numpy(np.float64)
     except (ValueError, TypeError):
@@ -285,7 +286,10 @@ def own_label(table: pd.DataFrame, column: str, name: str) -> np.ndarray:
 def join_labels(
     scores: pd.DataFrame, findings: Sequence[str], labels: str, name: str
 ) -> pd.DataFrame:
-    """Scores with the labels, the patient and the facts of the same image in a label CSV."""
+    """Scores with the labels, the patient and the facts of the same image in a label CSV.
+
+    Raises UserError for images without a label, or with two.
+    """
     found = read_labels(locate(labels), tuple(findings))
     rows, scored = found.rows, set(scores["image_index"])
     duplicates = sorted({key for key, kind in found.problems if kind == DUPLICATE_LABEL} & scored)
