@@ -7,6 +7,7 @@ Each function is what the command of the same name runs; so are doctor, predict,
 They load on first use, so that a rank never loads pyspark and the driver never loads TensorFlow.
 """
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
@@ -19,9 +20,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'chexspark' has no attribute {name!r}")
     if name == "read_store":
-        from chexspark.ingestion.read_store import read_store
-
-        return read_store
+        return importlib.import_module("chexspark.ingestion.read_store").read_store
     from chexspark.commands import COMMANDS
 
     return COMMANDS[name].load()
