@@ -8,7 +8,7 @@ from chexspark.evaluation.calibration import calibration_error, fit_temperature,
 from chexspark.evaluation.metrics import Metric, fit, metric_records
 from chexspark.evaluation.predictions import LabelledScores
 from chexspark.evaluation.ranking import bootstrap, interval
-from chexspark.evaluation.subgroups import falls_behind, groups_of
+from chexspark.evaluation.subgroups import Group, falls_behind, groups_of
 from chexspark.evaluation.thresholds import choose_thresholds, operating_point
 from chexspark.findings import FINDINGS, MEAN
 
@@ -229,3 +229,32 @@ def test_many_tests_are_corrected_for():
     p = falls_behind(np.array([-2.2, -0.1, np.nan, 0.5]), draws)
     assert p[0] == pytest.approx(0.0139 * 3, rel=0.1) and np.isnan(p[2])
     assert p[1] == p[3] == pytest.approx(0.46 * 2, rel=0.05)
+
+
+@pytest.mark.parametrize("number", [1, 200])
+def test_any_number_of_findings(number):
+    random = np.random.default_rng(0)
+    labels = (random.random((200, number)) < 0.3).astype(np.int8)
+    scores, patients = random.random(labels.shape) / 2 + labels * 0.2, np.arange(200)
+    names = tuple(f"Finding {n}" for n in range(number))
+    groups = groups_of(pd.DataFrame({"sex": np.tile(["F", "M"], 100)}))
+    found = records_of(labels, scores, patients, 100, groups, fit(labels, scores), names)
+    for records in (found.whole, *found.groups):
+        assert [r["finding"] for r in records] == [*names, MEAN]
+    aurocs = [r["auroc"] for r in found.whole]
+    assert aurocs[-1] == pytest.approx(np.mean(aurocs[:-1]))
+    if number == 1:
+        mean, only = found.whole[-1], found.whole[0]
+        assert (mean["auroc_low"], mean["auroc_high"]) == (only["auroc_low"], only["auroc_high"])
+    assert all(records[-1]["difference"] is not None for records in found.groups)
+
+
+def test_few_patients_make_a_rough_interval_and_no_test(made):
+    labels, scores, patients = made
+    labels[:, 0] = np.isin(patients, np.unique(patients)[:9])
+    group = Group("sex", "F", np.ones(300, bool))
+    found = records_of(labels, scores, patients, 100, [group])
+    assert found.whole[0]["rough"] and "only 9 patients are positive" in found.whole[0]["note"]
+    assert not found.whole[1]["rough"] and not found.whole[-1]["rough"]
+    differences = [r["difference"] for r in found.groups[0]]
+    assert differences[0] is None and differences[1:] == [0] * 14

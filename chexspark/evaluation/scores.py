@@ -77,7 +77,7 @@ def read_given(given: Scores, option: str, labels: str | None) -> GivenScores:
     parts = [f"no scores of {listed(found.lacking)}"] * bool(found.lacking)
     parts += [f"no labels for {listed(found.others)}"] * bool(found.others)
     number = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
-    left_out = f"{name} is scored on {number}: there are {', and '.join(parts)}" if parts else None
+    left_out = f"scored on {number}: there are {', and '.join(parts)}" if parts else None
     return GivenScores(joined, findings, left_out, notes)
 
 
