@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from chexspark.errors import UserError
+from chexspark.errors import UserError, spoken
 from chexspark.evaluation import tables
 from chexspark.evaluation.comparison import comparison_records
 from chexspark.evaluation.metrics import Fitted, Measured, fit, metric_records
@@ -87,7 +87,7 @@ def write_metrics(scored: Scored, resamples: int, out: RunFolder) -> Measured:
     if fitted_on is None:
         chosen = "no thresholds and no temperature, which need a validation split"
         chosen += " (--validation-predictions)" * (scored.split == GIVEN)
-    log.info("%s\n%s", chosen, out.table(METRICS))
+    log.info("%s\n%s", spoken(chosen), out.table(METRICS))
     return measured
 
 

@@ -31,7 +31,7 @@ INK, ACCENT, SECOND, THIRD, FAINT, ALARM = (
 VARIABLES = {INK: "currentColor", ACCENT: "var(--accent)", SECOND: "var(--second)",
              THIRD: "var(--third)", FAINT: "var(--faint)", ALARM: "var(--alarm)"}  # fmt: skip
 POINTS = 160  # of a curve: more could not be seen
-LONGEST_TITLE, LONGEST_NAME = 24, 44  # characters of a name over a panel, beside a row
+LONGEST_TITLE, LONGEST_NAME = 19, 44  # characters of a name over a panel, beside a row
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name may have a $
