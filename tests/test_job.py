@@ -49,7 +49,7 @@ def whole(spark, store, tmp_path_factory):
         history = train(spark, **settings, epochs=2, batch_size=5, num_proc=2, threads=1)
     evaluation = evaluate(spark, **settings, bootstrap=100)
     epochs = [event for event in events if event["event"] == "epoch"]
-    return place, history, evaluation, report(spark, run=place.path), epochs
+    return place, history, evaluation, report(run=place.path), epochs
 
 
 @pytest.fixture
@@ -292,10 +292,10 @@ def job(name, *flags):
         (["train", "--data", "{store}", "--run", "{new}", "--weights", "{csv}"], "is not an HDF5 file"),
         (["evaluate", "--data", "{store}", "--run", "{new}"], "has no best/model.keras"),
         (["evaluate", "--data", "{store}", "--run", "{new}", "--split", "all"], "invalid choice: 'all'"),
-        (["evaluate", "--predictions", "{csv}", "--out", "{new}"], "has no scores of Atelectasis, Cardiomegaly"),
+        (["evaluate", "--predictions", "{csv}", "--out", "{new}"], "has no label_ columns: give --labels CSV"),
         (["evaluate", "--predictions", "/no.csv", "--out", "{new}"], "--predictions /no.csv: there is no such file"),
         (["predict", "--images", "{images}", "--run", "{store}", "--out", "{new}"], "has no best/model.keras"),
-        (["explain", "--images", "x.png", "--run", "{store}", "--findings", "Mas"], "did you mean Mass"),
+        (["explain", "--images", "x.png", "--run", "{store}", "--findings", "Mas"], "has no best/model.keras"),
         (["export", "--run", "{store}"], "has no best/model.keras"),
         (["export", "--run", "{store}", "--formats", "tflite"], "invalid choice: 'tflite'"),
         (["train", "--data", "gs://x/y", "--run", "{new}"], "no file system for it"),
