@@ -16,7 +16,9 @@ TORCH = (1 / (255 * DEVIATION), -MEAN / DEVIATION)
 CAFFE = (np.ones(3), -np.array([103.939, 116.779, 123.68]))
 
 
-def gray_input(size: int, normalisation):
+def gray_input(
+    size: int, normalisation: tuple[np.ndarray, np.ndarray]
+) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """The input, uint8 (batch, size, size, 1), and the three channels made of it, (…, 3)."""
     inputs = keras.Input((size, size, 1), dtype="uint8", name="image")
     # One channel against three scales and offsets makes three.
@@ -24,7 +26,9 @@ def gray_input(size: int, normalisation):
     return inputs, keras.layers.Rescaling(scale, offset, name="normalise")(inputs)
 
 
-def with_logits(inputs, features, findings: int, name: str) -> keras.Model:
+def with_logits(
+    inputs: keras.KerasTensor, features: keras.KerasTensor, findings: int, name: str
+) -> keras.Model:
     """End a network: features (batch, channels) to logits, float32 under mixed precision too."""
     logits = keras.layers.Dense(findings, name=LOGITS, dtype="float32")(features)
     return keras.Model(inputs, logits, name=name)

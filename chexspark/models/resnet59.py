@@ -34,7 +34,7 @@ def build(size: int, findings: int) -> keras.Model:
     return with_logits(inputs, features, findings, "resnet59")
 
 
-def block(x, channels: int, stride: int, name: str):
+def block(x: keras.KerasTensor, channels: int, stride: int, name: str) -> keras.KerasTensor:
     """A bottleneck: 1×1, 3×3, 1×1, and the input added, projected where the shape changes."""
     shortcut = x
     if stride > 1 or x.shape[-1] != EXPANSION * channels:
@@ -49,7 +49,9 @@ def block(x, channels: int, stride: int, name: str):
     return layers.Activation("relu", name=f"{name}_out")(x)
 
 
-def convolution(x, channels: int, kernel: int, stride: int, name: str):
+def convolution(
+    x: keras.KerasTensor, channels: int, kernel: int, stride: int, name: str
+) -> keras.KerasTensor:
     """A convolution without bias, and its normalisation."""
     x = layers.Conv2D(
         channels, kernel, stride, padding="same", use_bias=False, name=f"{name}_conv",
