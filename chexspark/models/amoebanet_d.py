@@ -19,17 +19,15 @@ classifier, dropped paths and dropout, which are for training alone, are left ou
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 import tf_keras as keras
 
-from chexspark.models.input_output import TORCH, gray_input, with_logits
+from chexspark.models.input_output import TORCH, KerasTensor, gray_input, with_logits
 
 layers = keras.layers
 STEM_FILTERS = 32
-Tensor: TypeAlias = keras.KerasTensor
 Pair = int | tuple[int, int]  # height and width
-Operation = Callable[[Tensor, int, int, str], Tensor]
+Operation = Callable[[KerasTensor, int, int, str], KerasTensor]
 Pairs = tuple[tuple[tuple[int, Operation], tuple[int, Operation]], ...]
 
 
@@ -71,7 +69,7 @@ def cell(
     return [last, layers.Concatenate(name=name)([states[i] for i in outputs])]
 
 
-def fit(x: Tensor, like: Tensor, filters: int, name: str) -> Tensor:
+def fit(x: KerasTensor, like: KerasTensor, filters: int, name: str) -> KerasTensor:
     """Bring an older state to `filters` channels and to the size of `like`."""
     if x.shape[1] == like.shape[1]:
         return x if x.shape[-1] == filters else relu_convolution(x, filters, 1, 1, name)
@@ -89,8 +87,8 @@ def fit(x: Tensor, like: Tensor, filters: int, name: str) -> Tensor:
 
 
 def convolution(
-    x: Tensor, filters: int, kernel: Pair, stride: Pair, name: str, padding: str = "same"
-) -> Tensor:
+    x: KerasTensor, filters: int, kernel: Pair, stride: Pair, name: str, padding: str = "same"
+) -> KerasTensor:
     x = layers.Conv2D(
         filters, kernel, stride, padding=padding, use_bias=False, kernel_initializer=initial(),
         name=f"{name}_conv",
@@ -98,11 +96,13 @@ def convolution(
     return normalisation(x, name)
 
 
-def relu_convolution(x: Tensor, filters: int, kernel: Pair, stride: Pair, name: str) -> Tensor:
+def relu_convolution(
+    x: KerasTensor, filters: int, kernel: Pair, stride: Pair, name: str
+) -> KerasTensor:
     return convolution(layers.ReLU(name=f"{name}_relu")(x), filters, kernel, stride, name)
 
 
-def normalisation(x: Tensor, name: str) -> Tensor:
+def normalisation(x: KerasTensor, name: str) -> KerasTensor:
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
 
@@ -113,36 +113,36 @@ def initial() -> keras.initializers.Initializer:
 # The operations of a cell: (x, filters, stride, name) → x, of a size that the stride divides.
 
 
-def identity(x: Tensor, filters: int, stride: int, name: str) -> Tensor:
+def identity(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
     return x
 
 
-def conv_1x1(x: Tensor, filters: int, stride: int, name: str) -> Tensor:
+def conv_1x1(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
     return relu_convolution(x, filters, 1, stride, name)
 
 
-def conv_3x3(x: Tensor, filters: int, stride: int, name: str) -> Tensor:
+def conv_3x3(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
     x = relu_convolution(x, filters // 4, 1, 1, f"{name}_in")
     x = relu_convolution(x, filters // 4, 3, stride, f"{name}_3x3")
     return relu_convolution(x, filters, 1, 1, f"{name}_out")
 
 
-def conv_1x7_7x1(x: Tensor, filters: int, stride: int, name: str) -> Tensor:
+def conv_1x7_7x1(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
     x = relu_convolution(x, filters // 4, 1, 1, f"{name}_in")
     x = relu_convolution(x, filters // 4, (1, 7), (1, stride), f"{name}_1x7")
     x = relu_convolution(x, filters // 4, (7, 1), (stride, 1), f"{name}_7x1")
     return relu_convolution(x, filters, 1, 1, f"{name}_out")
 
 
-def max_2x2(x: Tensor, filters: int, stride: int, name: str) -> Tensor:
+def max_2x2(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
     return layers.MaxPooling2D(2, stride, padding="same", name=name)(x)
 
 
-def max_3x3(x: Tensor, filters: int, stride: int, name: str) -> Tensor:
+def max_3x3(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
     return layers.MaxPooling2D(3, stride, padding="same", name=name)(x)
 
 
-def avg_3x3(x: Tensor, filters: int, stride: int, name: str) -> Tensor:
+def avg_3x3(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
     return layers.AveragePooling2D(3, stride, padding="same", name=name)(x)
 
 
