@@ -17,6 +17,7 @@ import json
 import re
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -88,7 +89,7 @@ def findings_of(place: Location) -> tuple[str, ...] | None:
     return tuple(read_lineage(run)["findings"]) if run and run.lineage.is_file() else None
 
 
-def load_weights(model, name: str, uri: str, findings: Sequence[str]) -> str:
+def load_weights(model: Any, name: str, uri: str, findings: Sequence[str]) -> str:
     """Give `model`, which is network `name`, the weights at `uri`; say in a line what was taken.
 
     `findings`: of the model's outputs, in order. Of ImageNet weights all but the logits are taken; of a
@@ -109,7 +110,7 @@ def load_weights(model, name: str, uri: str, findings: Sequence[str]) -> str:
     return what_was_taken(model, place, fresh, findings, taken, known is not None)
 
 
-def load_imagenet(model, name: str, place: Location, path: str) -> str:
+def load_imagenet(model: Any, name: str, place: Location, path: str) -> str:
     """Load a file of Keras applications into all layers but the logits."""
     import tf_keras as keras
 
@@ -147,29 +148,30 @@ def read_arrays(archive: zipfile.ZipFile, place: Location) -> dict[str, list[np.
     Keras files them by class and count, ``layers/conv2d_3/vars/0``, so the names, which stand in
     the config, are counted off per class.
     """
-    names = {}
+    names: dict[str, list[str]] = {}
     for kind, name in layers_of(archive, place):
         names.setdefault(kind.lower(), []).append(name)
     arrays = {}
     with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
         for key, group in file["layers"].items():
-            kind, number = re.fullmatch(r"(.+?)(?:_(\d+))?", key).groups()
+            kind, number = re.findall(r"^(.+?)(?:_(\d+))?$", key)[0]
             values = group["vars"]
             name = names[kind.replace("_", "")][int(number or 0)]
             arrays[name] = [np.asarray(values[str(i)]) for i in range(len(values))]
     return arrays
 
 
-def take_trunk(model, arrays: dict[str, list[np.ndarray]], place) -> list[str]:
+def take_trunk(model: Any, arrays: dict[str, list[np.ndarray]], place: Location) -> list[str]:
     """Give each layer but the logits the arrays of its name, where all shapes are the same.
 
     Returns the names of the layers that have none. Raises UserError where no layer has any.
     """
-    taken, left = [], []
-    for layer in trunk_layers(model):
-        found = [array.shape for array in arrays.get(layer.name, [])]
-        if layer.weights:
-            (taken if found == [tuple(w.shape) for w in layer.weights] else left).append(layer)
+    layers = [layer for layer in trunk_layers(model) if layer.weights]
+    taken = [
+        layer for layer in layers
+        if [array.shape for array in arrays.get(layer.name, [])]
+        == [tuple(w.shape) for w in layer.weights]
+    ]  # fmt: skip
     if not taken:
         raise UserError(
             f"--weights {place}: no layer has the name and shapes of one of {model.name}'s; this is "
@@ -177,11 +179,11 @@ def take_trunk(model, arrays: dict[str, list[np.ndarray]], place) -> list[str]:
         )
     for layer in taken:
         layer.set_weights(arrays[layer.name])
-    return [layer.name for layer in left]
+    return [layer.name for layer in layers if layer not in taken]
 
 
 def take_logits(
-    model, found: list[np.ndarray], findings: Sequence[str], known: Sequence[str]
+    model: Any, found: list[np.ndarray], findings: Sequence[str], known: Sequence[str]
 ) -> list[str]:
     """Give the logits of `findings` the weights of the same among `known`; return which have them.
 
@@ -199,7 +201,12 @@ def take_logits(
 
 
 def what_was_taken(
-    model, place, fresh: list[str], findings: Sequence[str], taken: list[str], named_there: bool
+    model: Any,
+    place: Location,
+    fresh: list[str],
+    findings: Sequence[str],
+    taken: list[str],
+    named_there: bool,
 ) -> str:
     """One line. `fresh`: layers of the trunk that are; `taken`: those of `findings` whose logits are not;
     `named_there`: whether the source says its findings."""
@@ -229,12 +236,12 @@ def unreadable(place: Location, error: Exception) -> UserError:
     return UserError(f"--weights {place} is damaged, or not a Keras model ({reason})")
 
 
-def trunk_layers(model) -> list:
+def trunk_layers(model: Any) -> list:
     """All layers but the logits."""
     return [layer for layer in model.layers if layer.name != LOGITS]
 
 
-def train_trunk(model, trainable: bool) -> None:
+def train_trunk(model: Any, trainable: bool) -> None:
     """Freeze the trunk, or set it free again; the logits are always trained.
 
     A frozen normalisation uses its statistics and leaves them alone, as Keras defines it. Steps

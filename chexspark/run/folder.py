@@ -7,6 +7,7 @@ it. No other module spells these names.
 import hashlib
 import posixpath
 from dataclasses import dataclass
+from typing import Any
 
 from chexspark.errors import UserError
 from chexspark.storage import Location, locate
@@ -154,7 +155,7 @@ def model_and_digest(run: RunFolder) -> tuple[str, str]:
     return str(run.best_model), hashlib.sha256(run.best_model.read_bytes()).hexdigest()
 
 
-def check_layout(run: RunFolder, version) -> int:
+def check_layout(run: RunFolder, version: Any) -> int:
     """The layout version that a file of the run says. Raises UserError for one not known here."""
     if version not in range(1, LAYOUT_VERSION + 1):
         raise UserError(

@@ -10,6 +10,7 @@ from chexspark.findings import column_name
 from chexspark.run.folder import RunFolder
 
 AUROC = "val_auroc_"  # and a finding's column name
+Row = dict[str, int | float | bool | None]  # an epoch's, by column: see `history_schema`
 
 
 def history_schema(findings: Sequence[str]) -> pa.Schema:
@@ -23,7 +24,7 @@ def history_schema(findings: Sequence[str]) -> pa.Schema:
     )  # fmt: skip
 
 
-def write_history(run: RunFolder, rows: list[dict], findings: Sequence[str]) -> None:
+def write_history(run: RunFolder, rows: list[Row], findings: Sequence[str]) -> None:
     run.history.write_table(pa.Table.from_pylist(rows, history_schema(findings)))
 
 

@@ -1,7 +1,7 @@
 """Where a run comes from: ``RUN/lineage.json``. Written on rank 0, read on the driver."""
 
 import json
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS, names_fault
@@ -57,4 +57,4 @@ def read_lineage(run: RunFolder) -> Lineage:
     fault = names_fault(found["findings"]) if isinstance(found["findings"], list) else "is no list"
     if fault:
         raise UserError(f"{run.lineage} is damaged: findings {fault}; copy the run again")
-    return found
+    return cast(Lineage, found)
