@@ -135,7 +135,7 @@ def find_images(folder: str | None) -> list[Path]:
         return []
     images = sorted(Path(folder).glob("*.png"))
     if not images:
-        raise UserError(f"--images {folder}: there is no PNG file in this local folder")
+        raise UserError(f"--images={folder}: there is no PNG file in this local folder")
     return images
 
 

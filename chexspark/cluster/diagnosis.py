@@ -54,7 +54,7 @@ def data_warnings(images: int, row_groups: int, num_proc: int, batch_size: int) 
         )
     if batch_size * num_proc > images:
         found.append(
-            f"a step of {num_proc} ranks x --batch-size {batch_size} is larger than the {images} "
+            f"a step of {num_proc} ranks x --batch-size={batch_size} is larger than the {images} "
             "training images: an epoch is one step; lower --batch-size or --num-proc"
         )
     return found
@@ -227,8 +227,8 @@ def storage_faults(ranks: list[PlaceFacts], store: str, run: str | None) -> list
     """Hosts that do not read the store, or do not write the run."""
     # What keeps chexspark or a package from loading is said already.
     told = [r for r in ranks if r["versions"]["chexspark"] and r["versions"]["pyarrow"]]
-    found = [(f"--data {store}", "read", r["host"], r["store"]) for r in told]
-    found += [(f"--run {run}", "written", r["host"], r["run"]) for r in told]
+    found = [(f"--data={store}", "read", r["host"], r["store"]) for r in told]
+    found += [(f"--run={run}", "written", r["host"], r["run"]) for r in told]
     return [
         f"{place} cannot be {verb} on {host} ({fault}): put it where every host has it "
         "(a shared folder, hdfs://, s3://) and the user of Spark may use it"

@@ -23,7 +23,7 @@ from chexspark.cluster.probe import Asked, PlaceFacts
 from chexspark.cluster.probe_job import look
 from chexspark.cluster.slots import WAIT_SECONDS, check_ranks
 from chexspark.config import DoctorConfig
-from chexspark.errors import UserError
+from chexspark.errors import UserError, spoken
 from chexspark.models import check_model_name
 from chexspark.models.cost import NetworkCost, ToCount, counted_in_background
 from chexspark.run.checkpoint import PATTERN
@@ -78,7 +78,7 @@ def show(found: Examination) -> None:
     if found.ranks:
         log.info(str(found))
     for warning in found.warnings:
-        log.warning("note: %s", warning)
+        log.warning("note: %s", spoken(warning))
 
 
 def device(rank: PlaceFacts) -> str:
@@ -141,7 +141,7 @@ def examine(
         try:
             mark = stack.enter_context(marked(run)) if run else None
         except (UserError, OSError) as error:
-            faults.append(f"--run {run} cannot be written by the driver ({error}): give another")
+            faults.append(f"--run={run} cannot be written by the driver ({error}): give another")
         asked = what_to_ask(store, manifest, run if mark else None, mark, num_proc)
         ranks, failure = look(spark, asked, num_proc, wait_seconds)
     network = cost() if cost and ranks else None

@@ -85,7 +85,7 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
         with turn(session):  # another training's ranks hold the slots
             if earlier_settings(run) != earlier:
                 raise UserError(
-                    f"--run {run} was begun by another training meanwhile: give a new folder, or the "
+                    f"--run={run} was begun by another training meanwhile: give a new folder, or the "
                     "same command again to resume it"
                 )
             found = examine(
@@ -102,7 +102,7 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
 def check_number(num_proc: int, least: int | None, images: int) -> None:
     """Raise UserError for a number of ranks that the run's settings or images contradict."""
     if least and least > num_proc:
-        raise UserError(f"--min-proc {least} is more than the {num_proc} ranks: lower it")
+        raise UserError(f"--min-proc={least} is more than the {num_proc} ranks: lower it")
     for fault in data_faults(images, num_proc):
         raise UserError(fault)
 
@@ -221,10 +221,10 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, ResolvedTr
     manifest = read_manifest(store)
     check_files(store, manifest, ("train", "val"))
     if manifest.image_size < MINIMUM_SIZE:
-        raise UserError(f"--data {store}: networks take images of {MINIMUM_SIZE} pixels or more")
+        raise UserError(f"--data={store}: networks take images of {MINIMUM_SIZE} pixels or more")
     if config.batch_size % config.accumulate:
         raise UserError(
-            f"--batch-size {config.batch_size} cannot be worked through in --accumulate "
+            f"--batch-size={config.batch_size} cannot be worked through in --accumulate "
             f"{config.accumulate} equal parts"
         )
     if config.weights:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from chexspark.errors import spoken
 from chexspark.models.cost import NetworkCost
 from chexspark.progress import ProgressLine, duration
 from chexspark.run.moment import Moment
@@ -56,7 +57,7 @@ def describe(
     config = settings.config
     images = {name: f"{split.images:,}" for name, split in manifest.splits.items()}
     size = manifest.image_size
-    start = f"from {config.weights or 'random weights (no --weights given)'}"
+    start = f"from {config.weights or spoken('random weights (no --weights given)')}"
     if at:
         start = f"from its checkpoint at {at}"
     return (
@@ -102,11 +103,11 @@ class EpochTable:
         """Show one event of rank 0, or a problem of any."""
         match event:
             case Note():
-                self.line.say(event.text)
+                self.line.say(spoken(event.text))
             case Problem():
                 if event.text not in self.problems:  # ranks mostly say the same
                     self.problems.add(event.text)
-                    self.line.say(f"rank {event.rank} on {event.host}: {event.text}")
+                    self.line.say(spoken(f"rank {event.rank} on {event.host}: {event.text}"))
             case Waiting():
                 self.line.show(waiting_text(event))
             case Placed():

@@ -42,7 +42,7 @@ def check_model_name(name: str) -> None:
     """Raise UserError unless there is a model of that name."""
     if name not in MODELS:
         raise UserError(
-            f"--model {name!r} is unknown{closest(name, MODELS)} (valid: {', '.join(MODELS)})"
+            f"--model={name!r} is unknown{closest(name, MODELS)} (valid: {', '.join(MODELS)})"
         )
 
 

@@ -41,7 +41,7 @@ def check_weights(name: str, uri: str) -> None:
     if mark == HDF5_MARK:
         if MODELS[name].weights is None:
             raise UserError(
-                f"--weights {place}: {name} has no ImageNet weights in an HDF5 file; give a run, or "
+                f"--weights={place}: {name} has no ImageNet weights in an HDF5 file; give a run, or "
                 "a .keras file, of an earlier training"
             )
         return
@@ -63,18 +63,18 @@ def find_weights(name: str, uri: str) -> tuple[Location, bytes]:
     if place.is_directory():
         run, place = place, RunFolder(place).best_model
         if not place.is_file():
-            raise UserError(f"--weights {run}: this folder is not a run with a best/model.keras")
+            raise UserError(f"--weights={run}: this folder is not a run with a best/model.keras")
     if not place.is_file():
         imagenet = MODELS[name].weights
         remedy = f"; {name}'s ImageNet weights are {imagenet}" if imagenet else ""
-        raise UserError(f"--weights {place}: there is no such file or run{remedy}")
+        raise UserError(f"--weights={place}: there is no such file or run{remedy}")
     with place.filesystem.open_input_file(place.path) as file:
         start = file.read(len(HDF5_MARK))
     for mark in (HDF5_MARK, ZIP_MARK):
         if start.startswith(mark):
             return place, mark
     raise UserError(
-        f"--weights {place} is not an HDF5 file of Keras weights, and no .keras file either"
+        f"--weights={place} is not an HDF5 file of Keras weights, and no .keras file either"
     )
 
 
@@ -120,7 +120,7 @@ def load_imagenet(model: Any, name: str, place: Location, path: str) -> str:
     except DAMAGE as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--weights {place}: not {name}'s ImageNet weights without the top ({reason}); take "
+            f"--weights={place}: not {name}'s ImageNet weights without the top ({reason}); take "
             f"{MODELS[name].weights}"
         ) from error
     return f"all layers but {LOGITS} start from {place}"
@@ -136,7 +136,7 @@ def layers_of(archive: zipfile.ZipFile, place: Location) -> list[tuple[str, str]
     for kind, name in layers:
         if kind == "Lambda":
             raise UserError(
-                f"--weights {place}: layer {name} is a Lambda, which carries code; "
+                f"--weights={place}: layer {name} is a Lambda, which carries code; "
                 "only models without are taken"
             )
     return layers
@@ -174,7 +174,7 @@ def take_trunk(model: Any, arrays: dict[str, list[np.ndarray]], place: Location)
     ]  # fmt: skip
     if not taken:
         raise UserError(
-            f"--weights {place}: no layer has the name and shapes of one of {model.name}'s; this is "
+            f"--weights={place}: no layer has the name and shapes of one of {model.name}'s; this is "
             "of another network"
         )
     for layer in taken:
@@ -233,7 +233,7 @@ def listed(names: Sequence[str]) -> str:
 
 def unreadable(place: Location, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
-    return UserError(f"--weights {place} is damaged, or not a Keras model ({reason})")
+    return UserError(f"--weights={place} is damaged, or not a Keras model ({reason})")
 
 
 def trunk_layers(model: Any) -> list:

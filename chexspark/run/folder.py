@@ -146,7 +146,7 @@ def check_model(run: RunFolder) -> None:
     """Raise UserError unless the run has a best model."""
     if not run.best_model.is_file():
         raise UserError(
-            f"--run {run} has no best/model.keras: give a folder that chexspark train wrote"
+            f"--run={run} has no best/model.keras: give a folder that chexspark train wrote"
         )
 
 
@@ -159,7 +159,7 @@ def check_layout(run: RunFolder, version: Any) -> int:
     """The layout version that a file of the run says. Raises UserError for one not known here."""
     if version not in range(1, LAYOUT_VERSION + 1):
         raise UserError(
-            f"--run {run} has layout version {version!r}, this chexspark reads 1 to "
+            f"--run={run} has layout version {version!r}, this chexspark reads 1 to "
             f"{LAYOUT_VERSION}: use the chexspark that wrote it, or a newer one"
         )
     return version

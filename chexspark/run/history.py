@@ -35,7 +35,7 @@ def has_history(run: RunFolder) -> bool:
 def read_history(run: RunFolder) -> pd.DataFrame:
     """All epochs in order. Raises UserError where there are none, or where they are damaged."""
     if not has_history(run):
-        raise UserError(f"--run {run} has no history: give a folder that chexspark train wrote")
+        raise UserError(f"--run={run} has no history: give a folder that chexspark train wrote")
     try:
         table = run.history.read_table().to_pandas()
         return table.sort_values("epoch", ignore_index=True)

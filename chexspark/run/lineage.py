@@ -45,7 +45,7 @@ def read_lineage(run: RunFolder) -> Lineage:
     """Read and check the file. Raises UserError where there is none, or where it is damaged."""
     if not run.lineage.is_file():
         raise UserError(
-            f"--run {run} has no lineage.json: give a folder that chexspark train wrote"
+            f"--run={run} has no lineage.json: give a folder that chexspark train wrote"
         )
     found = read_json(run.lineage, str(run.lineage), "copy the run again")
     for name, kind in NEEDED.items():

@@ -61,12 +61,12 @@ def earlier_settings(run: RunFolder) -> ResolvedTraining | None:
     if not run.place.exists():
         return None
     if not run.place.is_directory():
-        raise UserError(f"--run {run} is a file: give a folder")
+        raise UserError(f"--run={run} is a file: give a folder")
     if run.settings.is_file():
         version, values = read_settings(run)
         if version != LAYOUT_VERSION:
             raise UserError(
-                f"--run {run} has layout version {version}, and only runs of version "
+                f"--run={run} has layout version {version}, and only runs of version "
                 f"{LAYOUT_VERSION} are resumed: give a new folder (evaluate, predict and report take "
                 "this one as it is)"
             )
@@ -79,7 +79,7 @@ def earlier_settings(run: RunFolder) -> ResolvedTraining | None:
         return ResolvedTraining(dataclasses.replace(config, num_proc=None), config.num_proc)
     # A doctor that was killed may have left a mark.
     if any(not file.base_name.startswith(".") for file in run.place.list_files()):
-        raise UserError(f"--run {run} has files in it, but no run: give a new folder")
+        raise UserError(f"--run={run} has files in it, but no run: give a new folder")
     return None
 
 
@@ -92,7 +92,7 @@ def check_same(run: RunFolder, config: TrainConfig, earlier: ResolvedTraining) -
     ]
     if changed:
         raise UserError(
-            f"--run {run} was begun with other settings: {'; '.join(changed)}; give these again to "
+            f"--run={run} was begun with other settings: {'; '.join(changed)}; give these again to "
             "resume it, or a new folder"
         )
 
@@ -105,11 +105,11 @@ def check_same_store(run: RunFolder, manifest: Manifest) -> None:
     if tuple(lineage["findings"]) != manifest.findings:
         began, now = (", ".join(names) for names in (lineage["findings"], manifest.findings))
         raise UserError(
-            f"--run {run} was begun on other findings ({began}; now {now}): give the store that it "
+            f"--run={run} was begun on other findings ({began}; now {now}): give the store that it "
             "was begun on, or a new folder"
         )
     if lineage["store_fingerprint"] != manifest.fingerprint:
-        raise UserError(f"--run {run} was begun on another store: give that, or a new folder")
+        raise UserError(f"--run={run} was begun on another store: give that, or a new folder")
 
 
 def last_checkpoint(run: RunFolder) -> Checkpoint | None:

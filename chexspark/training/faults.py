@@ -16,7 +16,7 @@ import numpy as np
 
 from chexspark.data.pipeline import StepInputs
 from chexspark.data.reader import SplitReader
-from chexspark.errors import UserError
+from chexspark.errors import ChexsparkError, UserError
 from chexspark.run.moment import Moment
 from chexspark.training.events import Failed
 
@@ -52,7 +52,9 @@ def failure_of(error: Exception, rank: int, log: str) -> Failed:
     # What the driver could do before, and this rank cannot now, is no mistake of the user.
     may_pass = isinstance(error, MAY_PASS) or isinstance(error.__cause__, OSError)
     user_error = isinstance(error, UserError) and not may_pass
-    message = str(error) if user_error or hasattr(error, "own") else repr(error)
+    # As it was written: the driver knows whether who called speaks of flags or of keywords.
+    said = error.text if isinstance(error, ChexsparkError) else str(error)
+    message = said if user_error or hasattr(error, "own") else repr(error)
     return Failed(
         rank=rank,
         host=socket.gethostname(),
