@@ -55,6 +55,7 @@ def test_only_the_command_line_prints():
         "__main__.py",
         "output.py",
         "cost.py",
+        "smoke_test.py",
         "signatures.py",
         "readers.py",
     }

@@ -27,6 +27,7 @@ def record(image: bytes, labels: np.ndarray) -> bytes:
 
 
 def main(folder: str, files: str) -> None:
+    """Write the TFRecords of a folder's images, in so many files."""
     place = Path(folder) / "tfrecord"
     place.mkdir()
     forms: dict[str, Callable[[np.ndarray], bytes]] = {

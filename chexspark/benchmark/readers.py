@@ -80,6 +80,7 @@ class Ways:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Of an image: height, width, channels."""
         return self.size, self.size, 1
 
     def tfrecord(self, form: str, decode: Callable[[tf.Tensor], tf.Tensor]) -> Iterator:
@@ -112,6 +113,7 @@ class Ways:
         yield from self.petastorm(self.folder / "petastorm-png")
 
     def petastorm(self, place: Path) -> Iterator:
+        """Batches of a Petastorm dataset, in the way that its documentation gives."""
         from petastorm import make_reader
         from petastorm.tf_utils import make_petastorm_dataset
 
@@ -145,10 +147,12 @@ class Ways:
             yield images, None
 
     def full_size(self) -> tf.data.Dataset:
+        """The names of the full-size PNG files, shuffled."""
         files = sorted(str(p) for p in (self.folder / "full-size").iterdir())
         return tf.data.Dataset.from_tensor_slices(files).shuffle(len(files))
 
     def decode_file(self, path: tf.Tensor) -> tf.Tensor:
+        """The uint8 image (size, size, 1) of a full-size PNG file."""
         image = tf.io.decode_png(tf.io.read_file(path), 1)
         return tf.cast(tf.image.resize(image, self.shape[:2], method="area"), tf.uint8)
 
@@ -197,6 +201,7 @@ def waiting_while_training(ways: Ways, steps: int) -> tuple[float, float]:
 
 def main(folder: str, batch: str, rounds: str, seconds: str, steps: str) -> None:
     # Libraries print too: results go to where standard output was, all else to standard error.
+    """Measure all ways and write a line of JSON for each to standard output."""
     results = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     pa.set_memory_pool(pa.system_memory_pool())  # as on a rank; the bare loop gains most

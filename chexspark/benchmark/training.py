@@ -94,6 +94,7 @@ def measure_training(
 
 
 def training_text(found: TrainingRates, ranks: int, size: int) -> str:
+    """The rates and their ratios, for people."""
     rates = found["images_per_second"]
     return "\n".join(
         [
@@ -109,6 +110,8 @@ def training_text(found: TrainingRates, ranks: int, size: int) -> str:
 
 def measure_start(folder: Path, store: str, ranks: int) -> StartFound:
     """A whole training job of two epochs: seconds from the command to the model, last epoch's rate.
+
+    Raises RunFailedError when the job fails.
 
     It runs on a Spark session of its own, of as many local slots as ranks; who has one here would do
     well to stop it before, since it takes memory.
@@ -143,6 +146,7 @@ def job_environment(slots: int) -> dict[str, str]:
 
 
 def start_text(found: StartFound, count: int, size: int, ranks: int) -> str:
+    """What a whole job took, for people."""
     return (
         f"{count} images of {size}x{size}, 2 epochs, {ranks} ranks of one thread: "
         f"{found['seconds']:.1f} s from the command to the model, "

@@ -104,6 +104,7 @@ class WatchedSocket(socket.socket):
         self.silent_hosts = silent_hosts
 
     def connect(self, address: Any) -> None:
+        """Connect, and be told of a host that is gone."""
         if address[0] in self.silent_hosts:
             raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
         asked = self.gettimeout()

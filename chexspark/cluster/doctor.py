@@ -181,6 +181,7 @@ def checkpoint_pattern(run: Location) -> str:
 
 
 def is_local_folder(place: Location) -> bool:
+    """Whether a place is on the local file system."""
     return isinstance(place.filesystem, fs.LocalFileSystem)
 
 

@@ -171,7 +171,7 @@ def check_restart(error: RanksLost, fell_at: list[Moment], at: Moment, allowed: 
 
 @contextlib.contextmanager
 def stop_told(run: RunFolder) -> Iterator[None]:
-    """Say of a run that is stopped inside where it would be resumed."""
+    """Say of a run that is stopped inside where it would be resumed. Raises StoppedError."""
     try:
         yield
     except (StoppedError, KeyboardInterrupt) as error:

@@ -83,7 +83,10 @@ class ProbeJob:
 def look(
     spark: SparkSession, asked: Asked, num_proc: int, wait_seconds: float
 ) -> tuple[list[PlaceFacts], str | None]:
-    """Run the tasks; return what those that met have found, and a fault where not all came so far."""
+    """Run the tasks; return what those that met have found, and a fault where not all came so far.
+
+    Raises StoppedError when Spark's application ends.
+    """
     conf = spark.sparkContext.getConf()
     host = str(conf.get("spark.driver.host"))
     bind = str(conf.get("spark.driver.bindAddress", host))

@@ -166,6 +166,7 @@ def slots_again(
 
 
 def slots_text(number: int) -> str:
+    """``1 task slot``, ``2 task slots``."""
     return f"{number} task slot{'s' * (number != 1)}"
 
 

@@ -47,6 +47,7 @@ def plan_text(
 
 
 def ranks_text(number: int) -> str:
+    """``1 rank``, ``2 ranks``."""
     return f"{number} rank{'s' * (number != 1)}"
 
 

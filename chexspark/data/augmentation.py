@@ -27,10 +27,12 @@ class Augmentation:
 
     @property
     def moves(self) -> bool:
+        """Whether pixels change places."""
         return bool(self.flip or self.shift or self.scale or self.rotation)
 
     @property
     def tones(self) -> bool:
+        """Whether brightness or contrast change."""
         return bool(self.brightness or self.contrast)
 
 

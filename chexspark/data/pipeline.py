@@ -40,7 +40,7 @@ def tensors(
 
 
 def as_tensors(batch: Batch, draws: np.ndarray | None = None) -> StepInputs:
-    """One batch on the device: the first GPU that TensorFlow sees, or the CPU."""
+    """One batch (see `StepInputs`) on the device: the first GPU that TensorFlow sees, or the CPU."""
     import tensorflow as tf
 
     # Filler, row −1, takes the last row's numbers: it weighs nothing.

@@ -134,7 +134,7 @@ class SplitReader:
                 yield batch
 
     def errands(self, plan: np.ndarray) -> list["Errand"]:
-        """What to read, in the order in which it is needed, and where its rows go."""
+        """What to read for a plan (steps, batch), in the order in which it is needed, and where its rows go."""
         flat = plan.ravel()
         places = np.flatnonzero(flat != FILLER)
         rows = flat[places]

@@ -89,6 +89,7 @@ def fit(x: KerasTensor, like: KerasTensor, filters: int, name: str) -> KerasTens
 def convolution(
     x: KerasTensor, filters: int, kernel: Pair, stride: Pair, name: str, padding: str = "same"
 ) -> KerasTensor:
+    """A convolution without bias, then normalisation; (batch, height, width, channels) in and out."""
     x = layers.Conv2D(
         filters, kernel, stride, padding=padding, use_bias=False, kernel_initializer=initial(),
         name=f"{name}_conv",
@@ -99,14 +100,17 @@ def convolution(
 def relu_convolution(
     x: KerasTensor, filters: int, kernel: Pair, stride: Pair, name: str
 ) -> KerasTensor:
+    """ReLU, convolution, normalisation."""
     return convolution(layers.ReLU(name=f"{name}_relu")(x), filters, kernel, stride, name)
 
 
 def normalisation(x: KerasTensor, name: str) -> KerasTensor:
+    """Batch normalisation with the settings of the paper's code."""
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
 
 def initial() -> keras.initializers.Initializer:
+    """What kernels start from: the variance of the outputs, as in the paper's code."""
     return keras.initializers.VarianceScaling(2.0, "fan_out")
 
 
@@ -114,20 +118,24 @@ def initial() -> keras.initializers.Initializer:
 
 
 def identity(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """The input itself, or a factorised reduction where the stride is 2."""
     return x
 
 
 def conv_1x1(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: a 1 × 1 convolution."""
     return relu_convolution(x, filters, 1, stride, name)
 
 
 def conv_3x3(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: a 3 × 3 convolution in a bottleneck."""
     x = relu_convolution(x, filters // 4, 1, 1, f"{name}_in")
     x = relu_convolution(x, filters // 4, 3, stride, f"{name}_3x3")
     return relu_convolution(x, filters, 1, 1, f"{name}_out")
 
 
 def conv_1x7_7x1(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: 1 × 7, then 7 × 1, in a bottleneck."""
     x = relu_convolution(x, filters // 4, 1, 1, f"{name}_in")
     x = relu_convolution(x, filters // 4, (1, 7), (1, stride), f"{name}_1x7")
     x = relu_convolution(x, filters // 4, (7, 1), (stride, 1), f"{name}_7x1")
@@ -135,14 +143,17 @@ def conv_1x7_7x1(x: KerasTensor, filters: int, stride: int, name: str) -> KerasT
 
 
 def max_2x2(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: the largest of 2 × 2."""
     return layers.MaxPooling2D(2, stride, padding="same", name=name)(x)
 
 
 def max_3x3(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: the largest of 3 × 3."""
     return layers.MaxPooling2D(3, stride, padding="same", name=name)(x)
 
 
 def avg_3x3(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: the mean of 3 × 3."""
     return layers.AveragePooling2D(3, stride, padding="same", name=name)(x)
 
 

@@ -136,6 +136,7 @@ def kept_by(layer: Any) -> list:
 
 
 def main(arguments: list[str]) -> None:
+    """Count the network that the arguments name, and print the counts as JSON."""
     parser = argparse.ArgumentParser(prog="python -m chexspark.models.cost")
     parser.add_argument("name")
     parser.add_argument("size", type=int)

@@ -111,7 +111,7 @@ def load_weights(model: Any, name: str, uri: str, findings: Sequence[str]) -> st
 
 
 def load_imagenet(model: Any, name: str, place: Location, path: str) -> str:
-    """Load a file of Keras applications into all layers but the logits."""
+    """Load a file of Keras applications into all layers but the logits. Raises UserError where it does not fit."""
     import tf_keras as keras
 
     trunk = keras.Model(model.inputs, model.get_layer(LOGITS).input)
@@ -162,7 +162,7 @@ def read_arrays(archive: zipfile.ZipFile, place: Location) -> dict[str, list[np.
 
 
 def take_trunk(model: Any, arrays: dict[str, list[np.ndarray]], place: Location) -> list[str]:
-    """Give each layer but the logits the arrays of its name, where all shapes are the same.
+    """Give each layer but the logits the arrays of its name (`read_arrays`), where all shapes are the same.
 
     Returns the names of the layers that have none. Raises UserError where no layer has any.
     """
@@ -232,6 +232,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def unreadable(place: Location, error: Exception) -> UserError:
+    """The error of a file that cannot be read, with the reason."""
     reason = " ".join(str(error).split())
     return UserError(f"--weights={place} is damaged, or not a Keras model ({reason})")
 

@@ -65,7 +65,7 @@ class Checkpoint:
     state: State
 
     def arrays(self) -> list[np.ndarray]:
-        """Read the arrays, in the order in which they were given."""
+        """Read the arrays, of the shapes and in the order in which they were given to `save`."""
         with np.load(io.BytesIO((self.place / ARRAYS).read_bytes()), allow_pickle=False) as file:
             return [file[f"{number:05}"] for number in range(len(file.files))]
 
@@ -153,7 +153,7 @@ class Writer:
 
 
 def save(folder: Location, step: int, arrays: list[np.ndarray], state: State) -> None:
-    """Write a checkpoint aside, sync it, rename it whole, remove all but the last two."""
+    """Write a checkpoint aside, sync it, rename it whole, remove all but the last two (`KEPT`)."""
     buffer = io.BytesIO()
     np.savez(buffer, **{f"{number:05}": array for number, array in enumerate(arrays)})
     content = buffer.getvalue()

@@ -54,6 +54,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Location:
+        """The folder of the last checkpoints: `checkpoint`."""
         return self.place / "checkpoints"
 
     @property
@@ -63,6 +64,7 @@ class RunFolder:
 
     @property
     def best_model(self) -> Location:
+        """The best epoch's whole Keras model."""
         return self.best / "model.keras"
 
     @property
@@ -77,21 +79,26 @@ class RunFolder:
 
     @property
     def waiting_model(self) -> Location:
+        """See `waiting`."""
         return self.waiting / "model.keras"
 
     @property
     def waiting_figures(self) -> Location:
+        """See `waiting`."""
         return self.waiting / "best.json"
 
     @property
     def tensorboard(self) -> Location:
+        """TensorBoard's files."""
         return self.place / "tensorboard"
 
     @property
     def logs(self) -> Location:
+        """The folder of the ranks' logs."""
         return self.place / "logs"
 
     def log_of(self, rank: int | None) -> Location:
+        """What a rank and its libraries said, text."""
         return self.logs / f"rank-{rank}.log"
 
     # What evaluate, report, explain and export write.
@@ -109,10 +116,12 @@ class RunFolder:
 
     @property
     def report(self) -> Location:
+        """The report, one HTML file."""
         return self.place / "report.html"
 
     @property
     def model_card(self) -> Location:
+        """The model card, Markdown."""
         return self.place / "model_card.md"
 
     @property

@@ -25,10 +25,12 @@ def history_schema(findings: Sequence[str]) -> pa.Schema:
 
 
 def write_history(run: RunFolder, rows: list[Row], findings: Sequence[str]) -> None:
+    """Write all epochs so far, in place of those that were there."""
     run.history.write_table(pa.Table.from_pylist(rows, history_schema(findings)))
 
 
 def has_history(run: RunFolder) -> bool:
+    """Whether a run has a history."""
     return run.history.is_directory()
 
 

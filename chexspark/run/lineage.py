@@ -38,6 +38,7 @@ NEEDED = {"image_size": int, "store_fingerprint": str}  # by those who read a ru
 
 
 def write_lineage(run: RunFolder, lineage: Lineage) -> None:
+    """Write the file."""
     run.lineage.write_text(json.dumps(lineage, indent=1) + "\n")
 
 

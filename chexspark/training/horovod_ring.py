@@ -39,7 +39,7 @@ class HorovodRing(Ring):
         return hvd.allreduce(tf.constant(values, tf.float64), op=hvd.Sum, name=name).numpy()
 
     def gather(self, rows: np.ndarray, name: str) -> np.ndarray:
-        """The rows of rank 0 first."""
+        """See `Ring.gather`."""
         return hvd.allgather(rows, name=name).numpy()
 
     def gather_objects(self, value: Any) -> list:

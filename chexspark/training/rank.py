@@ -127,6 +127,7 @@ class Warnings(logging.Handler):
         self.events = events
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send one record to the driver."""
         if record.name.split(".")[0] not in self.QUIET:
             text = record.getMessage()
             self.events.send(Problem(self.events.rank, socket.gethostname(), text))

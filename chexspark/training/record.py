@@ -44,6 +44,7 @@ def score_of(mean_auroc: float, loss: float) -> Score:
 
 
 def none_if_nan(value: float) -> float | None:
+    """The number, or None for NaN, which JSON does not know."""
     return None if math.isnan(value) else value
 
 

@@ -27,7 +27,7 @@ class Ring(abc.ABC):
 
     @abc.abstractmethod
     def gather(self, rows: np.ndarray, name: str) -> np.ndarray:
-        """The rows of all ranks, those of rank 0 first; their number may differ by rank."""
+        """The rows (rows, …) of all ranks, those of rank 0 first; their number may differ by rank."""
 
     @abc.abstractmethod
     def gather_objects(self, value: Any) -> list:
@@ -58,7 +58,7 @@ class Alone(Ring):
         return np.asarray(values, np.float64)
 
     def gather(self, rows: np.ndarray, name: str) -> np.ndarray:
-        """The rows themselves."""
+        """The rows (rows, …) themselves."""
         return rows
 
     def gather_objects(self, value: Any) -> list:

@@ -74,4 +74,5 @@ class TensorBoard:
 
 
 def group_of(name: str) -> str:
+    """Under which heading TensorBoard shows a figure."""
     return "auroc" if "auroc" in name else "loss" if "loss" in name else "epoch"
