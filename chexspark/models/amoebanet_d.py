@@ -118,7 +118,7 @@ def initial() -> keras.initializers.Initializer:
 
 
 def identity(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
-    """The input itself, or a factorised reduction where the stride is 2."""
+    """Operation of a cell: the input itself."""
     return x
 
 
