@@ -11,6 +11,7 @@ from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 
 __version__: str
+__all__: list[str]
 
 def doctor(
     spark: SparkSession | None = None,

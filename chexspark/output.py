@@ -27,6 +27,8 @@ def show_output(always: bool = False) -> None:
     if always or not LOGGER.hasHandlers():
         if not any(isinstance(handler, Screen) for handler in LOGGER.handlers):
             LOGGER.addHandler(Screen())
+            # A library that sets up logging for itself, as Horovod's launcher does, would say it again.
+            LOGGER.propagate = False
         if LOGGER.level == logging.NOTSET:
             LOGGER.setLevel(logging.INFO)
 

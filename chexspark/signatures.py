@@ -30,7 +30,12 @@ def stub() -> str:
     modules: dict[str, set[str]] = {}
     functions = [function_text(name, modules) for name in chexspark.__all__]
     imports = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(modules.items())]  # fmt: skip
-    return HEAD + "\n".join(imports) + "\n\n__version__: str\n\n" + "".join(functions)
+    return (
+        HEAD
+        + "\n".join(imports)
+        + "\n\n__version__: str\n__all__: list[str]\n\n"
+        + "".join(functions)
+    )
 
 
 def function_text(name: str, modules: dict[str, set[str]]) -> str:

@@ -19,7 +19,7 @@ import pytest
 
 from chexspark import errors, ingest
 from chexspark.findings import FINDINGS
-from chexspark.output import show_output
+from chexspark.output import LOGGER, show_output
 from chexspark.phantom import write_release
 from chexspark.run.folder import RunFolder
 from chexspark.run.seen_patients import write_seen_patients
@@ -38,6 +38,7 @@ hypothesis.settings.load_profile("tests")
 def as_command(monkeypatch):
     """Texts as a command says them; tests/test_messages.py has those of a call."""
     show_output(always=True)  # nothing but pytest has set up logging
+    monkeypatch.setattr(LOGGER, "propagate", True)  # so that `caplog` hears it
     monkeypatch.setattr(errors, "at_command_line", True)
 
 

@@ -26,6 +26,7 @@ from chexspark.findings import FINDINGS
 from chexspark.session import task_slots
 from chexspark.settings import build
 from chexspark.storage import locate
+from chexspark.training.events import Epoch
 
 JOBS = Path(__file__).parent.parent / "jobs"
 
@@ -40,15 +41,15 @@ def whole(spark, store, tmp_path_factory):
     settings = {"data": store.path, "run": place.path}
     take, events = EventServer.take, []
 
-    def keep(server, line, event):
-        events.append(event)
-        take(server, line, event)
+    def keep(server, rank, event):
+        events.append((rank.rank, event))
+        take(server, rank, event)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EventServer, "take", keep)
         history = train(spark, **settings, epochs=2, batch_size=5, num_proc=2, threads=1)
     evaluation = evaluate(spark, **settings, bootstrap=100)
-    epochs = [event for event in events if event["event"] == "epoch"]
+    epochs = [(rank, event) for rank, event in events if isinstance(event, Epoch)]
     return place, history, evaluation, report(run=place.path), epochs
 
 
@@ -85,12 +86,11 @@ def test_both_ranks_come_to_the_same_figures(whole):
 
     def figures(rank):
         return [
-            {name: value for name, value in event.items()
-             if name == "epoch" or name.startswith(("val_", "train_loss"))}
-            for event in events if event["rank"] == rank
+            (event.epoch, event.train_loss, event.val_loss, event.val_auroc, event.best)
+            for sender, event in events if sender == rank
         ]  # fmt: skip
 
-    assert [found["epoch"] for found in figures(0)] == [0, 1]
+    assert [epoch for epoch, *_ in figures(0)] == [0, 1]
     assert figures(0) == figures(1)
 
 

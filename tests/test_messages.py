@@ -55,6 +55,7 @@ def test_only_the_command_line_prints():
         "__main__.py",
         "output.py",
         "cost.py",
+        "smoke_test.py",
         "signatures.py",
         "readers.py",
     }
@@ -78,6 +79,7 @@ def test_a_notebook_sees_lines_and_can_silence_them(tmp_path):
     code = (
         "import logging, sys; from chexspark.phantom import write_release\n"
         "write_release(out=sys.argv[1] + '/a', images=2)\n"
+        "logging.basicConfig(level='INFO')\n"
         "logging.getLogger('chexspark').setLevel('ERROR')\n"
         "write_release(out=sys.argv[1] + '/b', images=2)\n"
     )
@@ -85,6 +87,19 @@ def test_a_notebook_sees_lines_and_can_silence_them(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert re.fullmatch(r"2 phantoms of \d patients: .*/a\n", done.stdout), done.stdout
+
+
+def test_a_library_that_sets_up_logging_says_nothing_twice(tmp_path):
+    code = (
+        "import logging, sys; from chexspark.phantom import write_release\n"
+        "write_release(out=sys.argv[1] + '/a', images=2)\n"
+        "logging.basicConfig(level='INFO', stream=sys.stdout)  # as Horovod's launcher does\n"
+        "write_release(out=sys.argv[1] + '/b', images=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert len(done.stdout.splitlines()) == 2, done.stdout
 
 
 def test_who_has_set_up_logging_keeps_it(logger, caplog, capsys):

@@ -7,11 +7,12 @@ import sys
 
 from chexspark.cluster.launch import run_ranks
 from chexspark.session import start_session
+from chexspark.training.events import EventAddress
 
 RANKS = 2
 
 
-def sum_of_ranks(events) -> float:
+def sum_of_ranks(events: EventAddress) -> float:
     """Add up rank + 1 over all ranks, by allreduce."""
     import horovod.tensorflow as hvd
     import tensorflow as tf

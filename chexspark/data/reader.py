@@ -10,11 +10,13 @@ unpickled.
 import contextlib
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from chexspark.data.plan import FILLER
 from chexspark.storage import Location
@@ -41,11 +43,13 @@ class Batch:
 class Cache:
     """Row groups that stay in memory, the first that were read, up to a number of bytes."""
 
-    def __init__(self, bytes_left: int = 0):
+    def __init__(self, bytes_left: int = 0) -> None:
         self.bytes_left = bytes_left
-        self.kept, self.lock = {}, threading.Lock()
+        self.kept: dict[tuple[str, int], Piece] = {}  # by split and number
+        self.lock = threading.Lock()
 
-    def keep(self, key, piece: Piece) -> None:
+    def keep(self, key: tuple[str, int], piece: Piece) -> None:
+        """Keep a row group, where there is room."""
         with self.lock:
             if piece.images.nbytes <= self.bytes_left and key not in self.kept:
                 self.bytes_left -= piece.images.nbytes
@@ -55,14 +59,16 @@ class Cache:
 class SplitReader:
     """Reads a split by plans. Several readers may share a `cache`."""
 
-    def __init__(self, store: Location, manifest: Manifest, split: str, cache: Cache | None = None):
+    def __init__(
+        self, store: Location, manifest: Manifest, split: str, cache: Cache | None = None
+    ) -> None:
         self.store, self.split = store, split
         self.size, self.findings = manifest.image_size, len(manifest.findings)
         self.groups = row_groups(store, manifest, split)
         self.row_groups = [group.rows for group in self.groups]
         self.starts = np.concatenate([[0], np.cumsum(self.row_groups)]).astype(np.int64)
         self.files = [file.path for file in manifest.splits[split].files for _ in file.row_groups]
-        self.footers = {}
+        self.footers: dict[str, pq.FileMetaData] = {}
         self.cache = cache or Cache()
 
     def read_row_group(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +76,7 @@ class SplitReader:
         whole = joined(list(self.pieces(number)))
         return whole.images, whole.labels
 
-    def pieces(self, number: int):
+    def pieces(self, number: int) -> Iterator[Piece]:
         """Yield a row group's `Piece`s, from memory if kept there, else from storage.
 
         Raises DamagedStoreError, at the latest after the last piece.
@@ -88,7 +94,7 @@ class SplitReader:
         if room:
             self.cache.keep(key, joined(keeping))
 
-    def stored_pieces(self, number: int):
+    def stored_pieces(self, number: int) -> Iterator[Piece]:
         """The same, from storage."""
         place = self.store / self.files[number]
         return pieces(self.groups[number], self.size, place=place, footers=self.footers)
@@ -101,7 +107,7 @@ class SplitReader:
             for row, number in zip(rows, numbers, strict=True)
         ]
 
-    def batches(self, plan: np.ndarray, ahead_bytes: int = AHEAD_BYTES):
+    def batches(self, plan: np.ndarray, ahead_bytes: int = AHEAD_BYTES) -> Iterator[Batch]:
         """Yield a `Batch` for each row of the plan, int64 (steps, batch).
 
         Each row group that the plan needs is read once. Raises DamagedStoreError.
@@ -111,7 +117,8 @@ class SplitReader:
         spread = max((errand.last - errand.step * width for errand in waiting), default=0) + 1
         rows = min(spread + ahead_bytes // self.size**2, plan.size)
         ring = Ring(-(-rows // width) * width, self.size, self.findings)
-        running, last = deque(), None
+        running: deque[tuple[int, Future]] = deque()  # steps that wait, and what they wait for
+        last = None
         with pool(READERS) as readers:
             for step, wanted in enumerate(plan):
                 while waiting and waiting[0].last < step * width + len(ring.images):
@@ -127,7 +134,7 @@ class SplitReader:
                 yield batch
 
     def errands(self, plan: np.ndarray) -> list["Errand"]:
-        """What to read, in the order in which it is needed, and where its rows go."""
+        """What to read for a plan (steps, batch), in the order in which it is needed, and where its rows go."""
         flat = plan.ravel()
         places = np.flatnonzero(flat != FILLER)
         rows = flat[places]
@@ -168,7 +175,7 @@ class Errand(NamedTuple):
 class Ring:
     """The batches that are being filled: a row of the flattened plan is at its number modulo the length."""
 
-    def __init__(self, rows: int, size: int, findings: int):
+    def __init__(self, rows: int, size: int, findings: int) -> None:
         self.images = np.empty((rows, size, size), np.uint8)
         self.labels = np.zeros((rows, findings), np.int8)
 
@@ -191,7 +198,7 @@ def fill_up(batch: Batch, last: np.ndarray | None) -> np.ndarray | None:
 
 
 @contextlib.contextmanager
-def pool(threads: int):
+def pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that end with the block, without finishing what nobody waits for."""
     executor = ThreadPoolExecutor(threads, "chexspark-reader")
     try:

@@ -46,7 +46,7 @@ def report(config: ReportConfig) -> str:
     for place in others:
         other = read_trained(place)
         if other is None:
-            raise UserError(f"--run {place} has no history: give runs that chexspark train wrote")
+            raise UserError(f"--run={place} has no history: give runs that chexspark train wrote")
         compared.append(other)
     pages = Environment(
         loader=PackageLoader("chexspark.evaluation", "."), autoescape=True,
@@ -71,13 +71,13 @@ def read_evaluated(run: RunFolder, split: str | None) -> Evaluated:
     """What evaluate wrote of a split. Raises UserError where there is nothing, or not that split."""
     done = [s for s, facts in tables.read_evaluation(run).items() if facts.get("metrics")]
     if not done and not has_history(run):
-        raise UserError(f"--run {run} has no history: run chexspark train first")
+        raise UserError(f"--run={run} has no history: run chexspark train first")
     if not done:
-        raise UserError(f"--run {run} has no metrics: run chexspark evaluate first")
+        raise UserError(f"--run={run} has no metrics: run chexspark evaluate first")
     if split is not None and split not in done:
         raise UserError(
-            f"--split {split} of --run {run} was not evaluated (there is {', '.join(done)}): run "
-            f"chexspark evaluate --split {split}"
+            f"--split={split} of --run={run} was not evaluated (there is {', '.join(done)}): run "
+            f"chexspark evaluate --split={split}"
         )
     split = split or next(name for name in ORDER if name in done)
     facts = tables.read_evaluation(run)[split]

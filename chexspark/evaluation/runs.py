@@ -69,15 +69,15 @@ def check_fit(store: Location, run: RunFolder, manifest: Manifest) -> None:
     size = read_lineage(run)["image_size"]
     if size != manifest.image_size:
         raise UserError(
-            f"--data {store} has images of {manifest.image_size} pixels, but --run {run} was trained "
-            f"at {size}: ingest with --size {size}"
+            f"--data={store} has images of {manifest.image_size} pixels, but --run={run} was trained "
+            f"at {size}: ingest with --size={size}"
         )
 
 
 def check_seen(runs: Iterable[RunFolder], split: StoreSplit) -> None:
     """Raise UserError when a run has seen patients of the split, or the split has none."""
     if not split.images:
-        raise UserError(f"--split {split.name} of {split.store} has no images")
+        raise UserError(f"--split={split.name} of {split.store} has no images")
     patients = split.patients()
     for run in runs:
         seen_patients_check.check_split(run, split, patients)

@@ -26,16 +26,16 @@ def check_split(run: RunFolder, split: StoreSplit, patients: Collection[str]) ->
     lineage = read_lineage(run)
     seen, store = seen_patients(run, lineage), split.store
     if seen is not None:
-        what = f"--data {store}, split {split.name}"
+        what = f"--data={store}, split {split.name}"
         check_patients(run, seen, patients, what, selected_may=split.name == "val")
     elif lineage.get("store_fingerprint") != split.manifest.fingerprint:
         raise UserError(
-            f"--run {run} does not say which patients it was trained on, and {store} is not its own "
+            f"--run={run} does not say which patients it was trained on, and {store} is not its own "
             f"store ({lineage.get('store')}): it cannot be checked that they share none; train again"
         )
     elif split.name == "train":
         raise UserError(
-            f"--split train of {store}: --run {run} was trained on all its {len(patients):,} "
+            f"--split train of {store}: --run={run} was trained on all its {len(patients):,} "
             "patients; score val or test"
         )
 
@@ -64,10 +64,10 @@ def check_patients(
     trained = found.count("train")
     if trained:
         raise UserError(
-            f"{what}: --run {run} was trained on {trained:,} of its {len(patients):,} patients; {REMEDY}"
+            f"{what}: --run={run} was trained on {trained:,} of its {len(patients):,} patients; {REMEDY}"
         )
     if found and not selected_may:
         raise UserError(
-            f"{what}: the best epoch of --run {run} was chosen on {len(found):,} of its "
+            f"{what}: the best epoch of --run={run} was chosen on {len(found):,} of its "
             f"{len(patients):,} patients; {REMEDY}"
         )

@@ -105,7 +105,7 @@ def asked_findings(config: IngestConfig, before: Manifest | None) -> tuple[str, 
         return before.findings if before and config.append and not config.findings else config.findings  # fmt: skip
     fault = names_fault(config.findings)
     if fault:
-        raise UserError(f"--findings {fault}")
+        raise UserError("--findings " + fault)
     return config.findings
 
 

@@ -17,6 +17,7 @@ import json
 import re
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -40,7 +41,7 @@ def check_weights(name: str, uri: str) -> None:
     if mark == HDF5_MARK:
         if MODELS[name].weights is None:
             raise UserError(
-                f"--weights {place}: {name} has no ImageNet weights in an HDF5 file; give a run, or "
+                f"--weights={place}: {name} has no ImageNet weights in an HDF5 file; give a run, or "
                 "a .keras file, of an earlier training"
             )
         return
@@ -62,18 +63,18 @@ def find_weights(name: str, uri: str) -> tuple[Location, bytes]:
     if place.is_directory():
         run, place = place, RunFolder(place).best_model
         if not place.is_file():
-            raise UserError(f"--weights {run}: this folder is not a run with a best/model.keras")
+            raise UserError(f"--weights={run}: this folder is not a run with a best/model.keras")
     if not place.is_file():
         imagenet = MODELS[name].weights
         remedy = f"; {name}'s ImageNet weights are {imagenet}" if imagenet else ""
-        raise UserError(f"--weights {place}: there is no such file or run{remedy}")
+        raise UserError(f"--weights={place}: there is no such file or run{remedy}")
     with place.filesystem.open_input_file(place.path) as file:
         start = file.read(len(HDF5_MARK))
     for mark in (HDF5_MARK, ZIP_MARK):
         if start.startswith(mark):
             return place, mark
     raise UserError(
-        f"--weights {place} is not an HDF5 file of Keras weights, and no .keras file either"
+        f"--weights={place} is not an HDF5 file of Keras weights, and no .keras file either"
     )
 
 
@@ -88,7 +89,7 @@ def findings_of(place: Location) -> tuple[str, ...] | None:
     return tuple(read_lineage(run)["findings"]) if run and run.lineage.is_file() else None
 
 
-def load_weights(model, name: str, uri: str, findings: Sequence[str]) -> str:
+def load_weights(model: Any, name: str, uri: str, findings: Sequence[str]) -> str:
     """Give `model`, which is network `name`, the weights at `uri`; say in a line what was taken.
 
     `findings`: of the model's outputs, in order. Of ImageNet weights all but the logits are taken; of a
@@ -109,8 +110,8 @@ def load_weights(model, name: str, uri: str, findings: Sequence[str]) -> str:
     return what_was_taken(model, place, fresh, findings, taken, known is not None)
 
 
-def load_imagenet(model, name: str, place: Location, path: str) -> str:
-    """Load a file of Keras applications into all layers but the logits."""
+def load_imagenet(model: Any, name: str, place: Location, path: str) -> str:
+    """Load a file of Keras applications into all layers but the logits. Raises UserError where it does not fit. Raises UserError where it does not fit."""
     import tf_keras as keras
 
     trunk = keras.Model(model.inputs, model.get_layer(LOGITS).input)
@@ -119,7 +120,7 @@ def load_imagenet(model, name: str, place: Location, path: str) -> str:
     except DAMAGE as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"--weights {place}: not {name}'s ImageNet weights without the top ({reason}); take "
+            f"--weights={place}: not {name}'s ImageNet weights without the top ({reason}); take "
             f"{MODELS[name].weights}"
         ) from error
     return f"all layers but {LOGITS} start from {place}"
@@ -135,7 +136,7 @@ def layers_of(archive: zipfile.ZipFile, place: Location) -> list[tuple[str, str]
     for kind, name in layers:
         if kind == "Lambda":
             raise UserError(
-                f"--weights {place}: layer {name} is a Lambda, which carries code; "
+                f"--weights={place}: layer {name} is a Lambda, which carries code; "
                 "only models without are taken"
             )
     return layers
@@ -147,41 +148,42 @@ def read_arrays(archive: zipfile.ZipFile, place: Location) -> dict[str, list[np.
     Keras files them by class and count, ``layers/conv2d_3/vars/0``, so the names, which stand in
     the config, are counted off per class.
     """
-    names = {}
+    names: dict[str, list[str]] = {}
     for kind, name in layers_of(archive, place):
         names.setdefault(kind.lower(), []).append(name)
     arrays = {}
     with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
         for key, group in file["layers"].items():
-            kind, number = re.fullmatch(r"(.+?)(?:_(\d+))?", key).groups()
+            kind, number = re.findall(r"^(.+?)(?:_(\d+))?$", key)[0]
             values = group["vars"]
             name = names[kind.replace("_", "")][int(number or 0)]
             arrays[name] = [np.asarray(values[str(i)]) for i in range(len(values))]
     return arrays
 
 
-def take_trunk(model, arrays: dict[str, list[np.ndarray]], place) -> list[str]:
-    """Give each layer but the logits the arrays of its name, where all shapes are the same.
+def take_trunk(model: Any, arrays: dict[str, list[np.ndarray]], place: Location) -> list[str]:
+    """Give each layer but the logits the arrays of its name (`read_arrays`), where all shapes are the same.
 
     Returns the names of the layers that have none. Raises UserError where no layer has any.
     """
-    taken, left = [], []
-    for layer in trunk_layers(model):
-        found = [array.shape for array in arrays.get(layer.name, [])]
-        if layer.weights:
-            (taken if found == [tuple(w.shape) for w in layer.weights] else left).append(layer)
+    layers = [layer for layer in trunk_layers(model) if layer.weights]
+    taken = [
+        layer for layer in layers
+        if [array.shape for array in arrays.get(layer.name, [])]
+        == [tuple(w.shape) for w in layer.weights]
+    ]  # fmt: skip
     if not taken:
         raise UserError(
-            f"--weights {place}: no layer has the name and shapes of one of {model.name}'s; this is "
+            f"--weights={place}: no layer has the name and shapes of one of {model.name}'s; this is "
             "of another network"
         )
     for layer in taken:
         layer.set_weights(arrays[layer.name])
-    return [layer.name for layer in left]
+    return [layer.name for layer in layers if layer not in taken]
 
 
 def take_logits(
-    model, found: list[np.ndarray], findings: Sequence[str], known: Sequence[str]
+    model: Any, found: list[np.ndarray], findings: Sequence[str], known: Sequence[str]
 ) -> list[str]:
     """Give the logits of `findings` the weights of the same among `known`; return which have them.
 
@@ -199,7 +201,12 @@ def take_logits(
 
 
 def what_was_taken(
-    model, place, fresh: list[str], findings: Sequence[str], taken: list[str], named_there: bool
+    model: Any,
+    place: Location,
+    fresh: list[str],
+    findings: Sequence[str],
+    taken: list[str],
+    named_there: bool,
 ) -> str:
     """One line. `fresh`: layers of the trunk that are; `taken`: those of `findings` whose logits are not;
     `named_there`: whether the source says its findings."""
@@ -225,16 +232,17 @@ def listed(names: Sequence[str]) -> str:
 
 
 def unreadable(place: Location, error: Exception) -> UserError:
+    """The error of a file that cannot be read, with the reason."""
     reason = " ".join(str(error).split())
-    return UserError(f"--weights {place} is damaged, or not a Keras model ({reason})")
+    return UserError(f"--weights={place} is damaged, or not a Keras model ({reason})")
 
 
-def trunk_layers(model) -> list:
+def trunk_layers(model: Any) -> list:
     """All layers but the logits."""
     return [layer for layer in model.layers if layer.name != LOGITS]
 
 
-def train_trunk(model, trainable: bool) -> None:
+def train_trunk(model: Any, trainable: bool) -> None:
     """Freeze the trunk, or set it free again; the logits are always trained.
 
     A frozen normalisation uses its statistics and leaves them alone, as Keras defines it. Steps

@@ -12,10 +12,12 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from chexspark.errors import UserError
 from chexspark.findings import names_fault
 from chexspark.run.folder import RunFolder
+from chexspark.run.history import Row
 from chexspark.storage import Location
 from chexspark.text_files import read_json
 
@@ -23,8 +25,8 @@ FINDINGS_MEMBER = "findings.json"
 LONGEST_MEMBER = 1 << 20  # bytes that are read of a stranger's
 
 
-def save_best(model, run: RunFolder, figures: dict, findings: Sequence[str]) -> None:
-    """Write the whole Keras model aside, then the figures of its epoch (its row of the history).
+def save_best(model: Any, run: RunFolder, figures: Row, findings: Sequence[str]) -> None:
+    """Write the whole Keras `model` aside, then the figures of its epoch (its row of the history).
 
     `findings`: the names of the model's outputs, in their order.
     """
@@ -68,7 +70,7 @@ def promote(run: RunFolder) -> None:
         run.waiting.delete_directory()
 
 
-def settle(run: RunFolder, history: list[dict]) -> None:
+def settle(run: RunFolder, history: list[Row]) -> None:
     """After a death: promote the model that waits if it is of this history, or delete it."""
     if run.waiting_figures.is_file():
         epoch = read_json(run.waiting_figures, str(run.waiting_figures))["epoch"]

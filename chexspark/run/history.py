@@ -10,6 +10,7 @@ from chexspark.findings import column_name
 from chexspark.run.folder import RunFolder
 
 AUROC = "val_auroc_"  # and a finding's column name
+Row = dict[str, int | float | bool | None]  # an epoch's, by column: see `history_schema`
 
 
 def history_schema(findings: Sequence[str]) -> pa.Schema:
@@ -23,18 +24,20 @@ def history_schema(findings: Sequence[str]) -> pa.Schema:
     )  # fmt: skip
 
 
-def write_history(run: RunFolder, rows: list[dict], findings: Sequence[str]) -> None:
+def write_history(run: RunFolder, rows: list[Row], findings: Sequence[str]) -> None:
+    """Write all epochs so far, in place of those that were there."""
     run.history.write_table(pa.Table.from_pylist(rows, history_schema(findings)))
 
 
 def has_history(run: RunFolder) -> bool:
+    """Whether a run has a history."""
     return run.history.is_directory()
 
 
 def read_history(run: RunFolder) -> pd.DataFrame:
     """All epochs in order. Raises UserError where there are none, or where they are damaged."""
     if not has_history(run):
-        raise UserError(f"--run {run} has no history: give a folder that chexspark train wrote")
+        raise UserError(f"--run={run} has no history: give a folder that chexspark train wrote")
     try:
         table = run.history.read_table().to_pandas()
         return table.sort_values("epoch", ignore_index=True)

@@ -1,7 +1,7 @@
 """Where a run comes from: ``RUN/lineage.json``. Written on rank 0, read on the driver."""
 
 import json
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS, names_fault
@@ -38,6 +38,7 @@ NEEDED = {"image_size": int, "store_fingerprint": str}  # by those who read a ru
 
 
 def write_lineage(run: RunFolder, lineage: Lineage) -> None:
+    """Write the file."""
     run.lineage.write_text(json.dumps(lineage, indent=1) + "\n")
 
 
@@ -45,7 +46,7 @@ def read_lineage(run: RunFolder) -> Lineage:
     """Read and check the file. Raises UserError where there is none, or where it is damaged."""
     if not run.lineage.is_file():
         raise UserError(
-            f"--run {run} has no lineage.json: give a folder that chexspark train wrote"
+            f"--run={run} has no lineage.json: give a folder that chexspark train wrote"
         )
     found = read_json(run.lineage, str(run.lineage), "copy the run again")
     for name, kind in NEEDED.items():
@@ -57,4 +58,4 @@ def read_lineage(run: RunFolder) -> Lineage:
     fault = names_fault(found["findings"]) if isinstance(found["findings"], list) else "is no list"
     if fault:
         raise UserError(f"{run.lineage} is damaged: findings {fault}; copy the run again")
-    return found
+    return cast(Lineage, found)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from chexspark.config import TrainConfig
 from chexspark.store.manifest import Manifest
 
 
@@ -28,7 +27,7 @@ class Loss:
     gamma: float = 0.0
     smoothing: float = 0.0
 
-    def per_row(self, labels, logits):
+    def per_row(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Losses summed per row, float32 (batch,), unknown labels (−1) left out.
 
         `labels`: int8 (batch, findings); `logits`: float32 (batch, findings).
@@ -43,18 +42,22 @@ class Loss:
         return tf.reduce_sum(losses * tf.cast(labels >= 0, tf.float32), axis=1)
 
 
-def known_labels(labels, weights):
+def known_labels(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """How many labels of real rows are known: float32 scalar."""
     return tf.reduce_sum(tf.cast(labels >= 0, tf.float32) * weights[:, None])
 
 
-def make_loss(config: TrainConfig, manifest: Manifest) -> Loss:
-    """The recipe's loss; class weights are those of the store's training images."""
-    weights = {}
-    if config.loss == "weighted":
-        weights = {
-            kind: np.array([manifest.class_weights[f][kind] for f in manifest.findings], np.float32)
-            for kind in ("positive", "negative")
-        }
-    gamma = config.focal_gamma if config.loss == "focal" else 0.0
-    return Loss(**weights, gamma=gamma, smoothing=config.label_smoothing)
+def make_loss(kind: str, gamma: float, smoothing: float, manifest: Manifest) -> Loss:
+    """The recipe's loss: `kind` is one of the setting `loss`, `gamma` and `smoothing` are of `Loss`.
+
+    Class weights are those of the store's training images.
+    """
+    if kind == "focal":
+        return Loss(gamma=gamma, smoothing=smoothing)
+    if kind == "weighted":
+        positive, negative = (
+            np.array([manifest.class_weights[f][sign] for f in manifest.findings], np.float32)
+            for sign in ("positive", "negative")
+        )
+        return Loss(positive, negative, smoothing=smoothing)
+    return Loss(smoothing=smoothing)
