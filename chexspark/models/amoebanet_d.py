@@ -1,4 +1,4 @@
-"""AmoebaNet-D with 14 logits, of any number of cells and filters. Runs on ranks.
+"""AmoebaNet-D with a logit per finding, of any number of cells and filters. Runs on ranks.
 
 In: uint8 (batch, size, size, 1), size 32 or more. Out: logits (batch, findings).
 

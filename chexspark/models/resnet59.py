@@ -1,4 +1,4 @@
-"""ResNet-59 with 14 logits: a residual network for large X-rays. Runs on ranks.
+"""ResNet-59 with a logit per finding: a residual network for large X-rays. Runs on ranks.
 
 In: uint8 (batch, size, size, 1), size 32 or more (the poster: 896). Out: logits (batch, findings).
 94,252,622 trainable parameters with 14 findings at any size, four times ResNet-50's.

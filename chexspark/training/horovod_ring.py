@@ -1,7 +1,6 @@
 """The ring of the ranks that Horovod has started. Runs on ranks.
 
-The one module that imports Horovod's operations, but for the smoke test. At world size 1 it takes the
-same path as at any other.
+The one module that imports Horovod's operations. At world size 1 it takes the same path as at any other.
 """
 
 from collections.abc import Sequence

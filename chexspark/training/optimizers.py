@@ -17,6 +17,7 @@ from typing import Any
 import tensorflow as tf
 from tf_keras.optimizers import legacy
 
+from chexspark.config import OPTIMIZERS
 from chexspark.errors import UserError, closest
 
 TRUST_COEFFICIENT = 0.001  # η of LARS: You, Gitman, Ginsburg 2017, section 5
@@ -42,9 +43,10 @@ def make_optimizer(
         "lars": lambda: LARS(weight_decay, learning_rate, momentum),
         "lamb": lambda: LAMB(weight_decay, learning_rate, epsilon=LAMB_EPSILON),
     }
-    if name not in makers:
+    if name not in OPTIMIZERS:
+        valid = ", ".join(OPTIMIZERS)
         raise UserError(
-            f"the optimizer {name!r} is unknown{closest(name, makers)} (valid: {', '.join(makers)})"
+            f"the optimizer {name!r} is unknown{closest(name, OPTIMIZERS)} (valid: {valid})"
         )
     optimizer = makers[name]()
     optimizer._create_all_weights(variables)
