@@ -127,8 +127,8 @@ class Training:
 
     def train_epoch(self, at: Moment) -> "TrainedEpoch":
         """The steps of one epoch from a moment on."""
-        steps, clock = self.network.steps, Clock(self.feed.images / self.steps_per_epoch)
-        batches = self.feed.batches(at.epoch, at.step)
+        steps, batches = self.network.steps, self.feed.batches(at.epoch, at.step)
+        clock = Clock(self.feed.images / self.steps_per_epoch)
         rate = self.set_rate(Moment(at.epoch, self.steps_per_epoch - 1))
         while at.step < self.steps_per_epoch:
             clock.asks()
