@@ -86,7 +86,7 @@ def look(
     """Run the tasks; return what those that met have found, and a fault where not all came so far.
 
     Raises StoppedError when Spark's application ends.
-    
+
 
     Raises StoppedError when Spark's application ends.
     """
