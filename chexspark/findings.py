@@ -16,6 +16,7 @@ FINDINGS = (
     "Hernia",
 )  # fmt: skip
 NO_FINDING = "No Finding"
+PROBABILITY, LABEL = "prob_", "label_"  # before `column_name` in the names of columns
 MEAN = "mean"  # the row of a table that is no finding's
 UNKNOWN = -1
 MOST = 200
@@ -26,7 +27,7 @@ ALIASES = {"Infiltrate": "Infiltration", "Pleural Thickening": "Pleural_Thickeni
 
 
 def column_name(finding: str) -> str:
-    """What follows ``prob_`` and ``label_`` in a column: the name with ``[^0-9A-Za-z_]`` as ``_``."""
+    """What follows `PROBABILITY` and `LABEL` in a column: the name with ``[^0-9A-Za-z_]`` as ``_``."""
     return re.sub(r"[^0-9A-Za-z_]", "_", finding)
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from chexspark.findings import column_name
+from chexspark.findings import LABEL, PROBABILITY, column_name
 
-PROBABILITY, LABEL = "prob_", "label_"
 MOST_LISTED = 12  # names in a message
 
 

@@ -18,14 +18,20 @@ from pyspark.sql import DataFrame
 
 from chexspark.errors import UserError
 from chexspark.evaluation.predictions import (
-    LABEL,
-    PROBABILITY,
     label_column,
     listed,
     probability_column,
 )
 from chexspark.evaluation.subgroups import COLUMNS as DESCRIPTIONS
-from chexspark.findings import ALIASES, UNKNOWN, column_name, names_fault, plain_spelling
+from chexspark.findings import (
+    ALIASES,
+    LABEL,
+    PROBABILITY,
+    UNKNOWN,
+    column_name,
+    names_fault,
+    plain_spelling,
+)
 from chexspark.ingestion.labels import DUPLICATE_LABEL, label_findings, read_labels
 from chexspark.storage import Location, locate
 from chexspark.text_files import decoded, read_content

@@ -8,13 +8,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import col, expr, lit, when
 
 from chexspark.errors import UserError, closest
-from chexspark.findings import UNKNOWN, column_name
+from chexspark.findings import LABEL, UNKNOWN, column_name
 from chexspark.session import start_session
 from chexspark.storage import locate
 from chexspark.store.manifest import SPLITS, read_manifest
 from chexspark.store.schema import IMAGE, LABELS, image_header, parquet_schema
-
-LABEL = "label_"
 
 
 def read_store(spark: SparkSession | None, path: str, split: str | None = None) -> DataFrame:
