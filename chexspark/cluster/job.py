@@ -171,7 +171,7 @@ def check_restart(error: RanksLost, fell_at: list[Moment], at: Moment, allowed: 
 
 @contextlib.contextmanager
 def stop_told(run: RunFolder) -> Iterator[None]:
-    """Say of a run that is stopped inside where it would be resumed. Raises StoppedError. Raises StoppedError."""
+    """Say of a run that is stopped inside where it would be resumed. Raises StoppedError."""
     try:
         yield
     except (StoppedError, KeyboardInterrupt) as error:
@@ -224,8 +224,8 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, ResolvedTr
         raise UserError(f"--data={store}: networks take images of {MINIMUM_SIZE} pixels or more")
     if config.batch_size % config.accumulate:
         raise UserError(
-            f"--batch-size={config.batch_size} cannot be worked through in --accumulate "
-            f"{config.accumulate} equal parts"
+            f"--batch-size={config.batch_size} cannot be worked through in equal parts: "
+            f"--accumulate={config.accumulate} does not divide it"
         )
     if config.weights:
         check_weights(config.model, config.weights)
