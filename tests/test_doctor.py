@@ -65,7 +65,7 @@ def test_another_store_of_the_same_name(look, manifest):
 @pytest.mark.parametrize("parent", ["/proc", __file__])
 def test_a_run_that_cannot_be_written(look, parent):
     (fault,) = look(run=locate(f"{parent}/run")).faults
-    assert fault.startswith(f"--run {parent}/run cannot be written by the driver")
+    assert fault.startswith(f"--run={parent}/run cannot be written by the driver")
 
 
 def test_a_package_that_no_executor_has(look, monkeypatch):

@@ -206,7 +206,7 @@ def test_a_job_that_is_told_to_end_does_so_in_good_order():
 import sys, time
 from chexspark import command_line
 from chexspark.config import ReportConfig
-def job(spark, config):
+def job(config):
     try:
         print("at work", flush=True)
         time.sleep(60)
