@@ -13,7 +13,7 @@ help() {
 ./build.sh setup [--gpu]  install everything into .venv; --gpu builds Horovod with NCCL
 ./build.sh demo           set-up, then ingest, train, evaluate and report on synthetic X-rays (demo/)
 ./build.sh test [ARGS]    set-up, then the quick tests, two at a time; or pytest with ARGS
-./build.sh lint           ruff, in an environment of its own: needs no Java, no compiler
+./build.sh lint           ruff and mypy, in an environment of their own: needs no Java, no compiler
 ./build.sh help           this text
 
 Then: . .venv/bin/activate
@@ -194,15 +194,16 @@ run_tests() {
 }
 
 lint() {
-  local version tools
-  version=$(sed -n 's/^ruff==//p' conf/requirements.lock)
-  tools=$cache/ruff-$version
-  if [ ! -x "$tools/bin/ruff" ]; then
-    say "installing ruff $version (kept in $cache)"
+  local tools
+  tools=$cache/lint-$(sha256sum conf/lint.lock | cut -c1-12)
+  if [ ! -f "$tools/whole" ]; then
+    say "installing ruff and mypy (kept in $cache)"
+    rm -rf "$tools"
     python3 -m venv "$tools" || fail "lint needs a python3 with venv; run: sudo apt-get install -y python3-venv"
-    "$tools/bin/python" -m pip --disable-pip-version-check -qq install "ruff==$version"
+    "$tools/bin/python" -m pip --disable-pip-version-check -qq install -r conf/lint.lock
+    touch "$tools/whole"
   fi
-  "$tools/bin/ruff" check . && "$tools/bin/ruff" format --check .
+  "$tools/bin/ruff" check . && "$tools/bin/ruff" format --check . && "$tools/bin/mypy"
 }
 
 case ${1:-help} in

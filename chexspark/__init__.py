@@ -3,16 +3,24 @@
     from chexspark import ingest, train, evaluate, report
 
 Each function is what the command of the same name runs; so are doctor, predict, explain and export.
+`read_store` gives a store as a Spark DataFrame.
 They load on first use, so that a rank never loads pyspark and the driver never loads TensorFlow.
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
-__all__ = ["doctor", "evaluate", "explain", "export", "ingest", "predict", "report", "train"]
+__all__ = [
+    "doctor", "evaluate", "explain", "export", "ingest", "predict", "read_store", "report", "train",
+]  # fmt: skip
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'chexspark' has no attribute {name!r}")
+    if name == "read_store":
+        return importlib.import_module("chexspark.ingestion.read_store").read_store
     from chexspark.commands import COMMANDS
 
     return COMMANDS[name].load()

@@ -7,10 +7,13 @@ import argparse
 import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError, closest
+from chexspark.output import show_output
 from chexspark.settings import (
     REQUIRED,
     build,
@@ -19,6 +22,7 @@ from chexspark.settings import (
     check_value,
     flag,
     is_several,
+    several,
     value_type,
     without_effect,
 )
@@ -43,32 +47,35 @@ def find_recipe(given: str) -> Location:
     place = locate(given)
     if not place.is_file():
         raise UserError(
-            f"--recipe {given}: there is no such file, and no recipe of that name"
+            f"--recipe={given}: there is no such file, and no recipe of that name"
             f"{closest(given, recipe_names())} (recipes: {', '.join(recipe_names())})"
         )
     return place
 
 
-def read_recipe(uri: str) -> dict:
-    """Read a YAML recipe, by name or path: settings of `TrainConfig`, but not where data and run are."""
+def read_recipe(uri: str) -> dict[str, Any]:
+    """Read a YAML recipe, by name or path: settings of `TrainConfig`, but not where data and run are.
+
+    Raises UserError for one that is not there, or a setting that is none.
+    """
     place = find_recipe(uri)
-    values = read_yaml(place, f"--recipe {uri}")
+    values = read_yaml(place, f"--recipe={uri}")
     valid = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("data", "run")]
     for name in values:
         if name not in valid:
             raise UserError(
-                f"--recipe {uri}: unknown setting {name!r}{closest(str(name), valid)} "
+                f"--recipe={uri}: unknown setting {name!r}{closest(str(name), valid)} "
                 f"(valid: {', '.join(valid)})"
             )
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     # YAML takes 1e-3, without a point, for a text.
     values = {n: as_number(v) if value_type(fields[n]) is float else v for n, v in values.items()}
     for name, value in values.items():
-        check_value(fields[name], value, f"--recipe {uri}: {name}")
+        check_value(fields[name], value, f"--recipe={uri}: {name}")
     return values
 
 
-def as_number(value):
+def as_number(value: Any) -> Any:
     """The float that a text spells, or the value itself."""
     try:
         return float(value) if isinstance(value, str) else value
@@ -79,14 +86,17 @@ def as_number(value):
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are a UserError, like all others."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError in place of ending the process."""
         raise UserError(f"{message} (see --help)")
 
 
-def parse_command_line(config_class, description: str, arguments: list[str], program=None):
+def parse_command_line(
+    config_class: type, description: str, arguments: list[str], program: str | None = None
+) -> Any:
     """Parse flags into a config; ``--recipe`` is there where the config is `TrainConfig`.
 
-    `program`: what --help calls the command.
+    `program`: what --help calls the command. Raises UserError for a flag that is none, or its value.
     """
     parser = OneLineParser(
         prog=program,
@@ -95,14 +105,31 @@ def parse_command_line(config_class, description: str, arguments: list[str], pro
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups = {}
+    add_settings(parser, config_class)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        check_renamed(config_class, unknown[0].lstrip("-").replace("-", "_"), unknown[0])
+        valid = [flag(f.name) for f in dataclasses.fields(config_class)]
+        raise UserError(f"unknown option {unknown[0]}{closest(unknown[0], valid)} (see --help)")
+    values = vars(parsed)
+    recipe = values.pop("recipe", None)
+    for field in dataclasses.fields(config_class):
+        if field.metadata.get("listed") and field.name in values:
+            values[field.name] = [n for text in values[field.name] for n in several(field, text)]
+    return build(config_class, under(recipe, values))
+
+
+def add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
+    """Add a flag for each setting, in the settings' groups."""
+    groups: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):
         name = field.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)
         help_text, required = field.metadata["help"], field.default is REQUIRED
         if not required and field.default not in (None, ()):
-            default = " ".join(field.default) if is_several(field) else field.default
+            default: Any = field.default
+            default = " ".join(default) if is_several(field) else default
             help_text += f" (default: {default})"
         # Not argparse's `required`: a misspelled flag is to be named before a missing one.
         options = {"help": help_text + " (required)" * required}
@@ -122,17 +149,9 @@ def parse_command_line(config_class, description: str, arguments: list[str], pro
             metavar="NAME",
             help=f"{', '.join(recipe_names())}, or a YAML file of settings; flags go before it",
         )
-    parsed, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        check_renamed(config_class, unknown[0].lstrip("-").replace("-", "_"), unknown[0])
-        valid = [flag(f.name) for f in dataclasses.fields(config_class)]
-        raise UserError(f"unknown option {unknown[0]}{closest(unknown[0], valid)} (see --help)")
-    values = vars(parsed)
-    recipe = values.pop("recipe", None)
-    return build(config_class, under(recipe, values))
 
 
-def under(recipe: str | None, values: dict) -> dict:
+def under(recipe: str | None, values: dict[str, Any]) -> dict[str, Any]:
     """`values` over those of a recipe, but for what has no effect in the recipe any more."""
     below = read_recipe(recipe) if recipe else {}
     lost = without_effect(TrainConfig, below, values)
@@ -142,24 +161,43 @@ def under(recipe: str | None, values: dict) -> dict:
 METAVARS = {str: "TEXT", int: "N", float: "X"}
 
 
-def takes(config_class):
+def takes(config_class: type, spark: bool = True) -> Callable[[Callable], Callable]:
     """Let ``function(spark, config)`` be called as ``function(spark, images=…, size=…)``.
 
-    The signature and the docstring list the settings, for a notebook's completion and help.
-    A ready config as the second argument is taken as it is. For training, ``recipe=`` is a name or a file.
+    `spark`: whether it takes a session; without, ``function(config)`` is called as ``function(run=…)``.
+    The signature and the docstring list the settings, for a notebook's completion and help. A ready
+    config in place of settings is taken as it is. For training, ``recipe=`` is a name or a file.
+    A call raises UserError for a setting that is none, or its value.
     """
 
-    def decorate(function):
-        @functools.wraps(function)
-        def call(spark=None, config=None, **values):
+    def decorate(function: Callable) -> Callable:
+        def configured(config: Any, values: dict[str, Any]) -> Any:
+            show_output()
             if config is None:
                 recipe = values.pop("recipe", None) if config_class is TrainConfig else None
-                config = build(config_class, under(recipe, values))
-            else:
-                config = build(
-                    config_class, {f.name: getattr(config, f.name) for f in changed(config)}
-                )
-            return function(spark, config)
+                return build(config_class, under(recipe, values))
+            given = {f.name: getattr(config, f.name) for f in changed(config)}
+            return build(config_class, given)
+
+        def checked(config: Any) -> Any:
+            if config is None or isinstance(config, config_class):
+                return config
+            takes_what = (
+                "a Spark session and settings" if spark else "settings and no Spark session"
+            )
+            raise UserError(
+                f"{function.__name__} takes {takes_what} by name, and was given a {type(config).__name__}"
+            )
+
+        @functools.wraps(function)
+        def call_with_session(spark: Any = None, config: Any = None, **values: Any) -> Any:
+            return function(spark, configured(checked(config), values))
+
+        @functools.wraps(function)
+        def call_alone(config: Any = None, **values: Any) -> Any:
+            return function(configured(checked(config), values))
+
+        call: Any = call_with_session if spark else call_alone
 
         fields = dataclasses.fields(config_class)
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -172,10 +210,14 @@ def takes(config_class):
         ]  # fmt: skip
         if config_class is TrainConfig:
             parameters.append(inspect.Parameter("recipe", kind, default=None))
-        spark = inspect.Parameter("spark", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
-        call.__signature__ = inspect.Signature([spark, *parameters])
+        if spark:
+            session = inspect.Parameter("spark", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)  # fmt: skip
+            parameters.insert(0, session)
+        call.__signature__ = inspect.Signature(parameters)
+        call.takes_spark = spark
         lines = [f"    {f.name}: {f.metadata['help'].replace('%%', '%')}" for f in fields]
-        call.__doc__ = "\n".join([inspect.cleandoc(function.__doc__), "", "Settings:", *lines])
+        text = inspect.cleandoc(function.__doc__ or "")
+        call.__doc__ = "\n".join([text, "", "Settings:", *lines])
         return call
 
     return decorate

@@ -23,6 +23,6 @@ def auroc_per_finding(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def mean_auroc(aurocs: np.ndarray) -> float:
-    """The mean over findings that have an AUROC; NaN when none has."""
+    """The mean of AUROCs (findings,) over the findings that have one; NaN when none has."""
     defined = aurocs[~np.isnan(aurocs)]
     return float(defined.mean()) if len(defined) else float("nan")

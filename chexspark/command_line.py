@@ -8,10 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
+from chexspark import errors
 from chexspark.arguments import parse_command_line
 from chexspark.commands import COMMANDS
 from chexspark.errors import RunFailedError, StoppedError, UserError
+from chexspark.output import show_output
 
 
 def run_command(name: str, arguments: list[str]) -> int:
@@ -22,8 +25,9 @@ def run_command(name: str, arguments: list[str]) -> int:
     description = "\n".join([command.summary, "", *ways, "", submit])
 
     # Loaded after the flags are read, so that --help and a misspelled flag do not wait for Spark.
-    def call(spark, config):
-        return command.load()(spark, config)
+    def call(config: object) -> None:
+        function: Any = command.load()
+        function(None, config) if function.takes_spark else function(config)
 
     return main(call, command.config, description, arguments, f"chexspark {name}")
 
@@ -35,15 +39,17 @@ def main(
     arguments: list[str] | None = None,
     program: str | None = None,
 ) -> int:
-    """Parse the flags, call the function without a session, return the exit code.
+    """Parse the flags, call the function with the config, return the exit code.
 
     `arguments`, `program`: by default the process's own. SIGTERM is taken as Ctrl-C is.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     use_own_python()
+    before, errors.at_command_line = errors.at_command_line, True
     try:
+        show_output(always=True)
         given = sys.argv[1:] if arguments is None else arguments
-        function(None, parse_command_line(config_class, description, given, program))
+        function(parse_command_line(config_class, description, given, program))
     except UserError as error:
         return print_mistake(error)
     except RunFailedError as error:
@@ -56,6 +62,7 @@ def main(
         print("chexspark: stopped", file=sys.stderr, flush=True)
         return 130
     finally:
+        errors.at_command_line = before
         if (
             "chexspark.session" in sys.modules
         ):  # or no session was started, and none is to be loaded

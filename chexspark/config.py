@@ -6,7 +6,11 @@ below: a setting is written down once.
 
 from dataclasses import dataclass
 
-from chexspark.settings import setting
+from chexspark.settings import Frame, setting
+
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "lars", "lamb")
+SCHEDULES = ("constant", "plateau", "cosine", "cyclic")  # of the learning rate
+SCALINGS = ("none", "linear", "sqrt")  # of the learning rate with the number of ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,10 @@ class IngestConfig:
         "input",
         path=True,
     )
+    findings: tuple[str, ...] = setting(
+        "the findings of the store, A,B,…, in this order; or columns: all columns of a plain label file "
+        "that are no known fact; by default NIH's 14, or those of the store that is added to", "input", (),
+        listed=True)  # fmt: skip
     boxes: str | None = setting("NIH's BBox_List CSV", "input", None, path=True)
     allow_missing: str = setting(
         "images: labels may lack an image; labels: images may lack a label; all: both, and unknown "
@@ -78,7 +86,7 @@ class TrainConfig:
     )
     optimizer: str = setting(
         "how weights follow gradients", "recipe", "adam",
-        choices=("adam", "adamw", "sgd", "rmsprop", "lars", "lamb"))  # fmt: skip
+        choices=OPTIMIZERS)  # fmt: skip
     weight_decay: float = setting(
         "of kernels; biases and normalisation are left alone", "recipe", 0.0, minimum=0
     )
@@ -109,10 +117,10 @@ class TrainConfig:
     )
     schedule: str = setting(
         "plateau: divided when validation loss stalls", "schedule", "plateau",
-        choices=("constant", "plateau", "cosine", "cyclic"))  # fmt: skip
+        choices=SCHEDULES)  # fmt: skip
     scale_learning_rate: str = setting(
         "multiply it by the number of ranks, or its root", "schedule", "none",
-        choices=("none", "linear", "sqrt"))  # fmt: skip
+        choices=SCALINGS)  # fmt: skip
     warmup_epochs: float = setting(
         "in which the learning rate rises to its full height", "schedule", 0.0, minimum=0
     )
@@ -217,20 +225,20 @@ class EvaluateConfig:
     batch_size: int = setting(
         "images per step of inference", "input: a store and a run", 32, minimum=1
     )
-    predictions: str | None = setting(
+    predictions: str | Frame | None = setting(
         "scores that are there already, Parquet or CSV: image_index or Image Index, and a column per "
         "finding, with or without prob_; in a notebook also a DataFrame", "input: or scores", None,
         frame=True, path=True)  # fmt: skip
     labels: str | None = setting(
         "NIH's Data_Entry CSV, or a plain one; not needed where the scores have label_ columns",
         "input: or scores", None, path=True)  # fmt: skip
-    validation_predictions: str | None = setting(
+    validation_predictions: str | Frame | None = setting(
         "scores of other patients, from which thresholds and temperature are fitted", "input: or scores",
         None, frame=True, path=True)  # fmt: skip
     bootstrap: int = setting(
         "resamples of the patients for the 95 %% intervals", "evaluation", 2000, minimum=100
     )
-    against: str | None = setting(
+    against: str | Frame | None = setting(
         "another evaluated run, or scores, to compare with on the same images", "evaluation", None,
         frame=True, path=True)  # fmt: skip
     out: str | None = setting("where to write; by default the run", "output", None, path=True)
@@ -279,8 +287,8 @@ class ExplainConfig:
     )
     data: str | None = setting("the store that has the images", "input", None, path=True)
     findings: tuple[str, ...] = setting(
-        "which findings to draw; by default the one with the highest probability, and those that the "
-        "label names", "output", ())  # fmt: skip
+        "which findings to draw, A,B,…; by default the one with the highest probability, and those that "
+        "the label names", "output", (), listed=True)  # fmt: skip
     out: str | None = setting("folder to write to; by default RUN/maps", "output", None, path=True)
 
 

@@ -10,8 +10,11 @@ is learned from them says nothing about patients.
 
 import csv
 import io
+import logging
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +26,7 @@ from chexspark.findings import FINDINGS, NO_FINDING
 from chexspark.progress import ProgressLine
 from chexspark.storage import Location, locate
 
+log = logging.getLogger(__name__)
 PREVALENCE = 0.13  # of each finding, independently: rarer ones would need more images to learn
 IMAGES_PER_PATIENT = 3
 TEST_SHARE = 0.2
@@ -41,21 +45,22 @@ class Box:
 class Canvas:
     """A float image (size, size) of 0–255, drawn on in fractions of its side, 0–1."""
 
-    def __init__(self, size: int, random: np.random.Generator):
+    def __init__(self, size: int, random: np.random.Generator) -> None:
         self.size, self.random = size, random
         self.y, self.x = (np.mgrid[0:size, 0:size] + 0.5) / size
         self.pixels = np.zeros((size, size))
 
-    def ellipse(self, x, y, rx, ry, soft=0.08) -> np.ndarray:
+    def ellipse(self, x: float, y: float, rx: float, ry: float, soft: float = 0.08) -> np.ndarray:
         """A mask of 0–1 with an edge that is `soft` of the radius wide."""
         distance = np.hypot((self.x - x) / rx, (self.y - y) / ry)
         return np.clip((1 - distance) / soft, 0, 1)
 
     def add(self, mask: np.ndarray, brightness: float) -> None:
+        """Make what a mask (size, size) of 0–1 covers brighter, or darker."""
         self.pixels += mask * brightness
 
     def box(self, mask: np.ndarray) -> Box:
-        """The smallest box around the part of a mask that is more than a tenth."""
+        """The smallest box around the part of a mask (size, size) that is more than a tenth."""
         rows, columns = np.nonzero((mask > 0.1).any(1))[0], np.nonzero((mask > 0.1).any(0))[0]
         top, left = rows[0], columns[0]
         return Box(
@@ -83,7 +88,7 @@ def draw_sign(canvas: Canvas, finding: str) -> np.ndarray:
     x, y = canvas.x - shift[0], canvas.y - shift[1]
     inside = canvas.ellipse
 
-    def at(px, py, rx, ry, soft=0.3):
+    def at(px: float, py: float, rx: float, ry: float, soft: float = 0.3) -> np.ndarray:
         return inside(px + shift[0], py + shift[1], rx, ry, soft)
 
     lungs = np.maximum(inside(0.31, 0.51, 0.16, 0.38), inside(0.69, 0.51, 0.16, 0.38))
@@ -125,7 +130,9 @@ def draw_sign(canvas: Canvas, finding: str) -> np.ndarray:
     return mask
 
 
-def draw_phantom(size: int, findings, random: np.random.Generator):
+def draw_phantom(
+    size: int, findings: Iterable[str], random: np.random.Generator
+) -> tuple[np.ndarray, dict[str, Box]]:
     """Return a phantom, uint8 (size, size), and the `Box` of each of its findings by name."""
     canvas = Canvas(size, random)
     draw_chest(canvas)
@@ -135,18 +142,20 @@ def draw_phantom(size: int, findings, random: np.random.Generator):
     return np.clip(canvas.pixels * gain + offset + noise, 0, 255).astype(np.uint8), boxes
 
 
-@takes(PhantomConfig)
-def write_release(spark, config: PhantomConfig) -> Location:
-    """Write the release and return where. The same settings give the same bytes; `spark` is not used.
+@takes(PhantomConfig, spark=False)
+def write_release(config: PhantomConfig) -> Location:
+    """Write the release and return where. The same settings give the same bytes.
 
     Raises UserError when the folder has files in it.
     """
     out = locate(config.out)
     if out.exists() and (not out.is_directory() or out.list_files()):
-        raise UserError(f"--out {out} has files in it already: give a new or empty folder")
+        raise UserError(f"--out={out} has files in it already: give a new or empty folder")
     (out / "images").make_directory()
-    entries, boxes, lists = [], [], {"train_val_list.txt": [], "test_list.txt": []}
-    patient, follow_up, person = 0, 2 * IMAGES_PER_PATIENT, {}
+    entries, boxes = [], []
+    lists: dict[str, list[str]] = {"train_val_list.txt": [], "test_list.txt": []}
+    patient, follow_up = 0, 2 * IMAGES_PER_PATIENT
+    person: dict[str, Any] = {}
     with ProgressLine() as line:
         for number in range(config.images):
             random = np.random.Generator(np.random.PCG64([config.seed, number]))
@@ -183,11 +192,12 @@ def write_release(spark, config: PhantomConfig) -> Location:
     )
     for name, images in lists.items():
         (out / name).write_text("".join(f"{image}\n" for image in images))
-    print(f"{config.images:,} phantoms of {patient:,} patients: {out}")
+    log.info(f"{config.images:,} phantoms of {patient:,} patients: {out}")
     return out
 
 
-def csv_text(rows) -> str:
+def csv_text(rows: Iterable[list]) -> str:
+    """Rows as lines of a CSV."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()

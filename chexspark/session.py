@@ -14,7 +14,9 @@ ENDED = "Spark's application was ended on the cluster"
 UNBOUNDED = 2**31 - 1  # slots, as Spark's own default of spark.dynamicAllocation.maxExecutors
 
 
-def start_session(spark: SparkSession | None, name: str, settings=None) -> SparkSession:
+def start_session(
+    spark: SparkSession | None, name: str, settings: dict[str, str] | None = None
+) -> SparkSession:
     """Return `spark` itself, or a new session under ``spark-submit``'s settings.
 
     `settings` hold where ``spark-submit`` has none.

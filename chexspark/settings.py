@@ -5,31 +5,45 @@ In: plain values. Out: a checked, frozen dataclass, or UserError.
 
 import dataclasses
 import typing
+from typing import Any, Protocol, TypeVar, cast
 
 from chexspark.errors import UserError, closest
 from chexspark.storage import absolute
 
 REQUIRED = dataclasses.MISSING
+Config = TypeVar("Config")
 
 
-def setting(help, group, default=REQUIRED, **rules):
+class Frame(Protocol):
+    """A DataFrame of Spark or pandas."""
+
+    columns: Any
+
+
+def setting(help: str, group: str, default: Any = REQUIRED, **rules: Any) -> Any:
     """Declare a field.
 
     `rules`: minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
+    listed (several may stand in one text, with commas between them);
     formerly (its old name, which is answered with the new one); only_with (another setting → the values
     of it under which this one has an effect); not_with (other settings that contradict it).
     """
-    return dataclasses.field(default=default, metadata={"help": help, "group": group, **rules})
+    return dataclasses.field(
+        default=default,
+        compare=not rules.get("frame"),  # frames have no truth value to compare by
+        metadata={"help": help, "group": group, **rules},
+    )
 
 
 def flag(name: str) -> str:
+    """``--rows-per-group`` of ``rows_per_group``."""
     return "--" + name.replace("_", "-")
 
 
 def value_type(field: dataclasses.Field) -> type:
     """The type of a field's value: ``int`` for ``int``, ``int | None`` and ``tuple[int, ...]``."""
     arguments = [t for t in typing.get_args(field.type) if t not in (type(None), ...)]
-    return arguments[0] if arguments else field.type
+    return cast(type, arguments[0] if arguments else field.type)
 
 
 def is_several(field: dataclasses.Field) -> bool:
@@ -37,9 +51,9 @@ def is_several(field: dataclasses.Field) -> bool:
     return typing.get_origin(field.type) is tuple
 
 
-def build(config_class, values: dict):
+def build(config_class: type[Config], values: dict[str, Any]) -> Config:
     """Make a config from plain values. Raises UserError for a key, type or value out of rule."""
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, config_class))}
     for name in values:
         if name not in fields:
             check_renamed(config_class, name, f"setting {name!r}")
@@ -56,25 +70,25 @@ def build(config_class, values: dict):
     return config
 
 
-def changed(config) -> list[dataclasses.Field]:
+def changed(config: Any) -> list[dataclasses.Field]:
     """The fields that have another value than their default."""
     return [f for f in dataclasses.fields(config) if not is_default(f, getattr(config, f.name))]
 
 
-def is_default(field: dataclasses.Field, value) -> bool:
-    # A DataFrame has no truth value to compare by.
+def is_default(field: dataclasses.Field, value: Any) -> bool:
+    """Whether a field's value is its default. A DataFrame has no truth value to compare by."""
     return not hasattr(value, "columns") and value == field.default
 
 
-def check_together(config, given: list[dataclasses.Field]) -> None:
+def check_together(config: Any, given: list[dataclasses.Field]) -> None:
     """Raise UserError for settings that have no effect beside others, or contradict them."""
     names = {field.name for field in given}
     for field in given:
         for other, values in field.metadata.get("only_with", {}).items():
             if getattr(config, other) not in values:
                 raise UserError(
-                    f"{flag(field.name)} has no effect with {flag(other)} {getattr(config, other)}: "
-                    f"leave it out, or give {flag(other)} {' or '.join(map(str, values))}"
+                    f"{flag(field.name)} has no effect with {flag(other)}={getattr(config, other)}: "
+                    f"leave it out, or give {flag(other)}={' or '.join(map(str, values))}"
                 )
         for other in field.metadata.get("not_with", ()):
             if other in names:
@@ -83,9 +97,10 @@ def check_together(config, given: list[dataclasses.Field]) -> None:
                 )
 
 
-def without_effect(config_class, values: dict, over: dict) -> set[str]:
+def without_effect(config_class: type, values: dict[str, Any], over: dict[str, Any]) -> set[str]:
     """Those of `values` that lose their effect, or are contradicted, where `over` goes before them."""
-    whole, lost = values | over, set()
+    whole = values | over
+    lost: set[str] = set()
     for field in dataclasses.fields(config_class):
         if field.name in values and field.name not in over:
             rules = field.metadata
@@ -97,20 +112,20 @@ def without_effect(config_class, values: dict, over: dict) -> set[str]:
     return lost
 
 
-def check_renamed(config_class, name: str, what: str) -> None:
+def check_renamed(config_class: type, name: str, what: str) -> None:
     """Raise UserError that tells the new name where `name` is a setting's old one."""
     for field in dataclasses.fields(config_class):
         if field.metadata.get("formerly") == name:
             raise UserError(f"{what} is now called {flag(field.name)}")
 
 
-def whole(field: dataclasses.Field, value):
+def whole(field: dataclasses.Field, value: Any) -> Any:
     """The value as the config keeps it: a number as float, one text among several as a tuple, a path
     absolute, since ranks and tasks work in other folders than the driver."""
     if value_type(field) is float and value is not None:
         return float(value)
     if is_several(field):
-        value = (value,) if isinstance(value, str) else tuple(value)
+        value = several(field, value)
     if not field.metadata.get("path"):
         return value
     if isinstance(value, tuple):
@@ -118,7 +133,16 @@ def whole(field: dataclasses.Field, value):
     return absolute(value) if isinstance(value, str) else value
 
 
-def check_value(field: dataclasses.Field, value, name: str | None = None) -> None:
+def several(field: dataclasses.Field, value: Any) -> tuple:
+    """The values of a field that takes several: a list as it is, of one text what it lists."""
+    if not isinstance(value, str):
+        return tuple(value)
+    if field.metadata.get("listed"):
+        return tuple(part.strip() for part in value.split(","))
+    return (value,)
+
+
+def check_value(field: dataclasses.Field, value: Any, name: str | None = None) -> None:
     """Raise UserError, about `name` or the flag, unless `value` has the field's type and rules."""
     name, rules, kind = name or flag(field.name), field.metadata, value_type(field)
     if value is None:
@@ -127,7 +151,8 @@ def check_value(field: dataclasses.Field, value, name: str | None = None) -> Non
         raise UserError(f"{name} has no value: {rules['help']}")
     if rules.get("frame") and hasattr(value, "columns"):
         return
-    if is_several(field) and isinstance(value, (list, tuple)):
+    if is_several(field) and isinstance(value, (list, tuple, str)):
+        value = several(field, value)
         if not value:
             raise UserError(f"{name} is empty: {rules['help']}")
         for one in value:

@@ -6,9 +6,12 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 
 from py4j.protocol import Py4JError
+from pyspark import StatusTracker
 from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
 
 from chexspark.errors import RunFailedError
 from chexspark.progress import ProgressLine, duration
@@ -22,7 +25,13 @@ AROUND = re.compile(r"^.*?most recent failure: Lost task \S+ in stage \S+ \(TID 
 
 
 @contextlib.contextmanager
-def watched(spark, what: str, images: int | None, done=None, remedy: str = ""):
+def watched(
+    spark: SparkSession,
+    what: str,
+    images: int | None,
+    done: Callable[[], int] | None = None,
+    remedy: str = "",
+) -> Iterator[None]:
     """Show how many of `images` are done while Spark jobs run inside; None: nobody knows of how many.
 
     `done`: a function that counts them; by default they are taken from the share of finished tasks.
@@ -48,7 +57,9 @@ def watched(spark, what: str, images: int | None, done=None, remedy: str = ""):
             context.setLocalProperty(name, value)
 
 
-def watch(what: str, images: int | None, done, finished: threading.Event) -> None:
+def watch(
+    what: str, images: int | None, done: Callable[[], int], finished: threading.Event
+) -> None:
     """Show the line until `finished`. A count that fails is tried again: it is the job that matters."""
     started = time.monotonic()
     with ProgressLine() as line:
@@ -71,13 +82,13 @@ def progress_text(so_far: int, images: int | None, seconds: float) -> str:
     return f"{so_far:,} of {images:,} images, {rate}, {duration(seconds * (images - so_far) / so_far)} left"
 
 
-def by_tasks(tracker, group: str, images: int) -> int:
+def by_tasks(tracker: StatusTracker, group: str, images: int | None) -> int:
     """Of `images`, the share of the group's finished tasks."""
     done, tasks = finished_tasks(tracker, group)
-    return images * done // max(1, tasks)
+    return (images or 0) * done // max(1, tasks)
 
 
-def finished_tasks(tracker, group: str) -> tuple[int, int]:
+def finished_tasks(tracker: StatusTracker, group: str) -> tuple[int, int]:
     """Finished tasks and all tasks of the group's largest stage."""
     jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(group)]
     stages = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]

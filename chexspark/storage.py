@@ -11,6 +11,7 @@ import tempfile
 import threading
 import urllib.parse
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,15 +48,19 @@ class Location:
         return self.uri if "://" in self.uri else "file://" + self.path
 
     def type(self) -> fs.FileType:
+        """What is there: a file, a directory, nothing. Raises OSError where that cannot be known."""
         return self.filesystem.get_file_info(self.path).type
 
     def is_file(self) -> bool:
+        """Whether a file is there. Raises OSError, as `type` does."""
         return self.type() == fs.FileType.File
 
     def is_directory(self) -> bool:
+        """Whether a directory is there. Raises OSError, as `type` does."""
         return self.type() == fs.FileType.Directory
 
     def exists(self) -> bool:
+        """Whether anything is there. Raises OSError, as `type` does."""
         return self.type() != fs.FileType.NotFound
 
     def make_directory(self) -> None:
@@ -92,6 +97,7 @@ class Location:
         return sorted(i.base_name for i in found if i.type == fs.FileType.Directory)
 
     def read_bytes(self) -> bytes:
+        """The file's content. Raises OSError."""
         with self.filesystem.open_input_file(self.path) as file:
             return file.read()
 
@@ -112,13 +118,15 @@ class Location:
                 delete(entry.path)
 
     def read_text(self) -> str:
+        """The file as UTF-8. Raises OSError, and ValueError for what is none."""
         return self.read_bytes().decode("utf-8")
 
     def write_text(self, text: str) -> None:
+        """The same as `write_bytes`, of a text in UTF-8."""
         self.write_bytes(text.encode("utf-8"))
 
     @contextlib.contextmanager
-    def local_copy(self):
+    def local_copy(self) -> Iterator[Path]:
         """Yield a local `Path` with this file's content, for libraries that only open local files."""
         with tempfile.TemporaryDirectory(prefix="chexspark-") as folder:
             target = Path(folder) / posixpath.basename(self.path)
@@ -160,6 +168,7 @@ class Location:
         return Location(self.filesystem, posixpath.join(folder, hidden), self.uri)
 
     def read_table(self) -> pa.Table:
+        """The Parquet file, or all in the folder. Raises OSError, and ValueError for what is none."""
         return pq.read_table(self.path, filesystem=self.filesystem)
 
 

@@ -104,7 +104,8 @@ def decoded(content: bytes, fault: str, remedy: str = SAVE) -> str:
     return text
 
 
-def checked_dict(found, must: str, remedy: str) -> dict:
+def checked_dict(found: object, must: str, remedy: str) -> dict:
+    """`found`, which must be a dict. Raises UserError, which begins with `must`, where it is none."""
     if not isinstance(found, dict):
         raise UserError(f"{must}, and holds a {type(found).__name__}; {remedy}")
     return found
@@ -125,4 +126,5 @@ def yaml_reason(error: Exception, text: str) -> str:
 
 
 def one_line(error: Exception) -> str:
+    """What an exception says, on one line; its name where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

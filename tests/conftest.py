@@ -17,7 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis
 import pytest
 
-from chexspark import ingest
+from chexspark import errors, ingest
+from chexspark.findings import FINDINGS
+from chexspark.output import LOGGER, show_output
 from chexspark.phantom import write_release
 from chexspark.run.folder import RunFolder
 from chexspark.run.seen_patients import write_seen_patients
@@ -32,12 +34,12 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize="CI" in
 hypothesis.settings.load_profile("tests")
 
 
-def pytest_configure(config):
-    for marker in (
-        "slow: a whole training, or minutes of work",
-        "cluster: starts a Spark cluster of its own, or kills processes of one",
-    ):
-        config.addinivalue_line("markers", marker)
+@pytest.fixture(autouse=True)
+def as_command(monkeypatch):
+    """Texts as a command says them; tests/test_messages.py has those of a call."""
+    show_output(always=True)  # nothing but pytest has set up logging
+    monkeypatch.setattr(LOGGER, "propagate", True)  # so that `caplog` hears it
+    monkeypatch.setattr(errors, "at_command_line", True)
 
 
 @pytest.fixture(scope="session")
@@ -81,9 +83,12 @@ def manifest(store):
 
 @pytest.fixture(scope="session")
 def untrained_run(store, manifest, tmp_path_factory):
-    """A function from a seed to a run with a small model, as jobs/train.py would leave it."""
+    """A function from a seed to a run with a small model, as jobs/train.py would leave it.
 
-    def make(seed: int):
+    Without `findings`, a run from before runs named theirs: NIH's 14.
+    """
+
+    def make(seed: int, findings=None):
         import tf_keras as keras
 
         folder = tmp_path_factory.mktemp("untrained") / "run"
@@ -92,13 +97,16 @@ def untrained_run(store, manifest, tmp_path_factory):
         features = keras.layers.Rescaling(1 / 255)(image)
         features = keras.layers.Conv2D(8, 5, strides=4, activation="relu")(features)
         pooled = keras.layers.GlobalAveragePooling2D()(features)
-        logits = keras.layers.Dense(14, name="logits", bias_initializer="random_normal")(pooled)
+        logits = keras.layers.Dense(
+            len(findings or FINDINGS), name="logits", bias_initializer="random_normal"
+        )(pooled)
         run = locate(str(folder))
         (run / "best").make_directory()
         keras.Model(image, logits).save(folder / "best" / "model.keras")
         digest = write_seen_patients(RunFolder(run), store, manifest)
         lineage = {"store": store.path, "store_fingerprint": manifest.fingerprint,
                    "trained_patients": digest, "image_size": SIZE}  # fmt: skip
+        lineage |= {"findings": list(findings)} if findings else {}
         (run / "lineage.json").write_text(json.dumps(lineage))
         return run
 

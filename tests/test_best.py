@@ -1,12 +1,16 @@
 """RUN/best is of the history that goes on, whenever a rank dies."""
 
 import json
+import zipfile
 
+import numpy as np
 import pytest
 
-from chexspark.run.best import promote, save_best, settle
+from chexspark.run.best import model_findings, promote, save_best, settle
 from chexspark.run.folder import run_folder
 from chexspark.storage import Location
+
+NAMES = ["Lung Opacity", "Mass"]
 
 
 class Model:
@@ -14,7 +18,8 @@ class Model:
         self.content = content
 
     def save(self, path):
-        path.write_text(self.content)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("content", self.content)
 
 
 @pytest.fixture
@@ -24,13 +29,16 @@ def run(tmp_path):
     for epoch in (0, 1):
         if epoch:
             promote(run)
-        save_best(Model(f"weights {epoch}"), run, {"epoch": epoch, "val_auroc": 0.1 + 0.2})
+        figures = {"epoch": epoch, "val_auroc": 0.1 + 0.2}
+        save_best(Model(f"weights {epoch}"), run, figures, NAMES)
     return run
 
 
 def best(run):
     place = run.place / "best"
-    return (place / "model.keras").read_text(), json.loads((place / "best.json").read_text())
+    with zipfile.ZipFile((place / "model.keras").path) as archive:
+        content = archive.read("content").decode()
+    return content, json.loads((place / "best.json").read_text())
 
 
 FIRST = ("weights 0", {"epoch": 0, "val_auroc": 0.1 + 0.2})
@@ -76,3 +84,19 @@ def test_a_death_between_the_two_files_is_made_good(run, monkeypatch):
             promote(run)
     settle(run, [{"epoch": 0}, {"epoch": 1}])
     assert best(run) == SECOND
+
+
+def test_a_model_says_its_findings_and_keras_loads_it(tmp_path):
+    import tf_keras as keras
+
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    run = run_folder(str(tmp_path))
+    save_best(model, run, {"epoch": 0}, NAMES)
+    promote(run)
+    assert model_findings(run.best_model) == tuple(NAMES)
+    loaded = keras.models.load_model(run.best_model.path, safe_mode=True)
+    for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    model.save(run.best_model.path)
+    assert model_findings(run.best_model) is None, "it does not say"

@@ -1,5 +1,7 @@
 """What `train` shows of a run, and what Horovod is told of its settings."""
 
+import dataclasses
+
 import pytest
 
 from chexspark.cluster.job import horovod_settings
@@ -7,11 +9,13 @@ from chexspark.cluster.view import EpochTable, auroc_text, describe, waiting_tex
 from chexspark.config import TrainConfig
 from chexspark.progress import ProgressLine
 from chexspark.run.moment import Moment
+from chexspark.run.resolved import ResolvedTraining
 from chexspark.settings import build
+from chexspark.training.events import Epoch, Problem, Step, Validating, Waiting
 
 
-def config(**settings):
-    return build(TrainConfig, {"data": "/d", "run": "/r", "num_proc": 2} | settings)
+def resolved(**settings):
+    return ResolvedTraining(build(TrainConfig, {"data": "/d", "run": "/r"} | settings), 2)
 
 
 @pytest.mark.parametrize(
@@ -24,14 +28,15 @@ def config(**settings):
     ],
 )
 def test_settings_become_horovod_s_variables(settings, variables):
-    assert horovod_settings(config(**settings)) == variables
+    plain = {"fusion_mb": None, "autotune": False, "deterministic": False}
+    assert horovod_settings(**plain | settings) == variables
 
 
 def test_what_is_about_to_run(manifest):
-    text = describe(config(batch_size=8), manifest, 1, None)
+    text = describe(resolved(batch_size=8), manifest, 1, None)
     assert "from random weights" in text and "\n1 rank, 16 images per step" in text
     at = Moment(1, 3, 9)
-    assert f"from its checkpoint at {at}" in describe(config(), manifest, 3, at)
+    assert f"from its checkpoint at {at}" in describe(resolved(), manifest, 3, at)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +48,8 @@ def test_what_is_about_to_run(manifest):
     ],
 )
 def test_what_ranks_wait_for(changes, text):
-    event = {"slots": 2, "tasks": 2, "started": 1, "ranks": 2, "seconds": 7.0}
-    assert waiting_text(event | changes) == text
+    event = Waiting(slots=2, tasks=2, started=1, ranks=2, seconds=7.0)
+    assert waiting_text(dataclasses.replace(event, **changes)) == text
 
 
 def test_an_auroc_that_is_none():
@@ -59,5 +64,23 @@ def test_a_problem_that_several_ranks_have_is_told_once(capsys):
     with ProgressLine() as line:
         view = EpochTable(line, 1)
         for rank in (0, 1):
-            view.take({"event": "problem", "rank": rank, "host": "a", "text": "low on disk"})
+            view.take(Problem(rank, "a", "low on disk"))
     assert capsys.readouterr().err == "rank 0 on a: low on disk\n"
+
+
+def test_an_epoch_is_a_line_of_the_table_and_where_the_run_is_is_known(capsys):
+    with ProgressLine() as line:
+        view = EpochTable(line, 3)
+        view.take(
+            Step(0, 3, 2, 9, loss=0.5, learning_rate=0.1, images_per_second=7.0, seconds_left=3.0)
+        )
+        assert view.at == Moment(0, 2)
+        view.take(Validating(0))
+        view.take(Epoch(0, 0.5, 0.25, None, 0.001, 7.0, 61.0, best=True))
+        view.take(Epoch(1, 0.4, 0.35, 0.75, 0.001, 7.0, 61.0, best=False))
+        assert view.at == Moment(2, 0)
+    assert capsys.readouterr().err.splitlines() == [
+        EpochTable.HEAD,
+        "      1   0.5000    0.2500       none    1e-03       7.0    1:01  best so far",
+        "      2   0.4000    0.3500     0.7500    1e-03       7.0    1:01",
+    ]

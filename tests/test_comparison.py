@@ -3,6 +3,8 @@ import pytest
 
 from chexspark.evaluation.comparison import comparison_records
 from chexspark.evaluation.delong import delong_covariance, delong_variance, paired_test
+from chexspark.evaluation.predictions import LabelledScores
+from chexspark.findings import FINDINGS
 
 # DeLong, DeLong and Clarke-Pearson 1988, table 1 (the 43 patients with all three tests): albumin,
 # total protein, K-G score, whether surgery helped.
@@ -70,9 +72,14 @@ def two_models():
     return labels, first, second, random.integers(0, 250, 600).astype(str)
 
 
+def compared(labels, first, second, patients, resamples, findings=FINDINGS):
+    rows = LabelledScores(findings, labels, first, patients)
+    return comparison_records(rows, second, resamples)
+
+
 def test_two_models_on_the_same_images(two_models):
     labels, first, second, patients = two_models
-    records = comparison_records(labels, first, second, patients, 500)
+    records = compared(labels, first, second, patients, 500)
     assert len(records) == 15 and records[-1]["finding"] == "mean"
     for i in (0, 5, 14):
         assert records[i]["difference_low"] > 0 and records[i]["p_bootstrap"] < 0.05
@@ -80,7 +87,7 @@ def test_two_models_on_the_same_images(two_models):
     assert records[0]["p_delong"] < 0.05
     same = records[1]
     assert (same["difference"], same["p_delong"], same["p_bootstrap"]) == (0, 1, 1)
-    back = comparison_records(labels, second, first, patients, 500)
+    back = compared(labels, second, first, patients, 500)
     assert back[0]["difference_low"] == -records[0]["difference_high"]
     assert back[0]["p_bootstrap"] == records[0]["p_bootstrap"]
 
@@ -88,8 +95,20 @@ def test_two_models_on_the_same_images(two_models):
 def test_what_cannot_be_compared_says_why(two_models):
     labels, first, second, patients = two_models
     labels[:, 2] = 0
-    records = comparison_records(labels, first, second, patients, 100)
+    records = compared(labels, first, second, patients, 100)
     assert records[2]["note"] == "no AUROC: there is no positive"
     assert records[2]["difference"] is None and records[-1]["note"] == "without Effusion"
-    alone = comparison_records(labels, first, second, np.zeros(600), 100)
+    alone = compared(labels, first, second, np.zeros(600), 100)
     assert "one patient" in alone[0]["note"] and alone[0]["p_delong"] is None
+
+
+@pytest.mark.parametrize("findings", [("Asbestosis",), tuple(f"F{n}" for n in range(20))])
+def test_any_number_of_findings_is_compared(findings):
+    random = np.random.default_rng(0)
+    labels = (random.random((300, len(findings))) < 0.3).astype(np.int8)
+    first, second = (random.random(labels.shape) + gain * labels for gain in (0.6, 0.1))
+    records = compared(labels, first, second, np.arange(300), 100, findings)
+    assert [r["finding"] for r in records] == [*findings, "mean"]
+    assert records[-1]["difference"] == pytest.approx(
+        np.mean([r["difference"] for r in records[:-1]])
+    )

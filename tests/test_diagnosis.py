@@ -142,7 +142,7 @@ def test_rows_and_row_groups_against_ranks():
     assert fault == "2 training images are fewer than 3 ranks: lower --num-proc"
     assert diagnosis.data_warnings(100, 4, 4, 25) == []
     assert "3 row groups to train on are fewer than 4" in diagnosis.data_warnings(100, 3, 4, 5)[0]
-    assert "4 ranks x --batch-size 26" in diagnosis.data_warnings(100, 4, 4, 26)[0]
+    assert "4 ranks x --batch-size=26" in diagnosis.data_warnings(100, 4, 4, 26)[0]
 
 
 def test_a_container_that_would_be_killed(spark, monkeypatch):

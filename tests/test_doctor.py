@@ -65,7 +65,7 @@ def test_another_store_of_the_same_name(look, manifest):
 @pytest.mark.parametrize("parent", ["/proc", __file__])
 def test_a_run_that_cannot_be_written(look, parent):
     (fault,) = look(run=locate(f"{parent}/run")).faults
-    assert fault.startswith(f"--run {parent}/run cannot be written by the driver")
+    assert fault.startswith(f"--run={parent}/run cannot be written by the driver")
 
 
 def test_a_package_that_no_executor_has(look, monkeypatch):
@@ -140,17 +140,17 @@ def test_dynamic_allocation_without_a_most_needs_a_number(spark, monkeypatch):
 
 def test_a_rendezvous_sends_away_who_comes_late_or_knows_no_token():
     with Rendezvous("127.0.0.1", 2, 0.5, 5.0) as rendezvous:
-        asked = {
+        meeting = {
             "host": "127.0.0.1",
             "port": rendezvous.port,
             "token": rendezvous.token,
             "seconds": 1,
         }
         with pytest.raises(ConnectionError, match="hung up"):
-            probe.gather(asked | {"token": "guess"}, "start", 0, None)
-        assert probe.gather(asked, "start", 0, "here") == {0: "here"}
-        assert probe.gather(asked, "start", 1, "late") == {}
-        assert probe.gather(asked, "end", 0, "done") == {0: "done"}
+            probe.gather(meeting | {"token": "guess"}, "start", 0, None)
+        assert probe.gather(meeting, "start", 0, "here") == {0: "here"}
+        assert probe.gather(meeting, "start", 1, "late") == {}
+        assert probe.gather(meeting, "end", 0, "done") == {0: "done"}
 
 
 def test_only_the_rank_itself_counts_as_reached():

@@ -14,7 +14,7 @@ from chexspark import evaluate, report
 from chexspark.errors import RunFailedError, UserError
 from chexspark.evaluation.job import Evaluation
 from chexspark.evaluation.localisation import enlarge, overlap, pointed_box, points_at
-from chexspark.evaluation.tables import read_evaluation, read_split
+from chexspark.evaluation.tables import read_evaluation, read_predictions, read_split
 from chexspark.findings import FINDINGS
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.seen_patients import patient_hash, read_seen_patients
@@ -48,7 +48,7 @@ def test_thresholds_come_from_validation_which_is_scored_once(
     spark, store, evaluated, runs, capsys
 ):
     metrics = evaluated[0].metrics.set_index("finding")
-    validation = read_split(RunFolder(runs[0]), "predictions", "val")
+    validation = read_predictions(RunFolder(runs[0]), "val", FINDINGS)
     for finding in FINDINGS:
         truth, score = validation[f"label_{finding}"], validation[f"prob_{finding}"]
         threshold = metrics.threshold_sens90[finding]
@@ -198,7 +198,8 @@ def test_columns_without_a_prefix_and_validation_scores(spark, given, release, t
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t: t.drop(columns=["prob_Mass", "Mass"]), "has no scores of Mass: give a column prob_Mass"),
+        (lambda t: t.rename(columns={"prob_Mass": "prob_Maas"}), "no scores of Mass, but a column prob_Maas"),
+        (lambda t: t[["Image Index"]], "has no scores of Atelectasis, .*: give a column prob_Atelectasis"),
         (lambda t: t.rename(columns={"Image Index": "image"}), "has no column image_index or Image Index"),
         (lambda t: t[:0], "has no rows"),
         (lambda t: pd.concat([t, t[:2]]), "2 images are there more than once"),
@@ -242,14 +243,15 @@ def test_settings_that_do_not_go_together(settings, message):
 def test_a_map_and_its_logit_agree(spark, store, manifest, runs):
     import tf_keras as keras
 
-    from chexspark.evaluation.maps import map_stored
-    from chexspark.run.folder import model_and_digest
+    from chexspark.evaluation.maps import Mapper, StoredImages, map_stored
+    from chexspark.evaluation.runs import best_model
     from chexspark.store.row_groups import image_names, row_groups
 
     groups = row_groups(store, manifest, "test")
     names = frozenset(image_names(groups[0])[:3])
     run = RunFolder(runs[0])
-    found = map_stored(spark, groups, manifest.image_size, names, names, model_and_digest(run), 2)
+    wanted = StoredImages(names, names, manifest.image_size, manifest.findings)
+    found = map_stored(spark, groups, wanted, Mapper(best_model(run), 2))
     model = keras.models.load_model(run.best_model.path, compile=False)
     bias = model.get_layer("logits").bias.numpy()
     assert set(found) == names
@@ -257,6 +259,7 @@ def test_a_map_and_its_logit_agree(spark, store, manifest, runs):
         logits = model(image.pixels[None, ..., None]).numpy()[0]
         np.testing.assert_allclose(image.maps.mean((1, 2)) + bias, logits, atol=1e-4)
         assert image.maps.shape[0] == 14 and image.original_width == manifest.image_size
+        assert (image.map_of("Mass") == image.maps[4]).all() and set(image.labels) == set(FINDINGS)
 
 
 def test_what_a_map_points_at():

@@ -62,7 +62,7 @@ def test_the_manifest_counts_what_is_there(spark, store, manifest):
             assert (store / file.path).filesystem.get_file_info(
                 (store / file.path).path
             ).size == file.bytes
-    weights = class_weights(manifest.splits["train"])["Mass"]
+    weights = class_weights(manifest.findings, manifest.splits["train"])["Mass"]
     positive, negative = (
         getattr(manifest.splits["train"], n)["Mass"] for n in ("positives", "negatives")
     )

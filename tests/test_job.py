@@ -26,6 +26,7 @@ from chexspark.findings import FINDINGS
 from chexspark.session import task_slots
 from chexspark.settings import build
 from chexspark.storage import locate
+from chexspark.training.events import Epoch
 
 JOBS = Path(__file__).parent.parent / "jobs"
 
@@ -40,16 +41,16 @@ def whole(spark, store, tmp_path_factory):
     settings = {"data": store.path, "run": place.path}
     take, events = EventServer.take, []
 
-    def keep(server, line, event):
-        events.append(event)
-        take(server, line, event)
+    def keep(server, rank, event):
+        events.append((rank.rank, event))
+        take(server, rank, event)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EventServer, "take", keep)
         history = train(spark, **settings, epochs=2, batch_size=5, num_proc=2, threads=1)
     evaluation = evaluate(spark, **settings, bootstrap=100)
-    epochs = [event for event in events if event["event"] == "epoch"]
-    return place, history, evaluation, report(spark, run=place.path), epochs
+    epochs = [(rank, event) for rank, event in events if isinstance(event, Epoch)]
+    return place, history, evaluation, report(run=place.path), epochs
 
 
 @pytest.fixture
@@ -85,12 +86,11 @@ def test_both_ranks_come_to_the_same_figures(whole):
 
     def figures(rank):
         return [
-            {name: value for name, value in event.items()
-             if name == "epoch" or name.startswith(("val_", "train_loss"))}
-            for event in events if event["rank"] == rank
+            (event.epoch, event.train_loss, event.val_loss, event.val_auroc, event.best)
+            for sender, event in events if sender == rank
         ]  # fmt: skip
 
-    assert [found["epoch"] for found in figures(0)] == [0, 1]
+    assert [epoch for epoch, *_ in figures(0)] == [0, 1]
     assert figures(0) == figures(1)
 
 
@@ -206,7 +206,7 @@ def test_a_job_that_is_told_to_end_does_so_in_good_order():
 import sys, time
 from chexspark import command_line
 from chexspark.config import ReportConfig
-def job(spark, config):
+def job(config):
     try:
         print("at work", flush=True)
         time.sleep(60)
@@ -292,10 +292,10 @@ def job(name, *flags):
         (["train", "--data", "{store}", "--run", "{new}", "--weights", "{csv}"], "is not an HDF5 file"),
         (["evaluate", "--data", "{store}", "--run", "{new}"], "has no best/model.keras"),
         (["evaluate", "--data", "{store}", "--run", "{new}", "--split", "all"], "invalid choice: 'all'"),
-        (["evaluate", "--predictions", "{csv}", "--out", "{new}"], "has no scores of Atelectasis, Cardiomegaly"),
+        (["evaluate", "--predictions", "{csv}", "--out", "{new}"], "has no label_ columns: give --labels CSV"),
         (["evaluate", "--predictions", "/no.csv", "--out", "{new}"], "--predictions /no.csv: there is no such file"),
         (["predict", "--images", "{images}", "--run", "{store}", "--out", "{new}"], "has no best/model.keras"),
-        (["explain", "--images", "x.png", "--run", "{store}", "--findings", "Mas"], "did you mean Mass"),
+        (["explain", "--images", "x.png", "--run", "{store}", "--findings", "Mas"], "has no best/model.keras"),
         (["export", "--run", "{store}"], "has no best/model.keras"),
         (["export", "--run", "{store}", "--formats", "tflite"], "invalid choice: 'tflite'"),
         (["train", "--data", "gs://x/y", "--run", "{new}"], "no file system for it"),

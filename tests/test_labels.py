@@ -53,7 +53,7 @@ def test_unknown_findings_and_duplicate_names_are_listed(tmp_path):
     text = (
         "Image Index,Finding Labels,Patient ID\na.png,Masss|Edema,1\nb.png,Masss,2\na.png,Mass,1\n"
     )
-    rows, problems = read_labels(write(tmp_path, text))
+    rows, _, problems, *_ = read_labels(write(tmp_path, text))
     assert problems == [("Masss", "unknown finding"), ("a.png", "duplicate label")]
     assert rows.image_index.tolist() == ["a.png", "b.png"]
     assert rows.labels[0].tolist() == encoded("Edema"), "the first of the duplicates"
@@ -68,8 +68,9 @@ def test_the_plain_form_keeps_what_is_unknown(tmp_path):
         "image,patient,Mass,Pleural Thickening,Edema,Nodule,age,Fracture\n"
         "a.dcm,P-7,1,0,,-1,061Y,1\nb.dcm,P-8,0.0,1.0\n"
     )
-    rows, problems = read_labels(write(tmp_path, text))
-    assert problems == [("Fracture", "unknown finding")]
+    rows, findings, problems, left_alone, lacking = read_labels(write(tmp_path, text))
+    assert (findings, problems, left_alone) == (FINDINGS, [], ("Fracture",))
+    assert set(lacking) == set(FINDINGS) - {"Mass", "Pleural_Thickening", "Edema", "Nodule"}
     found = [dict(zip(FINDINGS, labels, strict=True)) for labels in rows.labels]
     shown = [
         [labels[n] for n in ("Mass", "Pleural_Thickening", "Edema", "Nodule")] for labels in found
@@ -141,14 +142,14 @@ def test_lines_are_those_of_the_file(tmp_path):
         read_labels(write(tmp_path, rows))
     rows = 'Image Index,Finding Label,Bbox\n"a\nb",Mass,1,2,3,4\n\na.png,Mass,1,2,3\n'
     with pytest.raises(UserError, match="line 5: not an image"):
-        read_boxes(write(tmp_path, rows))
+        read_boxes(write(tmp_path, rows), FINDINGS)
 
 
 def test_boxes_with_nih_s_broken_header_and_its_infiltrate(tmp_path):
     place = write(
         tmp_path, "Image Index,Finding Label,Bbox [x,y,w,h],,,\na.png,Infiltrate,1.5,2,3,4\n"
     )
-    assert read_boxes(place).to_dict("records") == [
+    assert read_boxes(place, FINDINGS).rows.to_dict("records") == [
         {
             "image_index": "a.png",
             "finding": "Infiltration",
@@ -162,9 +163,9 @@ def test_boxes_with_nih_s_broken_header_and_its_infiltrate(tmp_path):
 
 def test_a_wrong_box_file_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match="line 2: not an image, a finding and four numbers"):
-        read_boxes(write(tmp_path, "Image Index,Finding Label,Bbox\na.png,Mass,1,2,3\n"))
+        read_boxes(write(tmp_path, "Image Index,Finding Label,Bbox\na.png,Mass,1,2,3\n"), FINDINGS)
     with pytest.raises(UserError, match="must begin with the columns Image Index"):
-        read_boxes(write(tmp_path, "name,x\na.png,1\n"))
+        read_boxes(write(tmp_path, "name,x\na.png,1\n"), FINDINGS)
 
 
 def test_patients_are_split_70_10_20_and_stay_where_they_are():

@@ -1,9 +1,9 @@
 """How the driver sees its ranks: lost, silent, absent; and why they ended."""
 
 import errno
-import json
 import socket
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +14,18 @@ from chexspark.cluster.view import EpochTable
 from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.progress import ProgressLine
 from chexspark.training import faults
-from chexspark.training.events import EventSender
+from chexspark.training.events import (
+    Alive,
+    Beat,
+    Connected,
+    Done,
+    EventSender,
+    Failed,
+    Placed,
+    Step,
+    Waiting,
+    encode,
+)  # fmt: skip
 
 
 class Line:
@@ -32,9 +43,9 @@ class Line:
         return reading
 
 
-CONNECTED = json.dumps({"event": "connected", "rank": 1, "host": "b"}).encode() + b"\n"
-DONE = json.dumps({"event": "done", "rank": 1}).encode() + b"\n"
-STEP = json.dumps({"event": "step", "rank": 1}).encode() + b"\n"
+CONNECTED, DONE = encode(Connected(1, "b")), encode(Done())
+A_STEP = Step(0, 1, 1, 9, loss=0.5, learning_rate=0.1, images_per_second=1.0, seconds_left=1.0)
+STEP = encode(A_STEP)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +59,7 @@ STEP = json.dumps({"event": "step", "rank": 1}).encode() + b"\n"
 )
 def test_how_a_rank_is_lost_is_told_apart(last, message, host):
     seen = []
-    with events.EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", lambda *said: seen.append(said)) as server:
         server.listen(Line(CONNECTED, STEP, last))
         ranks = launch.Ranks(None, server, 2, 300)
         assert (
@@ -56,11 +67,13 @@ def test_how_a_rank_is_lost_is_told_apart(last, message, host):
             and ranks.note(ranks.find_lost()).silent_host == host
         )
         assert ranks.silent == ({host} if host else set())
-    assert [event["event"] for event in seen] == ["step"]
+    assert seen == [(1, A_STEP)]
 
 
-FAILURE = {"rank": 0, "host": "a", "user_error": False, "own": True, "may_pass": False, "stopped": False,
-           "message": "ValueError('x')"}  # fmt: skip
+FAILURE = Failed(
+    0, "a", "ValueError('x')", user_error=False, own=True, may_pass=False, stopped=False
+)
+OTHERS, MAY_PASS = replace(FAILURE, own=False), replace(FAILURE, may_pass=True)
 HOROVOD = RuntimeError("one or more processes exited with non-zero status")
 
 
@@ -68,18 +81,18 @@ HOROVOD = RuntimeError("one or more processes exited with non-zero status")
     "failures, last, kind, message",
     [
         ([FAILURE], b"", RunFailedError, r"rank 0 on a failed: ValueError\('x'\)"),
-        ([FAILURE | {"may_pass": True}], b"", launch.RanksLost, "rank 0 on a failed"),
-        ([FAILURE, FAILURE | {"user_error": True}], b"", UserError, r"^ValueError\('x'\)"),
+        ([MAY_PASS], b"", launch.RanksLost, "rank 0 on a failed"),
+        ([FAILURE, replace(FAILURE, user_error=True)], b"", UserError, r"^ValueError\('x'\)"),
         ([FAILURE], OSError(errno.ETIMEDOUT, ""), launch.RanksLost, "b, does not answer"),
-        ([FAILURE | {"own": False}], b"", launch.RanksLost, "rank 1 on b died"),
-        ([FAILURE | {"own": False}], None, launch.RanksLost, "the Spark task of rank 1 on b died"),
+        ([OTHERS], b"", launch.RanksLost, "rank 1 on b died"),
+        ([OTHERS], None, launch.RanksLost, "the Spark task of rank 1 on b died"),
         (
-            [FAILURE | {"own": False, "stopped": True}],
+            [replace(OTHERS, stopped=True)],
             DONE,
             launch.RanksLost,
             "the Spark task of rank 1",
         ),
-        ([FAILURE | {"own": False}], DONE, launch.RanksLost, r"rank 0 on a broke off: ValueError"),
+        ([OTHERS], DONE, launch.RanksLost, r"rank 0 on a broke off: ValueError"),
         ([], DONE, launch.RanksLost, r"ended early \((.|\n)*last words:\nalas"),
     ],
 )
@@ -111,7 +124,7 @@ def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monk
         launch, "supply", lambda spark: Supply(slots[0], 2, 2**31, "spark://m:7077")
     )
     monkeypatch.setattr(launch, "task_counts", lambda spark, group: (tasks[0], 0))
-    with events.EventServer("127.0.0.1", "127.0.0.1", told.append) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", lambda *said: told.append(said)) as server:
         ranks = launch.Ranks(None, server, 2, 300, wait_seconds=60)
         server.ranks[1] = events.ConnectedRank(1, "b", Line(), now[0])
 
@@ -122,9 +135,9 @@ def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monk
 
         for seconds in (0.5, 1.2, 1.4, 3.0):
             assert absent(seconds) is None
-        assert [(e["slots"], e["tasks"], e["started"], e["seconds"]) for e in told] == [
-            (2, 2, 1, pytest.approx(1.2)),
-            (2, 2, 1, pytest.approx(3.0)),
+        assert told == [
+            (0, Waiting(2, 2, 1, 2, pytest.approx(1.2))),
+            (0, Waiting(2, 2, 1, 2, pytest.approx(3.0))),
         ]
         slots[0] = 1
         assert absent(5) is absent(60) is None
@@ -146,7 +159,7 @@ def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monk
         server.ranks[0] = events.ConnectedRank(0, "a", Line(), now[0])
         told.clear()
         assert absent(late) is absent(late + 2) is None
-        assert told == [{"event": "placed", "rank": 0, "hosts": ["a", "b"]}]
+        assert told == [(0, Placed(("a", "b")))]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +172,7 @@ def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monk
 )
 def test_where_ranks_are_is_told_where_hosts_are_several(hosts, line, capsys):
     with ProgressLine() as progress:
-        EpochTable(progress, 1).take({"event": "placed", "rank": 0, "hosts": hosts})
+        EpochTable(progress, 1).take(Placed(tuple(hosts)))
     assert capsys.readouterr().err == line
 
 
@@ -206,13 +219,28 @@ def of_a_file(error):
         (MemoryError(), False, True, True),
         (ValueError("a bug"), False, True, False),
         (faults.NotJoinedError("Horovod initialization failed"), False, False, False),
-        (type("UnknownError", (Exception,), {})("Connection closed by peer"), False, False, False),
+        (type("UnknownError", (Exception,), {})("of another library"), False, True, False),
     ],
 )
 def test_what_ended_a_rank_is_told_apart(error, user_error, own, may_pass):
-    found = faults.failure_of(error)
-    assert (found["user_error"], found["own"], found["may_pass"]) == (user_error, own, may_pass)
-    assert str(error) in found["message"] and not found["stopped"]
+    found = faults.failure_of(error, 1, "/run/logs/rank-1.log")
+    assert (found.user_error, found.own, found.may_pass) == (user_error, own, may_pass)
+    assert str(error) in found.message and not found.stopped
+    assert (found.rank, found.host) == (1, socket.gethostname())
+    assert found.message.endswith(" (log: /run/logs/rank-1.log)")
+
+
+def test_a_collective_that_breaks_off_is_another_rank_s_fault():
+    import tensorflow as tf
+    from horovod.common.exceptions import HorovodInternalError
+
+    for error in (
+        HorovodInternalError("Horovod has been shut down"),
+        tf.errors.UnknownError(None, None, "Connection closed by peer"),
+    ):
+        assert not faults.failure_of(error, 0, "log").own
+    assert faults.failure_of(tf.errors.InvalidArgumentError(None, None, "a bug"), 0, "log").own
+    assert faults.failure_of(faults.StoppedByUserError("stopped"), 0, "log").stopped
 
 
 def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):
@@ -273,16 +301,16 @@ def test_the_rank_that_stands_still_is_named(monkeypatch, spoke, beat, message, 
 
 def test_a_process_that_gives_signs_but_does_nothing_is_silent(monkeypatch):
     now, seen = stopped_clock(monkeypatch, events), []
-    with events.EventServer("127.0.0.1", "127.0.0.1", seen.append) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", lambda *said: seen.append(said)) as server:
         line = server.ranks[1] = events.ConnectedRank(1, "b", Line(), now[0])
-        for name in ("step", "alive", "beat"):
+        for event in (A_STEP, Alive(), Beat()):
             now[0] += 299
-            server.take(line, {"event": name, "rank": 1})
+            server.take(line, event)
         assert server.stalled(300) == []
         now[0] += 2
-        server.take(line, {"event": "beat", "rank": 1})
+        server.take(line, Beat())
         assert server.stalled(300) == [line] and line.beat == now[0]
-    assert [event["event"] for event in seen] == ["step"]
+    assert seen == [(1, A_STEP)]
 
 
 @pytest.mark.parametrize(

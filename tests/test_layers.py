@@ -59,6 +59,15 @@ def test_what_driver_and_ranks_never_load(modules, forbidden):
     assert result.stdout.strip() == "[]", result.stdout + result.stderr[-2000:]
 
 
+def test_one_module_imports_horovod_s_operations():
+    users = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if any(name.startswith("horovod.tensorflow") for name in imports_of(path))
+    ]
+    assert users == ["training/horovod_ring.py"]
+
+
 def test_every_command_is_a_job_that_says_how_to_run_it():
     jobs = sorted((PACKAGE.parent / "jobs").glob("*.py"))
     assert {job.stem for job in jobs} == COMMANDS.keys() - {"phantom"}

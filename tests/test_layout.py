@@ -17,11 +17,12 @@ from chexspark.findings import FINDINGS
 from chexspark.phantom import write_release
 from chexspark.run.folder import LAYOUT_VERSION, RunFolder, run_folder
 from chexspark.run.history import read_history
+from chexspark.run.resolved import ResolvedTraining
 from chexspark.run.seen_patients import read_seen_patients
 from chexspark.run.settings import (
     check_same,
     check_same_store,
-    earlier_config,
+    earlier_settings,
     read_settings,
     write_settings,
 )
@@ -103,15 +104,17 @@ def test_a_run_of_a_layout_to_come_is_refused_by_all(old, version):
 
 
 def test_settings_come_back_as_they_were_written(tmp_path):
-    config = build(TrainConfig, {"data": "d", "run": str(tmp_path), "epochs": 3, "num_proc": 2})
+    config = build(TrainConfig, {"data": "d", "run": str(tmp_path), "epochs": 3})
     run = RunFolder(locate(str(tmp_path)))
-    write_settings(run, config)
-    assert earlier_config(run) == config
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["layout_version"] == 2
+    asked = dataclasses.replace(config, num_proc=1)  # in a run that two ranks began
+    write_settings(run, ResolvedTraining(asked, 2))
+    assert earlier_settings(run) == ResolvedTraining(config, 2)
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (written["layout_version"], written["num_proc"]) == (2, 2)
 
 
 def test_what_the_weights_depend_on_may_not_change_and_all_else_may(tmp_path):
-    began = build(TrainConfig, {"data": "d", "run": "r", "num_proc": 2, "flip": True})
+    began = ResolvedTraining(build(TrainConfig, {"data": "d", "run": "r", "flip": True}), 2)
     run = RunFolder(locate(str(tmp_path)))
     values = {"data": "e", "run": "r", "flip": True, "num_proc": 1, "threads": 3, "wait_seconds": 9}
     check_same(run, build(TrainConfig, values), began)
@@ -123,7 +126,8 @@ def test_a_run_that_another_training_began_meanwhile_is_left_alone(
     spark, store, tmp_path, monkeypatch
 ):
     run = run_folder(str(tmp_path / "run"))
-    others = build(TrainConfig, {"data": store.path, "run": str(run), "epochs": 7, "num_proc": 2})
+    config = build(TrainConfig, {"data": store.path, "run": str(run), "epochs": 7})
+    others = ResolvedTraining(config, 2)
 
     @contextlib.contextmanager
     def turn(spark):
@@ -133,7 +137,7 @@ def test_a_run_that_another_training_began_meanwhile_is_left_alone(
     monkeypatch.setattr("chexspark.cluster.job.turn", turn)
     with pytest.raises(UserError, match="was begun by another training meanwhile"):
         train(spark, data=store.path, run=str(run), model="vgg16", num_proc=2)
-    assert earlier_config(run) == others
+    assert earlier_settings(run) == others
 
 
 def test_a_run_of_another_store_is_not_resumed(old):
@@ -143,6 +147,9 @@ def test_a_run_of_another_store_is_not_resumed(old):
     check_same_store(run_folder(str(old / "new")), manifest)
     with pytest.raises(UserError, match="was begun on another store"):
         check_same_store(run, dataclasses.replace(manifest, fingerprint="0"))
+    for findings in (FINDINGS[:5], (*FINDINGS[1:], FINDINGS[0])):
+        with pytest.raises(UserError, match=r"begun on other findings \(Atelectasis, .*; now "):
+            check_same_store(run, dataclasses.replace(manifest, findings=findings))
 
 
 @pytest.mark.parametrize("name", ["history", "trained_patients"])
@@ -156,14 +163,14 @@ def test_damaged_tables_of_a_run_are_one_line(old, name):
 
 
 def test_a_folder_is_a_new_run_a_run_or_refused(tmp_path):
-    assert earlier_config(run_folder(str(tmp_path / "new"))) is None
+    assert earlier_settings(run_folder(str(tmp_path / "new"))) is None
     (tmp_path / ".doctor-mark").touch()
-    assert earlier_config(run_folder(str(tmp_path))) is None
+    assert earlier_settings(run_folder(str(tmp_path))) is None
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="has files in it, but no run"):
-        earlier_config(run_folder(str(tmp_path)))
+        earlier_settings(run_folder(str(tmp_path)))
     with pytest.raises(UserError, match="is a file"):
-        earlier_config(run_folder(str(tmp_path / "notes.txt")))
+        earlier_settings(run_folder(str(tmp_path / "notes.txt")))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +179,7 @@ def test_a_folder_is_a_new_run_a_run_or_refused(tmp_path):
         ("config.yaml", b"a: [", r"config.yaml is not YAML: line 1"),
         ("config.yaml", b"epochs: \xe9", r"config.yaml is not YAML: line 1 has the byte 0xE9"),
         ("config.yaml", b"epochs: many\ndata: d\nrun: r\nlayout_version: 2\n", "is damaged: --epochs"),
+        ("config.yaml", b"data: d\nrun: r\nlayout_version: 2\n", "is damaged: num_proc is missing"),
         ("lineage.json", b'{"a": ', r"lineage.json is damaged: line 1"),
         ("lineage.json", b"[]", r"lineage.json is damaged"),
         ("lineage.json", b'{"image_size": "x"}', r"lineage.json is damaged: image_size is 'x'"),

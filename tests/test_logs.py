@@ -8,6 +8,7 @@ import sys
 from chexspark.cluster.view import EpochTable
 from chexspark.progress import ProgressLine
 from chexspark.storage import Location, locate
+from chexspark.training.events import Problem
 from chexspark.training.rank import rank_log
 
 
@@ -17,8 +18,9 @@ import logging, os, sys
 from chexspark.storage import locate
 from chexspark.training.rank import Warnings, rank_log
 class Events:
-    def send(self, event, host, text):
-        told.append((event, text))
+    rank = 1
+    def send(self, event):
+        told.append((type(event).__name__, event.rank, event.text))
 told = []
 with rank_log(locate(sys.argv[1])):
     logging.getLogger().addHandler(Warnings(Events()))
@@ -31,7 +33,7 @@ print(told)
 """
     place = tmp_path / "rank-1.log"
     done = subprocess.run([sys.executable, "-c", script, place], capture_output=True, text=True)
-    assert done.stdout == "[('problem', 'chexspark.data.reader is slow')]\n"
+    assert done.stdout == "[('Problem', 1, 'chexspark.data.reader is slow')]\n"
     text = place.read_text()
     for line in ("WARNING tensorflow: tensorflow is slow", "going well", "printed", "library in C"):
         assert line in text
@@ -63,5 +65,5 @@ def test_a_problem_is_shown_once_with_rank_and_host(capsys):
     with ProgressLine() as line:
         table = EpochTable(line, 3)
         for rank, text in ((1, "a page is damaged"), (0, "a page is damaged"), (0, "another")):
-            table.take({"event": "problem", "rank": rank, "host": "b", "text": text})
+            table.take(Problem(rank, "b", text))
     assert capsys.readouterr().err == "rank 1 on b: a page is damaged\nrank 0 on b: another\n"

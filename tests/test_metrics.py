@@ -5,11 +5,24 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from chexspark.auroc import auroc_per_finding, mean_auroc
 from chexspark.evaluation.calibration import calibration_error, fit_temperature, scale
-from chexspark.evaluation.metrics import COLUMNS, fit, metric_records
+from chexspark.evaluation.metrics import Metric, fit, metric_records
+from chexspark.evaluation.predictions import LabelledScores
 from chexspark.evaluation.ranking import bootstrap, interval
-from chexspark.evaluation.subgroups import falls_behind, groups_of
+from chexspark.evaluation.subgroups import Group, falls_behind, groups_of
 from chexspark.evaluation.thresholds import choose_thresholds, operating_point
-from chexspark.findings import FINDINGS
+from chexspark.findings import FINDINGS, MEAN
+
+COLUMNS = tuple(Metric.__annotations__)
+
+
+def records_of(labels, scores, patients, resamples=100, groups=(), fitted=None, findings=FINDINGS):
+    """The records of all rows, and of each group."""
+    rows = LabelledScores(findings, labels, scores, patients)
+    return metric_records(rows, resamples, groups, fitted)
+
+
+def whole(*given, **more):
+    return records_of(*given, **more).whole
 
 
 @pytest.fixture
@@ -23,8 +36,8 @@ def made():
 
 def test_agrees_with_scikit_learn(made):
     labels, scores, patients = made
-    (records,) = metric_records(labels, scores, patients, 100)
-    assert [r["finding"] for r in records] == [*FINDINGS, "mean"]
+    records = whole(labels, scores, patients)
+    assert [r["finding"] for r in records] == [*FINDINGS, MEAN]
     assert all(tuple(r) == COLUMNS for r in records)
     for i, record in enumerate(records[:-1]):
         truth, score = labels[:, i], scores[:, i]
@@ -92,7 +105,7 @@ def test_the_interval_covers_the_truth_nineteen_times_in_twenty():
 def test_what_has_no_figure_has_words(made, change, column, expected):
     labels, scores, patients = made
     change(labels, scores, patients)
-    record = metric_records(labels, scores, patients, 100)[0][column]
+    record = whole(labels, scores, patients)[column]
     assert expected in record["note"]
     if "no AUROC" in expected:
         assert record["auroc"] is None and record["average_precision"] is None
@@ -105,7 +118,7 @@ def test_what_has_no_figure_has_words(made, change, column, expected):
 def test_positives_of_one_patient_have_no_interval(made):
     labels, scores, patients = made
     labels[:, 0] = patients == patients[0]
-    record = metric_records(labels, scores, patients, 100)[0][0]
+    record = whole(labels, scores, patients)[0]
     assert record["note"] == "no interval: all positives are of one patient"
     assert record["auroc"] is not None and record["auroc_low"] is None
 
@@ -113,7 +126,7 @@ def test_positives_of_one_patient_have_no_interval(made):
 def test_the_mean_names_what_it_leaves_out(made):
     labels, scores, patients = made
     labels[:, 3], labels[:, 5] = 0, 1
-    (records,) = metric_records(labels, scores, patients, 100)
+    records = whole(labels, scores, patients)
     assert records[-1]["note"] == "without Infiltration, Nodule"
     defined = [r["auroc"] for r in records[:-1] if r["auroc"] is not None]
     assert len(defined) == 12 and records[-1]["auroc"] == pytest.approx(np.mean(defined))
@@ -123,9 +136,9 @@ def test_unknown_labels_are_left_out_everywhere(made):
     labels, scores, patients = made
     labels[:50, 0] = -1
     fitted = fit(labels, scores)
-    record = metric_records(labels, scores, patients, 100, fitted=fitted)[0][0]
+    record = whole(labels, scores, patients, fitted=fitted)[0]
     short = labels[50:], scores[50:]
-    expected = metric_records(*short, patients[50:], 100, fitted=fit(*short))[0][0]
+    expected = whole(*short, patients[50:], fitted=fit(*short))[0]
     resampled = {"auroc_low", "auroc_high", "average_precision_low", "average_precision_high"}
     assert record["unknown"] == 50
     for name in set(COLUMNS) - resampled - {"unknown"}:
@@ -136,7 +149,7 @@ def test_nothing_to_score_is_no_number():
     labels = np.zeros((4, 14), np.int8)
     assert np.isnan(auroc_per_finding(labels, np.zeros((4, 14)))).all()
     assert np.isnan(mean_auroc(np.full(14, np.nan)))
-    mean = metric_records(labels, np.zeros((4, 14)), np.arange(4), 100)[0][-1]
+    mean = whole(labels, np.zeros((4, 14)), np.arange(4))[-1]
     assert mean["auroc"] is None and mean["auroc_low"] is None
 
 
@@ -144,7 +157,7 @@ def test_scores_that_are_no_numbers_are_refused(made):
     labels, scores, patients = made
     scores[3, 3] = np.nan
     with pytest.raises(ValueError, match="1 scores are not numbers"):
-        metric_records(labels, scores, patients, 100)
+        whole(labels, scores, patients)
 
 
 def test_thresholds_by_hand():
@@ -163,7 +176,7 @@ def test_thresholds_and_temperature_are_of_the_validation_split(made):
     val, test = slice(0, 150), slice(150, 300)
     fitted = fit(labels[val], scores[val])
     for changed in (scores[test], np.clip(scores[test] * 0.5, 0, 1)):
-        (records,) = metric_records(labels[test], changed, patients[test], 100, fitted=fitted)
+        records = whole(labels[test], changed, patients[test], fitted=fitted)
         for i, record in enumerate(records[:-1]):
             assert record["threshold_youden"] == fitted[i].thresholds["youden"]
             assert record["temperature"] == fitted[i].temperature
@@ -195,16 +208,17 @@ def test_groups_and_who_falls_behind(made):
     scores[(table.sex == "F").to_numpy(), 4] -= 0.4 * labels[(table.sex == "F").to_numpy(), 4]
     groups = groups_of(table)
     assert [str(g) for g in groups] == [
-        "all", "sex F", "sex M", "age 0-19", "age 40-59",
+        "sex F", "sex M", "age 0-19", "age 40-59",
         "follow up first image", "follow up later images",
     ]  # fmt: skip
-    assert [int(g.rows.sum()) for g in groups] == [3000, 1000, 1000, 1000, 1000, 1000, 2000]
-    tables = metric_records(labels, scores, np.arange(3000).astype(str), 200, groups)
-    behind = {(str(g), r["finding"]) for g, t in zip(groups[1:], tables[1:], strict=True)
+    assert [int(g.rows.sum()) for g in groups] == [1000, 1000, 1000, 1000, 1000, 2000]
+    patients = np.arange(3000).astype(str)
+    tables = records_of(labels, scores, patients, 200, groups).groups
+    behind = {(str(g), r["finding"]) for g, t in zip(groups, tables, strict=True)
               for r in t if r["behind"]}  # fmt: skip
     assert behind >= {("sex F", "Mass")}
     assert {finding for _, finding in behind} <= {"Mass", "mean"}
-    women = tables[1][4]
+    women = tables[0][4]
     rows = (table.sex == "F").to_numpy()
     assert women["auroc"] == pytest.approx(roc_auc_score(labels[rows, 4], scores[rows, 4]))
     assert women["difference_high"] < 0
@@ -215,3 +229,32 @@ def test_many_tests_are_corrected_for():
     p = falls_behind(np.array([-2.2, -0.1, np.nan, 0.5]), draws)
     assert p[0] == pytest.approx(0.0139 * 3, rel=0.1) and np.isnan(p[2])
     assert p[1] == p[3] == pytest.approx(0.46 * 2, rel=0.05)
+
+
+@pytest.mark.parametrize("number", [1, 200])
+def test_any_number_of_findings(number):
+    random = np.random.default_rng(0)
+    labels = (random.random((200, number)) < 0.3).astype(np.int8)
+    scores, patients = random.random(labels.shape) / 2 + labels * 0.2, np.arange(200)
+    names = tuple(f"Finding {n}" for n in range(number))
+    groups = groups_of(pd.DataFrame({"sex": np.tile(["F", "M"], 100)}))
+    found = records_of(labels, scores, patients, 100, groups, fit(labels, scores), names)
+    for records in (found.whole, *found.groups):
+        assert [r["finding"] for r in records] == [*names, MEAN]
+    aurocs = [r["auroc"] for r in found.whole]
+    assert aurocs[-1] == pytest.approx(np.mean(aurocs[:-1]))
+    if number == 1:
+        mean, only = found.whole[-1], found.whole[0]
+        assert (mean["auroc_low"], mean["auroc_high"]) == (only["auroc_low"], only["auroc_high"])
+    assert all(records[-1]["difference"] is not None for records in found.groups)
+
+
+def test_few_patients_make_a_rough_interval_and_no_test(made):
+    labels, scores, patients = made
+    labels[:, 0] = np.isin(patients, np.unique(patients)[:9])
+    group = Group("sex", "F", np.ones(300, bool))
+    found = records_of(labels, scores, patients, 100, [group])
+    assert found.whole[0]["rough"] and "only 9 patients are positive" in found.whole[0]["note"]
+    assert not found.whole[1]["rough"] and not found.whole[-1]["rough"]
+    differences = [r["difference"] for r in found.groups[0]]
+    assert differences[0] is None and differences[1:] == [0] * 14

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from chexspark.errors import RunFailedError, UserError
 from chexspark.models import MODELS, amoebanet_d, build_model, load_model_module
-from chexspark.models.cost import KNOWN, count, counted_in_background
+from chexspark.models.cost import KNOWN, ToCount, count, counted_in_background
 
 
 def trainable(model):
@@ -153,7 +153,7 @@ def test_what_a_step_keeps_is_counted():
 
 
 def test_facts_come_from_a_process_of_their_own():
-    with counted_in_background("vgg16", 32, 4, slots=1, precision="mixed_float16") as facts:
+    with counted_in_background(ToCount("vgg16", 32, 14, 4, 1, "mixed_float16")) as facts:
         facts = facts()
     # 15,346,630,656 multiplications in the convolutions at 224: 49 times as many as at 32.
     assert facts["forward_flops"] == 2 * (15_346_630_656 // 49 + 512 * 14)
@@ -168,22 +168,22 @@ def test_a_child_that_fails_is_named_with_its_last_words():
         pytest.raises(
             RunFailedError, match=r"vgg16 at 8x8 could not .*: error: argument batch: inv"
         ),
-        counted_in_background("vgg16", 8, "many") as facts,
+        counted_in_background(ToCount("vgg16", 8, 14, "many")) as facts,
     ):
         facts()
 
 
 def test_a_child_whose_facts_are_not_needed_is_ended(monkeypatch):
-    given = ("vgg16", 33, 4, 2, "float32")
+    given = ToCount("vgg16", 33, 14, 4)
     children, start = [], subprocess.Popen
     monkeypatch.setattr(
         subprocess, "Popen", lambda *a, **k: children.append(start(*a, **k)) or children[-1]
     )
-    with pytest.raises(UserError), counted_in_background(*given):
+    with pytest.raises(UserError), counted_in_background(given):
         raise UserError("something else is wrong")
     assert [child.returncode for child in children] == [-signal.SIGKILL]
     assert given not in KNOWN
     KNOWN[given] = {"parameters": 1}
-    with counted_in_background(*given) as facts:
+    with counted_in_background(given) as facts:
         assert facts() == {"parameters": 1} and len(children) == 1
     del KNOWN[given]

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from chexspark.config import OPTIMIZERS
 from chexspark.errors import UserError
 from chexspark.training.optimizers import make_optimizer
-
-NAMES = ["adam", "adamw", "sgd", "rmsprop", "lars", "lamb"]
 
 
 def take_steps(name, values, *steps, weight_decay=0.0, momentum=0.9):
@@ -119,7 +118,7 @@ def test_a_penalty_is_part_of_the_gradient_and_not_for_biases(name):
     assert after[1][0] > 2.0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_state_travels_in_its_variables(name):
     steps = [(0.1, [[[0.3], [0.1]], [0.2]]), (0.2, [[[-0.1], [0.4]], [0.1]])]
     start = [[[1.0], [2.0]], [0.5]]

@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 def test_the_release_has_nih_s_form(release):
     labels = read_labels(locate(str(release / "Data_Entry_2017.csv"))).rows
-    boxes = read_boxes(locate(str(release / "BBox_List_2017.csv")))
+    boxes = read_boxes(locate(str(release / "BBox_List_2017.csv")), FINDINGS).rows
     assert len(labels) == 96
     lists = [(release / n).read_text().split() for n in ("train_val_list.txt", "test_list.txt")]
     assert sorted(lists[0] + lists[1]) == sorted(labels.image_index)

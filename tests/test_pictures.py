@@ -1,13 +1,12 @@
 """Maps over X-rays, and which images stand for how a model does."""
 
-from types import SimpleNamespace
-
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 from chexspark.evaluation.examples import KINDS, choose_examples, example_row
+from chexspark.evaluation.maps import Mapped
 from chexspark.evaluation.pictures import BOX, SHOWN, STRENGTH, encoded, enlarged, overlay
 from chexspark.findings import FINDINGS
 
@@ -101,16 +100,22 @@ def test_the_most_frequent_findings_that_have_a_threshold():
 
 def test_a_row_holds_the_finding_s_map_and_its_boxes_as_fractions():
     (example, *_) = choose_examples(table_of(Mass=MASS), [record("Mass", 3), MEAN])
-    maps = np.zeros((14, 2, 3))
-    maps[FINDINGS.index("Mass"), 1, 2] = 4
-    mapped = SimpleNamespace(maps=maps, pixels=np.eye(5, dtype=np.uint8), original_width=200,
-                             original_height=100)  # fmt: skip
+    maps = np.zeros((2, 2, 3))
+    maps[1, 1, 2] = 4
+    mapped = Mapped(
+        "b", ("Nodule", "Mass"), maps, np.zeros(2), {}, 200, 100, np.eye(5, dtype=np.uint8)
+    )
     boxes = pd.DataFrame(
-        [("b", "Mass", 20, 10, 100, 50), ("b", "Nodule", 0, 0, 1, 1), ("a", "Mass", 0, 0, 1, 1)],
+        [
+            ("b", "Mass", 20, 10, 100, 50),
+            ("b", "Nodule", 0, 0, 1, 1),
+            ("a", "Mass", 0, 0, 1, 1),
+            ("b", "Mass", 190, 10, 100, 50),
+        ],
         columns=["image_index", "finding", "x", "y", "width", "height"],
     )
     row = example_row(example, mapped, boxes)
-    assert row["boxes"] == [[0.1, 0.1, 0.5, 0.5]]
+    assert row["boxes"] == [[0.1, 0.1, 0.5, 0.5]], "the last was drawn on a larger file"
     assert (row["size"], row["map_height"], row["map_width"]) == (5, 2, 3)
     assert np.frombuffer(row["map"], np.float32).tolist() == [0, 0, 0, 0, 0, 4]
     assert np.frombuffer(row["pixels"], np.uint8).reshape(5, 5).trace() == 5

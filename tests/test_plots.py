@@ -8,7 +8,8 @@ import pytest
 from sklearn.metrics import auc
 
 from chexspark.evaluation import plots
-from chexspark.evaluation.published_aurocs import PUBLISHED
+from chexspark.evaluation.published_aurocs import PUBLISHED, published_beside
+from chexspark.findings import FINDINGS
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_an_svg_scales_is_read_out_and_takes_the_page_s_colours():
 
 def test_intervals_stand_by_auroc_beside_the_published_ones(figures):
     given = [record("Mass", 0.9, 0.8, 0.95), record("Hernia", None), record("Nodule", 0.6)]
-    (axes,) = plots.intervals(given).axes
+    (axes,) = plots.intervals(given, PUBLISHED).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Nodule", "Mass"]
     drawn = lines(axes)
     assert [(0.6, 0)] in drawn and [(0.9, 1)] in drawn and [(0.8, 1), (0.95, 1)] in drawn
@@ -74,13 +75,13 @@ def test_a_thinned_curve_is_the_same_curve():
 def test_calibration_before_and_after_up_to_the_largest_value_shown(figures):
     truth = np.array([0, 1, 0, 0])
     before, after = np.array([0.30, 0.32, 0.01, 0.03]), np.array([0.2] * 4)
-    (axes,) = plots.reliability(truth, before, after, {"finding": "Mass"}).axes
+    (axes,) = plots.reliability(truth, before, after, "Mass").axes
     first, second, perfect = lines(axes)
     # Bins are a 15th wide: 0.01 and 0.03 in the first, 0.30 and 0.32 in the fifth, 0.2 in the fourth.
     assert first == [pytest.approx((0.02, 0.0)), pytest.approx((0.31, 0.5))]
     assert second == [pytest.approx((0.2, 0.25))]
     assert perfect == [(0, 0), (0.5, 0.5)], "up to the share of positives, a half"
-    (axes,) = plots.reliability(truth, before, None, {"finding": "Mass"}).axes
+    (axes,) = plots.reliability(truth, before, None, "Mass").axes
     assert len(axes.lines) == 2
 
 
@@ -127,3 +128,43 @@ def test_scaling_beside_the_perfect_line(figures):
     assert measured == [(2, 10), (4, 15)]
     assert perfect == [(0, 0), (pytest.approx(4.2), pytest.approx(21))]
     assert [text.get_text() for text in axes.texts] == ["100%", "75%"]
+
+
+def test_published_figures_stand_only_beside_findings_of_the_same_name(figures):
+    assert published_beside(["Fracture", "Pleural Effusion"]) == ()
+    some = published_beside(["Mass", "Fracture"])
+    assert some and all(p.aurocs and p.mean is None and p.interval is None for p in some)
+    assert [p.of("Mass") for p in some] == [p.of("Mass") for p in PUBLISHED if p.aurocs]
+    assert {p.of("Fracture") for p in some} == {p.of("mean") for p in some} == {None}
+    assert published_beside(reversed(FINDINGS)) == PUBLISHED, "in any order, means and all"
+    given = [record("Fracture", 0.9, 0.8, 0.95), record("mean", 0.9, 0.8, 0.95)]
+    (axes,) = plots.intervals(given, published_beside(["Fracture"])).axes
+    assert [
+        line.get_marker()
+        for line in axes.lines
+        if line.get_marker() == "|" and len(line.get_xdata())
+    ] == []
+
+
+def test_a_name_of_a_finding_is_only_a_name():
+    name = 'a$b$ <script>"&'
+    text = plots.curves(np.array([0, 1]), np.array([0.1, 0.2]),
+                        record(name, 1.0, threshold_youden=None, threshold_sens90=None))  # fmt: skip
+    root = ElementTree.fromstring(text)
+    assert root.get("aria-label").endswith(name)
+    assert name in [element.text for element in root.iter() if element.text]
+
+
+@pytest.mark.parametrize("number", [1, 200])
+def test_a_row_for_each_of_any_number_of_findings(figures, number):
+    names = [
+        f"Finding {n} with a name that is much longer than any picture has room"
+        for n in range(number)
+    ]
+    figure = plots.intervals([record(name, 0.5, 0.4, 0.6) for name in names])
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == number and all(len(text) <= plots.LONGEST_NAME for text in labels)
+    assert labels[0].startswith("Finding 0 ") and labels[0].endswith("…")
+    assert axes.get_ylim() == (-0.6, number - 0.4)
+    assert figure.get_size_inches()[1] / number >= 0.25, "inches: rows do not touch"

@@ -9,8 +9,10 @@ from chexspark.cluster import job, launch, slots
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailedError, StoppedError
 from chexspark.run.checkpoint import save
+from chexspark.run.resolved import ResolvedTraining
 from chexspark.settings import build
 from chexspark.storage import locate
+from chexspark.training.events import Step
 
 
 @pytest.fixture
@@ -28,22 +30,26 @@ def run_with_losses(monkeypatch, tmp_path):
             if len(started) > len(losses):
                 return
             epoch, step = losses[len(started) - 1]
-            on_event({"event": "step", "rank": 0, "epoch": epoch, "step": step, "epochs": 9,
-                      "steps": 99, "images_per_second": 1.0, "loss": 0.5, "learning_rate": 0.1,
-                      "seconds_left": 1.0})  # fmt: skip
+            on_event(Step(epoch, 9, step, 99, loss=0.5, learning_rate=0.1, images_per_second=1.0,
+                          seconds_left=1.0))  # fmt: skip
             raise launch.RanksLost("rank 1 on b died", 1, silent_host)
 
         monkeypatch.setattr(job, "run_ranks", run_ranks)
         monkeypatch.setattr(job, "slots_again", lambda *arguments: slots.pop(0))
-        given = {"data": "/none", "run": str(tmp_path), "num_proc": 2, "max_restarts": 5}
-        job.run_to_the_end(None, build(TrainConfig, given | settings), 2)
+        given = {"data": "/none", "run": str(tmp_path), "max_restarts": 5}
+        job.run_to_the_end(None, ResolvedTraining(build(TrainConfig, given | settings), 2), 2)
         return started
 
     return run
 
 
 def test_a_run_is_begun_again_with_the_slots_that_are_left(run_with_losses, capsys, tmp_path):
-    save(locate(str(tmp_path)) / "checkpoints", 7, [], {"epoch": 0, "step": 7, "steps": 99})
+    save(
+        locate(str(tmp_path)) / "checkpoints",
+        7,
+        [],
+        {"epoch": 0, "step": 7, "steps": 99, "losses": 3.5},
+    )
     (tmp_path / "logs").mkdir()
     noise = "E0000 00:00:1795260240.266212 13421 cuda_dnn.cc:8310] Unable to register cuDNN"
     (tmp_path / "logs" / "rank-1.log").write_text(f"out of luck\n{noise}\n")
@@ -96,7 +102,7 @@ def test_a_run_that_is_stopped_says_where_the_command_goes_on(monkeypatch, tmp_p
     monkeypatch.setattr(job, "run_ranks", run_ranks)
     config = build(TrainConfig, {"data": "/none", "run": str(tmp_path)})
     with pytest.raises(StoppedError, match=f"^{reason}.*; the same command resumes at epoch 1"):
-        job.run_to_the_end(None, config, 2)
+        job.run_to_the_end(None, ResolvedTraining(config, 2), 2)
 
 
 @pytest.mark.parametrize("there, found", [(1, 1), (2, 2), (3, 3), (4, 3)])

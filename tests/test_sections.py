@@ -16,7 +16,7 @@ NAN = float("nan")
 def evaluated(facts=None, **tables):
     none = dict.fromkeys(("subgroups", "examples", "localisation", "comparison"))
     given = {"predictions": pd.DataFrame(), "metrics": pd.DataFrame(), **none} | tables
-    return Evaluated("test", {"bootstrap": 2000} | (facts or {}), **given)
+    return Evaluated("test", {"bootstrap": 2000, "findings": ["Mass"]} | (facts or {}), **given)
 
 
 def trained(run="/run", rates=(10.0,), ranks=1, model="vgg16", size=32, **lineage):
@@ -30,6 +30,7 @@ def trained(run="/run", rates=(10.0,), ranks=1, model="vgg16", size=32, **lineag
     lineage = {
         "store": "/store",
         "store_fingerprint": "f",
+        "findings": ["Mass"],
         "image_size": size,
         "ranks": who,
     } | lineage
@@ -92,16 +93,20 @@ def test_examples_are_pictures_by_finding_and_kind():
     row = {"finding": "Mass", "kind": "found", "image_index": "a.png", "probability": 0.9,
            "threshold": 0.5, "size": 32, "pixels": pixels.tobytes(), "map_height": 2, "map_width": 2,
            "map": activation.tobytes(), "boxes": []}  # fmt: skip
-    boxed = row | {"kind": "missed", "boxes": [[0.0, 0.0, 0.5, 0.5]]}
+    boxed = row | {"kind": "missed", "boxes": [[0.25, 0.25, 0.5, 0.5]]}
     other = row | {"finding": "Nodule"}
     mass, nodule = sections.pictured(pd.DataFrame([row, boxed, other]))
     assert (mass["finding"], list(mass["kinds"])) == ("Mass", ["found", "missed"])
     assert (nodule["finding"], list(nodule["kinds"])) == ("Nodule", ["found"])
-    assert [kind["boxed"] for kind in mass["kinds"].values()] == [False, True]
-    head, data = mass["kinds"]["found"]["data"].split(",")
-    assert head == "data:image/jpeg;base64"
-    content = np.frombuffer(base64.b64decode(data), np.uint8)
-    picture = cv2.imdecode(content, cv2.IMREAD_COLOR).astype(int)
+    pictures = []
+    for kind in ("found", "missed"):
+        head, data = mass["kinds"][kind]["data"].split(",")
+        assert head == "data:image/jpeg;base64"
+        content = np.frombuffer(base64.b64decode(data), np.uint8)
+        pictures.append(cv2.imdecode(content, cv2.IMREAD_COLOR).astype(int))
+    picture, with_box = pictures
+    boxed = np.argwhere(np.abs(picture - with_box).max(axis=2) > 40)
+    assert boxed.min(axis=0).tolist() == [64, 256 + 64], "the box, on the side with the map"
     assert picture.shape == (256, 2 * 256, 3), "the X-ray, and beside it the X-ray with its map"
     assert np.abs(picture - 100).max() <= 2
 
@@ -137,12 +142,12 @@ def test_lineage_of_a_run_and_of_scores():
         ("Run", "/run"), ("Model SHA-256", "ab12"), ("Store scored", "/store"),
         ("Store, train", "800 images"), ("source", "NIH"), ("Mirror images averaged", "yes"),
         ("Thresholds and temperature", "from val"), ("Bootstrap", "2,000 resamples of the patients"),
-        ("Patients seen, SHA-256", "cd34"), ("Packages", "numpy 1.26"),
+        ("Patients seen, SHA-256", "cd34"), ("Packages", "numpy 1.26"), ("Findings", "Mass"),
     ):  # fmt: skip
         assert row in rows
     rows = sections.lineage_rows("/out", evaluated({"scores": "/s.csv", "labels": "/l.csv"}), None)
     assert rows == [
-        ("Evaluation", "/out"), ("Scores", "/s.csv"), ("Labels", "/l.csv"),
+        ("Evaluation", "/out"), ("Scores", "/s.csv"), ("Labels", "/l.csv"), ("Findings", "Mass"),
         ("Mirror images averaged", "no"),
         ("Thresholds and temperature", "none: no validation split"),
         ("Bootstrap", "2,000 resamples of the patients"),
@@ -172,6 +177,6 @@ def test_all_of_it_from_the_tables_of_an_evaluation():
     assert found["mean"]["auroc"] == 0.75 and not found["fitted"] and not found["calibrated"]
     assert [r["finding"] for r in found["subgroups"]] == ["mean"]
     assert [r["finding"] for r in found["behind"]] == ["Mass"]
-    pictures = found["pictures"]
-    assert len(pictures["curves"]) == 2 and pictures["reliability"] == []
-    assert pictures["forest"].startswith("<svg") and pictures["training"] == ""
+    assert len(found["curves"]) == 2 and found["reliability"] == []
+    assert found["forest"].startswith("<svg") and found["pictures"]["training"] == ""
+    assert not found["of_nih"] and all(p.of("Mass") and p.mean is None for p in found["published"])

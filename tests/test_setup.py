@@ -7,17 +7,12 @@ import pytest
 
 from chexspark.config import TrainConfig
 from chexspark.data.plan import RankFacts
+from chexspark.findings import FINDINGS
+from chexspark.run.resolved import ResolvedTraining
 from chexspark.settings import build
+from chexspark.training.ring import Alone
 
 ALONE = RankFacts(0, 1)
-
-
-@pytest.fixture(scope="module")
-def hvd():
-    import horovod.tensorflow as hvd
-
-    hvd.init()
-    return hvd
 
 
 @pytest.fixture
@@ -30,14 +25,15 @@ def model():
     return keras.Model(inputs, keras.layers.Dense(14)(x))
 
 
-def config_of(**settings):
-    return build(TrainConfig, {"data": "/store", "run": "/run", "num_proc": 1, **settings})
+def settings_of(began_with=1, **settings):
+    config = build(TrainConfig, {"data": "/store", "run": "/run", **settings})
+    return ResolvedTraining(config, began_with)
 
 
-def steps_of(model, manifest, facts=ALONE, **settings):
+def steps_of(model, manifest, facts=ALONE, began_with=1, **settings):
     from chexspark.training.setup import make_steps
 
-    return make_steps(config_of(**settings), manifest, facts, model)
+    return make_steps(settings_of(began_with, **settings), manifest, facts, Alone(), model)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +44,7 @@ def steps_of(model, manifest, facts=ALONE, **settings):
      ({"precision": "mixed_float16"}, "scale_loss", True),
      ({"precision": "mixed_bfloat16"}, "scale_loss", False)],
 )  # fmt: skip
-def test_what_changes_the_step_is_in_its_settings(hvd, model, manifest, settings, name, value):
+def test_what_changes_the_step_is_in_its_settings(model, manifest, settings, name, value):
     from chexspark.training.step import StepSettings
 
     plain = steps_of(model, manifest).settings
@@ -57,7 +53,7 @@ def test_what_changes_the_step_is_in_its_settings(hvd, model, manifest, settings
     assert found == StepSettings(**{name: value})
 
 
-def test_the_loss_is_the_recipe_s(hvd, model, manifest):
+def test_the_loss_is_the_recipe_s(model, manifest):
     plain = steps_of(model, manifest).loss
     assert (plain.gamma, plain.smoothing, plain.positive) == (0, 0, None)
     focal = steps_of(model, manifest, loss="focal", focal_gamma=1.5, label_smoothing=0.2).loss
@@ -67,7 +63,7 @@ def test_the_loss_is_the_recipe_s(hvd, model, manifest):
     np.testing.assert_allclose(weighted.positive + weighted.negative, np.ones(14), rtol=1e-6)
 
 
-def test_the_optimizer_is_the_recipe_s(hvd, model, manifest):
+def test_the_optimizer_is_the_recipe_s(model, manifest):
     import tf_keras as keras
 
     steps = steps_of(model, manifest, optimizer="sgd", learning_rate=0.25, momentum=0.5)
@@ -76,7 +72,7 @@ def test_the_optimizer_is_the_recipe_s(hvd, model, manifest):
     assert steps.optimizer.get_config()["momentum"] == 0.5
 
 
-def test_augmentation_is_the_recipe_s(hvd, model, manifest):
+def test_augmentation_is_the_recipe_s(model, manifest):
     from chexspark.data.augmentation import NO_AUGMENTATION, Augmentation
 
     assert steps_of(model, manifest).augmentation == NO_AUGMENTATION
@@ -85,7 +81,7 @@ def test_augmentation_is_the_recipe_s(hvd, model, manifest):
     assert steps_of(model, manifest, **given).augmentation == Augmentation(**given)
 
 
-def test_normalisation_is_synchronised_where_it_is_asked_for(hvd, model, manifest):
+def test_normalisation_is_synchronised_where_it_is_asked_for(model, manifest):
     from chexspark.training.batch_norm import SynchronisedBatchNormalization
 
     def kinds(model):
@@ -100,23 +96,23 @@ def test_normalisation_is_synchronised_where_it_is_asked_for(hvd, model, manifes
     [(1, 4, 1, 1, 4), (2, 4, 2, 1, 4), (1, 4, 2, 1, 8), (3, 4, 4, 1, 6), (1, 5, 1, 2, 6),
      (3, 5, 3, 4, 8)],
 )  # fmt: skip
-def test_rows_of_a_step(hvd, model, manifest, world_size, batch, began_with, accumulate, rows):
+def test_rows_of_a_step(model, manifest, world_size, batch, began_with, accumulate, rows):
     """The global batch is kept when ranks are lost, and a rank's part can be cut into equal ones."""
     steps = steps_of(
         model, manifest, RankFacts(0, world_size),
-        batch_size=batch, num_proc=began_with, accumulate=accumulate,
+        began_with=began_with, batch_size=batch, accumulate=accumulate,
     )  # fmt: skip
     assert steps.input_specs[0].shape == (rows, 32, 32, 1)
 
 
-def test_the_seed_and_the_precision_make_the_model(hvd):
+def test_the_seed_and_the_precision_make_the_model():
     import tf_keras as keras
 
     from chexspark.training.setup import make_model
 
     def weights(**settings):
         try:
-            model, loaded = make_model(config_of(model="vgg16", **settings), 32)
+            model, loaded = make_model(settings_of(model="vgg16", **settings).config, 32, FINDINGS)
         finally:
             keras.mixed_precision.set_global_policy("float32")
         assert loaded == ""
@@ -129,16 +125,25 @@ def test_the_seed_and_the_precision_make_the_model(hvd):
     assert (first[1], weights(precision="mixed_bfloat16")[1]) == ("float32", "bfloat16")
 
 
-def test_what_fits_in_the_cache_is_read_once(hvd, store, manifest, tmp_path):
-    from chexspark.data.reader import SplitReader
+def test_what_fits_in_the_cache_is_read_once(store, manifest, tmp_path):
     from chexspark.training.loop import Training
 
     given = {"data": store.path, "run": str(tmp_path), "model": "vgg16"}
     trainings = [
-        Training(config_of(**given, **more), manifest, ALONE, SimpleNamespace())
+        Training(settings_of(**given, **more), manifest, ALONE, Alone(), SimpleNamespace())
         for more in ({}, {"cache_mb": 3})
     ]
     for training, size in zip(trainings, (0, 3 << 20), strict=True):
-        first, second = (v.cache for v in vars(training).values() if isinstance(v, SplitReader))
+        first, second = training.feed.reader.cache, training.val_reader.cache
         assert first is second, "what validation reads is kept too"
         assert first.bytes_left == size
+
+
+@pytest.mark.parametrize("images, began_with, batch, global_batch, steps",
+                         [(100, 2, 5, 10, 10), (101, 2, 5, 10, 11), (3, 4, 1, 4, 1)])  # fmt: skip
+def test_the_global_batch_is_of_the_ranks_that_a_run_began_with(
+    images, began_with, batch, global_batch, steps
+):
+    settings = settings_of(began_with, batch_size=batch, num_proc=1)
+    assert settings.global_batch == global_batch
+    assert settings.steps_per_epoch(images) == steps

@@ -6,6 +6,8 @@ import pytest
 from chexspark.data.pipeline import as_tensors
 from chexspark.data.plan import RankFacts
 from chexspark.data.reader import Batch
+from chexspark.run.moment import Moment
+from chexspark.training.ring import Alone
 
 SIZE, ROWS, STEPS = 8, 8, 3
 RANDOM = np.random.default_rng(0)
@@ -28,7 +30,7 @@ def make_model(batch_norm):
 
 
 def three_steps(
-    facts, batch_norm=False, precision="float32", optimizer="sgd", sync=False, **settings
+    facts, ring, batch_norm=False, precision="float32", optimizer="sgd", sync=False, **settings
 ):
     """Train on this rank's share of the rows; return losses and the weights in the end."""
     import tf_keras as keras
@@ -42,10 +44,10 @@ def three_steps(
         model = make_model(batch_norm)
     finally:
         keras.mixed_precision.set_global_policy("float32")
-    model = synchronised(model) if sync else model
+    model = synchronised(model, ring) if sync else model
     made = make_optimizer(optimizer, model.trainable_variables, 0.5)
     share = ROWS // facts.world_size
-    steps = Steps(model, made, share, SIZE, settings=StepSettings(**settings))
+    steps = Steps(model, made, share, ring, settings=StepSettings(**settings))
     mine = slice(facts.rank * share, (facts.rank + 1) * share)
     results = [
         steps.train(as_tensors(Batch(images[mine], labels[mine], weights[mine], np.arange(share))))
@@ -58,11 +60,12 @@ ALONE = RankFacts(0, 1)
 
 
 @pytest.fixture(scope="module")
-def hvd():
-    import horovod.tensorflow as hvd
+def one():
+    """The ring of one rank: Horovod's, which takes the same path as that of many."""
+    from chexspark.training.horovod_ring import HorovodRing, join
 
-    hvd.init()
-    return hvd
+    assert join() == ALONE
+    return HorovodRing()
 
 
 def assert_same(found, expected, within):
@@ -78,15 +81,15 @@ def assert_same(found, expected, within):
      ({"clip_norm": 1e6}, 1e-6), ({"precision": "mixed_bfloat16"}, 5e-2),
      ({"precision": "mixed_float16", "scale_loss": True}, 1e-2)],
 )  # fmt: skip
-def test_a_step_means_the_same_however_it_is_computed(hvd, settings, within):
-    assert_same(three_steps(ALONE, **settings), three_steps(ALONE), within)
+def test_a_step_means_the_same_however_it_is_computed(one, settings, within):
+    assert_same(three_steps(ALONE, one, **settings), three_steps(ALONE, one), within)
 
 
-def test_clipping_shortens_all_gradients_alike(hvd):
+def test_clipping_shortens_all_gradients_alike(one):
     import tf_keras as keras
 
     start = make_model(False).get_weights()
-    moved, short = (three_steps(ALONE, clip_norm=c, optimizer="sgd")[1] for c in (None, 1e-3))
+    moved, short = (three_steps(ALONE, one, clip_norm=c, optimizer="sgd")[1] for c in (None, 1e-3))
     keras.backend.clear_session()
     length = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(short, start, strict=True)))
     assert 0 < length < 0.5 * 1e-3 * STEPS * 6, "three steps of 0.5 × 0.001, and momentum"
@@ -94,11 +97,11 @@ def test_clipping_shortens_all_gradients_alike(hvd):
     assert far > 10 * length
 
 
-def test_the_moving_average_follows_the_weights(hvd):
-    *_, averages = three_steps(ALONE, ema=0.5)
+def test_the_moving_average_follows_the_weights(one):
+    *_, averages = three_steps(ALONE, one, ema=0.5)
     trail = [make_model(False).get_weights()]
     for count in range(1, STEPS + 1):
-        trail.append(first_steps(count))
+        trail.append(first_steps(count, one))
     expected = trail[0]
     for weights in trail[1:]:
         expected = [0.5 * e + 0.5 * w for e, w in zip(expected, weights, strict=True)]
@@ -106,18 +109,18 @@ def test_the_moving_average_follows_the_weights(hvd):
         np.testing.assert_allclose(ours, plain, atol=1e-6)
 
 
-def first_steps(count):
+def first_steps(count, ring):
     from chexspark.training.optimizers import make_optimizer
     from chexspark.training.step import Steps
 
     model = make_model(False)
-    steps = Steps(model, make_optimizer("sgd", model.trainable_variables, 0.5), ROWS, SIZE)
+    steps = Steps(model, make_optimizer("sgd", model.trainable_variables, 0.5), ROWS, ring)
     for images, labels, weights in list(zip(IMAGES, LABELS, WEIGHTS, strict=True))[:count]:
         steps.train(as_tensors(Batch(images, labels, weights, np.arange(ROWS))))
     return model.get_weights()
 
 
-def test_a_loss_scale_that_is_too_high_is_lowered_and_the_step_left_out(hvd):
+def test_a_loss_scale_that_is_too_high_is_lowered_and_the_step_left_out(one):
     import tf_keras as keras
 
     from chexspark.training.optimizers import make_optimizer
@@ -130,7 +133,7 @@ def test_a_loss_scale_that_is_too_high_is_lowered_and_the_step_left_out(hvd):
         keras.mixed_precision.set_global_policy("float32")
     start = model.get_weights()
     made = make_optimizer("sgd", model.trainable_variables, 0.5)
-    steps = Steps(model, made, ROWS, SIZE, settings=StepSettings(scale_loss=True))
+    steps = Steps(model, made, ROWS, one, settings=StepSettings(scale_loss=True))
     steps.scale.assign(2.0**40)
     given = as_tensors(Batch(IMAGES[0], LABELS[0], WEIGHTS[0], np.arange(ROWS)))
     result = steps.train(given)
@@ -141,7 +144,7 @@ def test_a_loss_scale_that_is_too_high_is_lowered_and_the_step_left_out(hvd):
     assert steps.train(given).applied and int(steps.good_steps) == 1
 
 
-def test_two_ranks_are_one_rank_with_twice_the_batch(spark, hvd):
+def test_two_ranks_are_one_rank_with_twice_the_batch(spark, one):
     """Without normalisation over a batch, with it synchronised, and in the ways of computing."""
     import sys
 
@@ -156,11 +159,10 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(spark, hvd):
     }  # fmt: skip
 
     def rank(address, variants):
-        import horovod.tensorflow as hvd
+        from chexspark.training.horovod_ring import HorovodRing, join
 
-        hvd.init()
-        facts = RankFacts(hvd.rank(), hvd.size())
-        return {name: three_steps(facts, **settings) for name, settings in variants.items()}
+        facts, ring = join(), HorovodRing()
+        return {name: three_steps(facts, ring, **settings) for name, settings in variants.items()}
 
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)
@@ -173,36 +175,36 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(spark, hvd):
             k: v for k, v in settings.items() if k not in ("accumulate", "compression", "sync")
         }
         within = {"compressed": 2e-3, "synchronised": 1e-4, "adam": 1e-3}.get(name, 1e-4)
-        assert_same(first[name], three_steps(ALONE, **alone), within)
+        assert_same(first[name], three_steps(ALONE, one, **alone), within)
         for ours, theirs in zip(first[name][1], second[name][1], strict=True):
             if name != "synchronised":
                 np.testing.assert_array_equal(ours, theirs)
 
 
-def test_normalisation_that_is_not_synchronised_is_another_thing(hvd):
-    plain, with_norm = three_steps(ALONE), three_steps(ALONE, batch_norm=True)
+def test_normalisation_that_is_not_synchronised_is_another_thing(one):
+    plain, with_norm = three_steps(ALONE, one), three_steps(ALONE, one, batch_norm=True)
     assert abs(plain[0][-1] - with_norm[0][-1]) > 1e-4
 
 
-def test_a_nan_is_told_with_step_rank_and_images(hvd, store, manifest):
+def test_a_nan_is_told_with_step_rank_and_images(one, store, manifest):
     from chexspark.data.reader import SplitReader
     from chexspark.training.faults import NotFiniteError, check_finite
     from chexspark.training.optimizers import make_optimizer
     from chexspark.training.step import Steps
 
     model = make_model(False)
-    steps = Steps(model, make_optimizer("sgd", model.trainable_variables, 0.5), ROWS, SIZE)
+    steps = Steps(model, make_optimizer("sgd", model.trainable_variables, 0.5), ROWS, one)
     reader = SplitReader(store, manifest, "train")
     rows = np.array([3, 12, 20, 21, 22, 40, -1, -1])
     weights = (rows >= 0).astype(np.float32)
     given = as_tensors(Batch(IMAGES[0], LABELS[0], weights, rows))
-    check_finite(steps.train(given), given, reader, ALONE, 0, 0)
+    check_finite(steps.train(given), given, reader, 0, Moment())
     model.layers[-1].bias.assign(np.full(14, np.nan, np.float32))
     names = reader.image_names(rows[:6])
     with pytest.raises(
         NotFiniteError, match=rf"epoch 3, step 5: .*rank 0, images {', '.join(names)};"
     ):
-        check_finite(steps.train(given), given, reader, ALONE, 2, 4)
+        check_finite(steps.train(given), given, reader, 0, Moment(2, 4))
 
 
 @pytest.mark.parametrize("kind", ["weighted", "focal", "smoothed"])
@@ -230,3 +232,44 @@ def test_losses_are_their_formulas(kind):
     }[kind]
     found = given.per_row(labels, logits).numpy()
     np.testing.assert_allclose(found, (expected * (labels >= 0)).sum(axis=1), rtol=1e-5)
+
+
+def test_a_ring_of_one_that_says_nothing_is_horovod_s_of_one(one):
+    assert_same(three_steps(ALONE, Alone()), three_steps(ALONE, one), 1e-7)
+    for ring in (Alone(), one):
+        np.testing.assert_array_equal(ring.sum([1.0, 2.5], "numbers"), [1.0, 2.5])
+        np.testing.assert_array_equal(ring.gather(LABELS[0], "rows"), LABELS[0])
+        assert ring.gather_objects({"rank": 0}) == [{"rank": 0}]
+        assert ring.from_first(None) is None and ring.from_first([1]) == [1]
+        model = make_model(False)
+        before = model.get_weights()
+        ring.average(model.variables)
+        ring.copy_first(model.variables)
+        for now, was in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(now, was)
+
+
+@pytest.mark.parametrize("findings", [1, 5, 200])
+def test_any_number_of_findings(findings):
+    import tf_keras as keras
+
+    from chexspark.training.loss import Loss
+    from chexspark.training.optimizers import make_optimizer
+    from chexspark.training.step import Steps
+
+    random = np.random.default_rng(0)
+    labels = random.integers(-1, 2, (ROWS, findings)).astype(np.int8)
+    inputs = keras.Input((SIZE, SIZE, 1), dtype="uint8")
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(findings)(flat))
+    weight = random.random(findings).astype(np.float32)
+    made = make_optimizer("sgd", model.trainable_variables, 0.5)
+    steps = Steps(model, made, ROWS, Alone(), loss=Loss(weight, 1 - weight))
+    given = as_tensors(Batch(IMAGES[0], labels, np.ones(ROWS, np.float32), np.arange(ROWS)))
+    logits = model(IMAGES[0][..., None]).numpy().astype(float)
+    losses = np.log1p(np.exp(np.where(labels == 1, -logits, logits)))
+    losses *= np.where(labels == 1, weight, 1 - weight)
+    scores, total, count = steps.score(given)
+    assert scores.shape == (ROWS, findings) and count == (labels >= 0).sum()
+    assert total == pytest.approx(losses[labels >= 0].sum(), rel=1e-4)
+    assert steps.train(given).loss == pytest.approx(losses[labels >= 0].mean(), rel=1e-4)

@@ -49,7 +49,7 @@ def test_the_share_of_refused_images():
     assert refused_images(results) == [("z", "blank: x", 1)]
     assert too_many_refused(results, 0.25) is None, "as many as may be"
     assert too_many_refused(results, 0.24) == (
-        "1 of 4 images were refused (1 blank), more than --max-bad 0.24"
+        "1 of 4 images were refused (1 blank), more than --max-bad=0.24"
     )
     assert too_many_refused([], 0.0) is None
     assert too_many_refused([TaskResult(quarantined=[("z", "blank", 1)])], 1.0) is None
@@ -61,13 +61,13 @@ def test_a_split_s_counts():
         kept("b", "1", labels={"Mass": 1}),
         kept("c", "2", labels={"Mass": -1}),
     ]
-    summary = summary_of(images, ("file",))
+    summary = summary_of(images, FINDINGS, ("file",))
     assert (summary.images, summary.patients, summary.files) == (3, 2, ("file",))
     found = (summary.positives, summary.negatives, summary.unknown)
     assert [part["Mass"] for part in found] == [2, 0, 1]
     assert [part["Edema"] for part in found] == [0, 2, 1]
     assert [part["Hernia"] for part in found] == [0, 3, 0]
-    assert label_counts([]).shape == (14, 3) and summary_of([], ()).images == 0
+    assert label_counts([], 14).shape == (14, 3) and summary_of([], FINDINGS, ()).images == 0
 
 
 def test_patients_of_each_split():

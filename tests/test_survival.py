@@ -21,6 +21,7 @@ from chexspark.cluster.view import EpochTable
 from chexspark.errors import RunFailedError, UserError
 from chexspark.run.checkpoint import latest, moment_of
 from chexspark.storage import locate
+from chexspark.training.events import Epoch, Step
 
 JOBS = Path(__file__).parent.parent / "jobs"
 # VGG-16 has the fewest layers, and is compiled the quickest.
@@ -75,9 +76,7 @@ def kill_once(monkeypatch, when, rank=1, how=signal.SIGKILL):
 def test_a_killed_rank_ends_in_the_weights_of_the_clean_run(
     spark, store, tmp_path, monkeypatch, capfd, clean
 ):
-    killed = kill_once(
-        monkeypatch, lambda e: e["event"] == "step" and (e["epoch"], e["step"]) == (1, 5)
-    )
+    killed = kill_once(monkeypatch, lambda e: isinstance(e, Step) and (e.epoch, e.step) == (1, 5))
     history = train(spark, data=store.path, run=str(tmp_path / "run"), **RECIPE)
     assert killed
     assert_as_clean(tmp_path / "run", history, clean)
@@ -91,7 +90,7 @@ def test_a_killed_rank_ends_in_the_weights_of_the_clean_run(
 @pytest.mark.slow
 def test_a_stalled_rank_is_treated_as_dead(spark, store, tmp_path, monkeypatch, capfd, clean):
     killed = kill_once(
-        monkeypatch, lambda e: e["event"] == "epoch" and e["epoch"] == 0, 0, signal.SIGSTOP
+        monkeypatch, lambda e: isinstance(e, Epoch) and e.epoch == 0, 0, signal.SIGSTOP
     )
     history = train(spark, data=store.path, run=str(tmp_path / "run"), **RECIPE, stall_seconds=10)
     assert_as_clean(tmp_path / "run", history, clean)
@@ -110,7 +109,7 @@ def test_no_restart_when_none_is_allowed_and_going_on_with_fewer_ranks(
     # samples in another order, losses differ by a hundredth.
     recipe = RECIPE | {"optimizer": "sgd"}
     undisturbed = train(spark, data=store.path, run=str(tmp_path / "undisturbed"), **recipe)
-    kill_once(monkeypatch, lambda e: e["event"] == "step" and e["epoch"] == 1)
+    kill_once(monkeypatch, lambda e: isinstance(e, Step) and e.epoch == 1)
     with pytest.raises(RunFailedError, match=r"rank \d on .* died; 0 restarts were allowed"):
         train(spark, data=store.path, run=str(tmp_path / "run"), **recipe, max_restarts=0)
     # The last checkpoint is torn: the one before it is taken.

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from chexspark.findings import FINDINGS
 from chexspark.storage import Location, locate
 
 
@@ -30,7 +31,7 @@ def test_figures_by_step_and_epoch_and_what_the_network_sees(tmp_path):
     labels[0, [1, 4]], labels[1, 2] = 1, -1
     with TensorBoard(locate(str(tmp_path))) as board:
         board.step(30, loss=0.25)
-        board.images(tf.constant(images), tf.constant(labels))
+        board.images(tf.constant(images), tf.constant(labels), FINDINGS)
         board.epoch(row)
     found = events_in(tmp_path)
     scalars = {key: float(value) for key, value in found.items() if value.ndim == 0 and

@@ -153,10 +153,10 @@ def test_a_thread_of_the_user_that_fails_meanwhile_is_seen(spark, monkeypatch, c
     def speak_and_fail(address):
         import os
 
-        from chexspark.training.events import EventSender
+        from chexspark.training.events import EventSender, Note
 
         with EventSender(address, int(os.environ["HOROVOD_RANK"])) as sender:
-            sender.send("note", text="here")
+            sender.send(Note("here"))
             raise ValueError("a rank's own")
 
     with pytest.raises(launch.RanksLost):

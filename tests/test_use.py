@@ -1,5 +1,6 @@
 """What a trained run is used for: new images, maps, other formats."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -132,13 +133,17 @@ def test_other_formats_give_the_same_logits(spark, store, run, model, tmp_path, 
     if name == "onnx":
         import onnxruntime
 
-        found = onnxruntime.InferenceSession(places[name].path).run(None, {"image": images})[0]
+        session = onnxruntime.InferenceSession(places[name].path)
+        found = session.run(None, {"image": images})[0]
+        told = session.get_modelmeta().custom_metadata_map["findings"]
+        assert json.loads(told) == list(FINDINGS)
     else:
         import tensorflow as tf
 
         loaded = tf.saved_model.load(places[name].path).signatures["serving_default"]
         found = loaded(image=tf.constant(images))["logits"].numpy()
     np.testing.assert_allclose(found, model(images).numpy(), atol=1e-4)
+    assert json.loads((tmp_path / "out" / "findings.json").read_text()) == list(FINDINGS)
 
 
 def test_the_best_model_loads_without_chexspark(run):

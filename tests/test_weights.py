@@ -10,8 +10,11 @@ import pytest
 import tf_keras as keras
 
 from chexspark.errors import UserError
+from chexspark.findings import FINDINGS
 from chexspark.models import build_model
 from chexspark.models.weights import check_weights, load_weights, train_trunk, trunk_layers
+from chexspark.run.best import promote, save_best
+from chexspark.run.folder import run_folder
 
 
 def tiny(findings=14, channels=4, seed=0):
@@ -40,8 +43,9 @@ def run(tmp_path):
     model = tiny(seed=1)
     for layer in model.layers:
         layer.set_weights([w + 1 for w in layer.get_weights()])
-    (tmp_path / "run" / "best").mkdir(parents=True)
-    model.save(tmp_path / "run" / "best" / "model.keras")
+    place = run_folder(str(tmp_path / "run"))
+    save_best(model, place, {"epoch": 0}, FINDINGS)
+    promote(place)
     return tmp_path / "run", model
 
 
@@ -50,26 +54,96 @@ def test_a_run_gives_all_its_layers_head_and_statistics_too(run):
     for uri in (place, place / "best" / "model.keras"):
         check_weights("resnet59", str(uri))
         model = tiny(seed=2)
-        line = load_weights(model, "resnet59", str(uri))
-        assert line == f"5 of 5 layers start from {place}/best/model.keras"
+        line = load_weights(model, "resnet59", str(uri), FINDINGS)
+        assert line == (
+            f"5 of 5 layers start from {place}/best/model.keras; logits of all 14 findings taken by name"
+        )
         assert all(same(model, source, layer.name) for layer in model.layers)
 
 
-def test_a_head_of_other_findings_is_left(run):
+NAMES = ("Lung Opacity", "Mass", "Infiltrate", "Fracture", "Cardiomegaly")
+
+
+def test_logits_are_taken_by_name_whatever_their_number_and_order(run):
     place, source = run
     model = tiny(findings=5, seed=2)
-    line = load_weights(model, "resnet59", str(place))
-    assert line.startswith("4 of 5 layers start from ") and line.endswith("; fresh: logits")
-    assert same(model, source, "conv_a") and same(model, source, "norm_b")
-    assert np.array_equal(
-        model.get_layer("logits").get_weights()[0],
-        tiny(5, seed=2).get_layer("logits").get_weights()[0],
+    line = load_weights(model, "resnet59", str(place), NAMES)
+    assert line == (
+        f"4 of 5 layers start from {place}/best/model.keras; logits of Mass, Infiltrate, Cardiomegaly "
+        "taken by name; fresh: logits of Lung Opacity, Fracture"
     )
+    assert same(model, source, "conv_a") and same(model, source, "norm_b")
+    kernel, bias = model.get_layer("logits").get_weights()
+    theirs, their_bias = source.get_layer("logits").get_weights()
+    fresh, fresh_bias = tiny(5, seed=2).get_layer("logits").get_weights()
+    for ours, name in ((1, "Mass"), (2, "Infiltration"), (4, "Cardiomegaly")):
+        there = FINDINGS.index(name)
+        np.testing.assert_array_equal(kernel[:, ours], theirs[:, there])
+        assert bias[ours] == their_bias[there]
+    for ours in (0, 3):
+        np.testing.assert_array_equal(kernel[:, ours], fresh[:, ours])
+        assert bias[ours] == fresh_bias[ours]
+
+
+def test_one_finding_and_findings_that_have_none_in_common(run):
+    model = tiny(findings=1, seed=2)
+    line = load_weights(model, "resnet59", str(run[0]), ("Mass",))
+    assert line.endswith("best/model.keras; logits of Mass taken by name")
+    line = load_weights(model, "resnet59", str(run[0]), ("Lung Opacity",))
+    assert line.startswith("4 of 5 layers") and line.endswith("model.keras; fresh: logits")
+
+
+def test_a_file_that_does_not_say_its_findings_gives_its_trunk(run, tmp_path):
+    place, source = run
+    plain = tmp_path / "plain.keras"
+    source.save(plain)
+    for uri in (plain, place):
+        if uri is place:  # and no lineage beside it
+            plain.rename(place / "best" / "model.keras")
+        model = tiny(seed=2)
+        line = load_weights(model, "resnet59", str(uri), FINDINGS)
+        assert line.startswith("4 of 5 layers start from ")
+        assert line.endswith("; fresh: logits (the file does not say its findings)")
+        assert same(model, source, "conv_a") and not same(model, source, "logits")
+
+
+@pytest.mark.parametrize("uri", ["run", "run/best/model.keras"])
+def test_the_lineage_says_the_findings_of_an_older_run(run, tmp_path, uri):
+    place, source = run
+    source.save(place / "best" / "model.keras")
+    lineage = {"image_size": 8, "store_fingerprint": "x", "findings": [*FINDINGS[:13], "Fracture"]}
+    (place / "lineage.json").write_text(json.dumps(lineage))
+    line = load_weights(tiny(seed=2), "resnet59", str(tmp_path / uri), FINDINGS)
+    assert line.endswith(", … taken by name; fresh: logits of Hernia")
+    del lineage["findings"]  # of before runs had any but NIH's
+    (place / "lineage.json").write_text(json.dumps(lineage))
+    line = load_weights(tiny(seed=2), "resnet59", str(tmp_path / uri), FINDINGS)
+    assert line.endswith("logits of all 14 findings taken by name")
+
+
+def test_findings_of_another_number_than_the_logits_are_not_taken(run):
+    place, _ = run
+    tiny(findings=3, seed=1).save(place / "best" / "model.keras")
+    with zipfile.ZipFile(place / "best" / "model.keras", "a") as archive:
+        archive.writestr("findings.json", json.dumps(FINDINGS))
+    line = load_weights(tiny(seed=2), "resnet59", str(place), FINDINGS)
+    assert line.startswith("4 of 5 layers") and line.endswith("; fresh: logits")
+
+
+@pytest.mark.parametrize("content", ["[", '{"a": 1}', '["Mass", "Mass"]', "[" * 100_000, "[1]"])
+def test_a_damaged_list_of_findings_is_named(run, content):
+    path = run[0] / "best" / "model.keras"
+    tiny().save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("findings.json", content)
+    for look in (check_weights, lambda *names: load_weights(tiny(), *names, FINDINGS)):
+        with pytest.raises(UserError, match=r"model.keras is damaged: findings.json .*; copy it"):
+            look("resnet59", str(run[0]))
 
 
 def test_nothing_in_common_is_another_network(run):
     with pytest.raises(UserError, match=r"model.keras: no layer has the name and shapes of one of"):
-        load_weights(tiny(findings=5, channels=3), "resnet59", str(run[0]))
+        load_weights(tiny(findings=5, channels=3), "resnet59", str(run[0]), NAMES)
 
 
 def test_a_model_under_mixed_precision_starts_from_a_plain_one(run):
@@ -78,15 +152,17 @@ def test_a_model_under_mixed_precision_starts_from_a_plain_one(run):
         model = tiny(seed=2)
     finally:
         keras.mixed_precision.set_global_policy("float32")
-    load_weights(model, "resnet59", str(run[0]))
+    load_weights(model, "resnet59", str(run[0]), FINDINGS)
     assert same(model, run[1], "conv_b") and model.get_layer("conv_b").compute_dtype == "bfloat16"
 
 
 def test_training_goes_on_at_another_size(tmp_path):
     source = build_model("resnet50", 32, 14)
-    source.save(tmp_path / "model.keras")
+    run = run_folder(str(tmp_path))
+    save_best(source, run, {"epoch": 0}, FINDINGS)
+    promote(run)
     model = build_model("resnet50", 64, 14)
-    line = load_weights(model, "resnet50", str(tmp_path / "model.keras"))
+    line = load_weights(model, "resnet50", str(tmp_path), FINDINGS)
     assert line.startswith("107 of 107 layers start from ")
     assert all(same(model, source, layer.name) for layer in model.layers)
 
@@ -99,11 +175,13 @@ def test_imagenet_s_weights_go_into_all_but_the_logits(tmp_path):
     check_weights("vgg16", path)
     model = build_model("vgg16", 32, 14)
     before = model.get_layer("logits").get_weights()[0]
-    assert load_weights(model, "vgg16", path) == f"all layers but logits start from {path}"
+    assert (
+        load_weights(model, "vgg16", path, FINDINGS) == f"all layers but logits start from {path}"
+    )
     assert same(model, source, "block1_conv1") and same(model, source, "block5_conv3")
     assert np.array_equal(model.get_layer("logits").get_weights()[0], before)
     with pytest.raises(UserError, match=r"not resnet50's ImageNet weights .*; take https://"):
-        load_weights(build_model("resnet50", 32, 14), "resnet50", path)
+        load_weights(build_model("resnet50", 32, 14), "resnet50", path, FINDINGS)
 
 
 def test_imagenet_s_weights_for_a_network_without_any(tmp_path):
@@ -131,24 +209,24 @@ def test_a_torn_file_is_named(run, tmp_path):
     content = (run[0] / "best" / "model.keras").read_bytes()
     torn = tmp_path / "torn.keras"
     torn.write_bytes(content[: len(content) // 2])
-    for look in (check_weights, lambda *names: load_weights(tiny(), *names)):
+    for look in (check_weights, lambda *names: load_weights(tiny(), *names, FINDINGS)):
         with pytest.raises(UserError, match=r"torn.keras is damaged, or not a Keras model"):
             look("resnet59", str(torn))
     changed = bytearray(content)
     changed[content.index(b"HDF") + 5000] ^= 1
     torn.write_bytes(changed)
     with pytest.raises(UserError, match=r"torn.keras is damaged"):
-        load_weights(tiny(), "resnet59", str(torn))
+        load_weights(tiny(), "resnet59", str(torn), FINDINGS)
     (tmp_path / "torn.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     with pytest.raises(UserError, match=r"torn.h5: not vgg16's ImageNet weights"):
-        load_weights(build_model("vgg16", 32, 14), "vgg16", str(tmp_path / "torn.h5"))
+        load_weights(build_model("vgg16", 32, 14), "vgg16", str(tmp_path / "torn.h5"), FINDINGS)
 
 
 def test_a_layer_that_carries_code_is_refused(tmp_path):
     inputs = keras.Input((8,))
     model = keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1, name="evil")(inputs))
     model.save(tmp_path / "lambda.keras")
-    for look in (check_weights, lambda *names: load_weights(tiny(), *names)):
+    for look in (check_weights, lambda *names: load_weights(tiny(), *names, FINDINGS)):
         with pytest.raises(UserError, match="layer evil is a Lambda, which carries code"):
             look("resnet59", str(tmp_path / "lambda.keras"))
 
@@ -166,7 +244,7 @@ def test_what_a_file_names_is_not_imported(run, tmp_path, monkeypatch):
         for name in source.namelist():
             out.writestr(name, json.dumps(config) if name == "config.json" else source.read(name))
     check_weights("resnet59", str(path))
-    load_weights(tiny(), "resnet59", str(path))
+    load_weights(tiny(), "resnet59", str(path), FINDINGS)
     assert "foreign" not in sys.modules
     keras.models.load_model(path, safe_mode=True)
     assert "foreign" in sys.modules, "Keras's own loader does"

@@ -4,11 +4,12 @@ In: names and rates. Out: SVG text.
 """
 
 import io
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
+STYLE: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
          "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
 
 

@@ -6,15 +6,20 @@ shared too, better than any rate by itself.
 """
 
 import json
+import logging
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
 
 import psutil
+from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.benchmark.chart import rates_chart
@@ -33,6 +38,8 @@ from chexspark.progress import ProgressLine
 from chexspark.session import has_session, start_session
 from chexspark.storage import locate
 
+log = logging.getLogger(__name__)
+
 ROUNDS, ROUND_SECONDS, TRAINING_STEPS = 3, 3.0, 6
 BATCH, RANKS = 32, 2
 USUAL = {"reader": (4096, 256), "train": (128, 224), "start": (800, 64)}  # images, size
@@ -50,8 +57,24 @@ READER_WAYS = {
 }
 
 
+class ReaderRates(TypedDict):
+    """What the suite ``reader`` finds; a way is a key of `READER_WAYS`."""
+
+    images_per_second: dict[str, float]  # of each way, the median of its rounds
+    rounds: dict[str, list[float]]
+    waiting_share_while_training: float  # of the time of a training
+
+
+class Measured(NamedTuple):
+    """What a suite found, the table of it, and its chart, SVG, if it has one."""
+
+    found: Mapping[str, Any]  # JSON
+    text: str
+    chart: str | None = None
+
+
 @takes(BenchmarkConfig)
-def benchmark(spark, config: BenchmarkConfig) -> dict:
+def benchmark(spark: SparkSession | None, config: BenchmarkConfig) -> dict[str, Any]:
     """Run a suite and return what was measured. Raises UserError for what the user can mend."""
     out = locate(config.out)
     images = find_images(config.images)
@@ -61,27 +84,24 @@ def benchmark(spark, config: BenchmarkConfig) -> dict:
     was_there = spark is not None or has_session()
     spark = start_session(spark, "benchmark")
     with tempfile.TemporaryDirectory(prefix="chexspark-benchmark-") as name:
-        folder, chart = Path(name), None
+        folder = Path(name)
         if config.suite == "reader":
             make_forms(spark, folder, images, count, size)
-            found = run_readers(folder)
-            title = f"images per second to TensorFlow, {size}×{size}, one rank, batch {BATCH}"
-            rates = found["images_per_second"]
-            chart = rates_chart({READER_WAYS[way]: rates[way] for way in rates}, title)
-            text = reader_text(found)
+            measured = measure_readers(folder, size)
         elif config.suite == "train":
-            found = measure_training(spark, folder, size, count, RANKS)
+            rates = measure_training(spark, folder, size, count, RANKS)
             title = f"images per second, DenseNet-121, {size}×{size}, {RANKS} ranks of one thread"
-            chart = rates_chart(found["images_per_second"], title)
-            text = training_text(found, RANKS, size)
+            chart = rates_chart(rates["images_per_second"], title)
+            measured = Measured(rates, training_text(rates, RANKS, size), chart)
         else:
             store = make_store(spark, folder, count, size)
             if not was_there:
                 spark.stop()  # its cores and its memory are the job's
-            found = measure_start(folder, store, RANKS)
-            text = start_text(found, count, size, RANKS)
-    print(text, flush=True)
-    found |= {
+            start = measure_start(folder, store, RANKS)
+            measured = Measured(start, start_text(start, count, size, RANKS))
+    log.info(measured.text)
+    found = {
+        **measured.found,
         "images": config.images or "synthetic",
         "count": count,
         "size": size,
@@ -89,14 +109,22 @@ def benchmark(spark, config: BenchmarkConfig) -> dict:
     }
     written = [out / f"{config.suite}.json"]
     written[0].write_text(json.dumps(found, indent=1) + "\n")
-    if chart:
+    if measured.chart:
         written.append(out / f"{config.suite}.svg")
-        written[1].write_text(chart)
-    print(f"written: {', '.join(map(str, written))}")
+        written[1].write_text(measured.chart)
+    log.info("written: %s", ", ".join(map(str, written)))
     return found
 
 
-def machine() -> dict:
+def measure_readers(folder: Path, size: int) -> Measured:
+    """The suite ``reader``, on the forms in `folder`."""
+    found = run_readers(folder)
+    title = f"images per second to TensorFlow, {size}×{size}, one rank, batch {BATCH}"
+    rates = {READER_WAYS[way]: rate for way, rate in found["images_per_second"].items()}
+    return Measured(found, reader_text(found), rates_chart(rates, title))
+
+
+def machine() -> dict[str, int | str | None]:
     """What was measured on."""
     return {"cores": psutil.cpu_count(), "processor": platform.machine()}
 
@@ -107,15 +135,16 @@ def find_images(folder: str | None) -> list[Path]:
         return []
     images = sorted(Path(folder).glob("*.png"))
     if not images:
-        raise UserError(f"--images {folder}: there is no PNG file in this local folder")
+        raise UserError(f"--images={folder}: there is no PNG file in this local folder")
     return images
 
 
-def run_readers(folder: Path) -> dict:
+def run_readers(folder: Path) -> ReaderRates:
     """Run the ways in a process of their own. Raises RunFailedError with its last words."""
     arguments = [folder, BATCH, ROUNDS, ROUND_SECONDS, TRAINING_STEPS]
     command = [sys.executable, "-m", "chexspark.benchmark.readers", *map(str, arguments)]
-    rates, training = {way: [] for way in READER_WAYS}, {}
+    rates: dict[str, list[float]] = {way: [] for way in READER_WAYS}
+    waiting = math.nan
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
@@ -124,10 +153,10 @@ def run_readers(folder: Path) -> dict:
         ProgressLine() as line,
     ):
         line.show("warming up")
-        for text in process.stdout:
+        for text in process.stdout or ():
             found = json.loads(text)
             if found["way"] == "training":
-                training = found
+                waiting = found["waiting"]
                 continue
             rate = found["images"] / found["seconds"]
             rates[found["way"]].append(rate)
@@ -141,11 +170,11 @@ def run_readers(folder: Path) -> dict:
     return {
         "images_per_second": {way: statistics.median(values) for way, values in rates.items()},
         "rounds": rates,
-        "waiting_share_while_training": training["waiting"],
+        "waiting_share_while_training": waiting,
     }
 
 
-def reader_text(found: dict) -> str:
+def reader_text(found: ReaderRates) -> str:
     """The table: rate of each way, and chexspark's as a multiple of it."""
     rates = found["images_per_second"]
     lines = [f"{'':<52}{'images/s':>10}{'chexspark is':>14}"]

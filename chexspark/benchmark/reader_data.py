@@ -8,12 +8,14 @@ all but the first of the same shrunken images.
 import itertools
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
 
 from chexspark.data.reader import SplitReader
 from chexspark.findings import FINDINGS
@@ -28,7 +30,9 @@ MADE_SIZE = 1024
 TFRECORD_FILES = 8
 
 
-def make_forms(spark, folder: Path, images: list[Path], count: int, size: int) -> None:
+def make_forms(
+    spark: SparkSession, folder: Path, images: list[Path], count: int, size: int
+) -> None:
     """Write all forms. `images` (none: synthetic ones) are repeated until there are `count`."""
     source = folder / "source"
     source.mkdir()
@@ -60,7 +64,7 @@ def make_forms(spark, folder: Path, images: list[Path], count: int, size: int) -
     subprocess.run([sys.executable, "-m", module, str(folder), str(TFRECORD_FILES)], check=True)
 
 
-def made_images():
+def made_images() -> Iterator[bytes]:
     """Phantoms as PNG files."""
     for number in range(MADE_IMAGES):
         random = np.random.Generator(np.random.PCG64([0, number]))
@@ -68,8 +72,8 @@ def made_images():
         yield cv2.imencode(".png", pixels)[1].tobytes()
 
 
-def row_groups(folder: Path):
-    """Images uint8 (rows, size, size) and labels int8 (rows, 14) of the store, by row group."""
+def row_groups(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images uint8 (rows, size, size) and labels int8 (rows, findings) of the store, by row group."""
     store = locate(str(folder / "store"))
     reader = SplitReader(store, read_manifest(store), "train")
     for number in range(len(reader.row_groups)):
@@ -87,7 +91,7 @@ def write_batch_reader_form(folder: Path) -> None:
             writer.write_table(pa.table(columns, schema=schema), len(images))
 
 
-def write_petastorm_png(spark, folder: Path, size: int) -> None:
+def write_petastorm_png(spark: SparkSession, folder: Path, size: int) -> None:
     """A Petastorm dataset as its documentation makes one, images in its PNG codec."""
     from petastorm.codecs import CompressedImageCodec, NdarrayCodec
     from petastorm.etl.dataset_metadata import materialize_dataset

@@ -7,15 +7,18 @@ In: the folder with ``store/``. Out: ``tfrecord/raw-*`` and ``tfrecord/png-*``.
 
 import contextlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import numpy as np
 import tensorflow as tf
 
 from chexspark.benchmark.reader_data import row_groups
 
 
-def record(image: bytes, labels) -> bytes:
+def record(image: bytes, labels: np.ndarray) -> bytes:
+    """A serialised ``tf.train.Example``; `labels`: int8 (findings,)."""
     features = {
         "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image])),
         "labels": tf.train.Feature(int64_list=tf.train.Int64List(value=labels.tolist())),
@@ -24,9 +27,10 @@ def record(image: bytes, labels) -> bytes:
 
 
 def main(folder: str, files: str) -> None:
+    """Write the TFRecords of a folder's images, in so many files."""
     place = Path(folder) / "tfrecord"
     place.mkdir()
-    forms = {
+    forms: dict[str, Callable[[np.ndarray], bytes]] = {
         "raw": lambda image: image.tobytes(),
         "png": lambda image: cv2.imencode(".png", image)[1].tobytes(),
     }

@@ -1,6 +1,6 @@
 """The training step of one rank, measured three ways in turn. Runs on ranks.
 
-In: a config of a run. Out: seconds per image of each way, round after round:
+In: settings of a run. Out: seconds per image of each way, round after round:
 ``loop`` is the training loop as it trains; ``step`` its compiled step on a batch that stays in
 memory; ``silent`` the same step without a message to other ranks, on both at the same time: what the
 machine gives to processes that run side by side.
@@ -8,67 +8,53 @@ machine gives to processes that run side by side.
 
 import time
 
-from chexspark.config import TrainConfig
+from chexspark.run.moment import Moment
+from chexspark.run.resolved import ResolvedTraining
 from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
-from chexspark.training.events import EventAddress, EventSender
+from chexspark.training.events import EventAddress, EventSender, Round
 from chexspark.training.rank import join_ring
+from chexspark.training.ring import Alone
 
 
-def measure_rank(address: EventAddress, config: TrainConfig, rounds: int) -> list[dict]:
+def measure_rank(
+    address: EventAddress, settings: ResolvedTraining, rounds: int
+) -> list[dict[str, float]]:
     """Return a dict per round: way → seconds per image of this rank."""
-    import horovod.tensorflow as hvd
-    import tensorflow as tf
-
-    from chexspark.data.augmentation import random_numbers
-    from chexspark.data.pipeline import tensors
+    from chexspark.training import horovod_ring
     from chexspark.training.loop import Training
     from chexspark.training.step import Steps
 
-    class SilentSteps(Steps):
-        """Steps of a rank that keeps its sums to itself."""
-
-        def _sum(self, tensors, name, compressed=False):
-            return tensors
-
-    facts, *_ = join_ring(config.threads)
+    facts, *_ = join_ring(settings.config.threads)
+    ring, found = horovod_ring.HorovodRing(), []
     with EventSender(address, facts.rank) as events:
-        training = Training(config, read_manifest(locate(config.data)), facts, events)
-        steps = training.steps
-        silent = SilentSteps(
-            training.model,
-            steps.optimizer,
-            steps.batch_size,
-            training.train_reader.size,
-            steps.augmentation,
-        )
-        plan = training.plan(0)
-        batches = tensors(
-            training.train_reader.batches(plan), random_numbers(0, 0, training.images)
-        )
+        manifest = read_manifest(locate(settings.config.data))
+        training = Training(settings, manifest, facts, ring, events)
+        steps, count = training.network.steps, training.steps_per_epoch
+        silent = Steps(steps.model, steps.optimizer, steps.batch_size, Alone(), steps.augmentation)
+        batches = training.feed.batches(0)
         batch = next(batches)
         batches.close()
 
-        def repeat(one):
-            for _ in range(len(plan)):
+        def repeat(one: Steps) -> None:
+            for _ in range(count):
                 one.train(batch)
 
         ways = {
-            "loop": lambda number: training.train_epoch(number, 0, 0.0),
+            "loop": lambda number: training.train_epoch(Moment(number, steps=count)),
             "step": lambda number: repeat(steps),
             "silent": lambda number: repeat(silent),
         }
         for one in (steps, silent):
             one.train(batch)  # compiles
-        found = []
         for number in range(rounds):
-            events.send("round", round=number)
+            events.send(Round(number))
             row = {}
             for name, run in ways.items():
-                hvd.allreduce(tf.zeros(1), name="all_are_here")
+                ring.sum([0.0], "all_are_here")
                 started = time.perf_counter()
                 run(number)
-                row[name] = (time.perf_counter() - started) / (len(plan) * steps.batch_size)
+                row[name] = (time.perf_counter() - started) / (count * steps.batch_size)
             found.append(row)
-    hvd.shutdown()
+    horovod_ring.leave()
     return found

@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TypedDict
+
+from pyspark.sql import SparkSession
 
 from chexspark.benchmark.train_rank import measure_rank
 from chexspark.cluster.launch import run_ranks
@@ -19,12 +22,31 @@ from chexspark.phantom import write_release
 from chexspark.progress import ProgressLine
 from chexspark.run.folder import run_folder
 from chexspark.run.history import read_history
+from chexspark.run.resolved import ResolvedTraining
 from chexspark.settings import build
+from chexspark.training.events import Event, Round
 
 BATCH, ROUNDS = 16, 5
 
 
-def make_store(spark, folder: Path, count: int, size: int) -> str:
+class TrainingRates(TypedDict):
+    """Of each way of `train_rank`, over all ranks; ratios are medians of the rounds'."""
+
+    images_per_second: dict[str, float]  # the median of the rounds
+    rounds: list[dict[str, float]]
+    loop_over_step: float
+    step_over_silent: float
+
+
+class StartFound(TypedDict):
+    """Of a whole training job."""
+
+    seconds: float  # from the command to the model
+    images_per_second: float  # in the last epoch
+    input_share: float  # of that epoch's time
+
+
+def make_store(spark: SparkSession, folder: Path, count: int, size: int) -> str:
     """A store of which `count` synthetic images are to train on."""
     nih = folder / "nih"
     write_release(out=str(nih), images=count + 2, size=size)
@@ -40,20 +62,23 @@ def make_store(spark, folder: Path, count: int, size: int) -> str:
     return str(folder / "store")
 
 
-def measure_training(spark, folder: Path, size: int, count: int, ranks: int) -> dict:
+def measure_training(
+    spark: SparkSession, folder: Path, size: int, count: int, ranks: int
+) -> TrainingRates:
     """The three ways of `train_rank`, as images per second over all ranks, and their ratios."""
     config = build(
         TrainConfig,
         {"data": make_store(spark, folder, count, size), "run": str(folder / "run"),
-         "batch_size": BATCH, "num_proc": ranks, "threads": 1, "flip": True},
+         "batch_size": BATCH, "threads": 1, "flip": True},
     )  # fmt: skip
     with ProgressLine() as line:
 
-        def show(event):
-            if event["event"] == "round":
-                line.show(f"round {event['round'] + 1} of {ROUNDS}")
+        def show(event: Event) -> None:
+            if isinstance(event, Round):
+                line.show(f"round {event.round + 1} of {ROUNDS}")
 
-        found = run_ranks(spark, measure_rank, (config, ROUNDS), ranks, show)
+        settings = ResolvedTraining(config, began_with=ranks)
+        found = run_ranks(spark, measure_rank, (settings, ROUNDS), ranks, show)
     rounds = [
         {way: ranks / statistics.mean(rank[number][way] for rank in found) for way in found[0][0]}
         for number in range(ROUNDS)
@@ -68,7 +93,8 @@ def measure_training(spark, folder: Path, size: int, count: int, ranks: int) -> 
     }
 
 
-def training_text(found: dict, ranks: int, size: int) -> str:
+def training_text(found: TrainingRates, ranks: int, size: int) -> str:
+    """The rates and their ratios, for people."""
     rates = found["images_per_second"]
     return "\n".join(
         [
@@ -82,8 +108,12 @@ def training_text(found: dict, ranks: int, size: int) -> str:
     )
 
 
-def measure_start(folder: Path, store: str, ranks: int) -> dict:
+def measure_start(folder: Path, store: str, ranks: int) -> StartFound:
     """A whole training job of two epochs: seconds from the command to the model, last epoch's rate.
+
+    Raises RunFailedError when the job fails.
+
+    Raises RunFailedError when the job fails.
 
     It runs on a Spark session of its own, of as many local slots as ranks; who has one here would do
     well to stop it before, since it takes memory.
@@ -117,7 +147,8 @@ def job_environment(slots: int) -> dict[str, str]:
     return own | {"PYSPARK_SUBMIT_ARGS": f"--master local[{slots}] pyspark-shell"}
 
 
-def start_text(found: dict, count: int, size: int, ranks: int) -> str:
+def start_text(found: StartFound, count: int, size: int, ranks: int) -> str:
+    """What a whole job took, for people."""
     return (
         f"{count} images of {size}x{size}, 2 epochs, {ranks} ranks of one thread: "
         f"{found['seconds']:.1f} s from the command to the model, "

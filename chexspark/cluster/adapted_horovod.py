@@ -12,6 +12,8 @@ import os
 import socket
 import threading
 import types
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import horovod.runner.common.util.network as network
 import horovod.runner.gloo_run as gloo_run
@@ -24,10 +26,13 @@ from horovod.spark.driver.driver_service import SparkDriverService
 from chexspark.training.events import keep_alive
 
 CONNECT_SECONDS = 5.0  # to a task whose host may be gone
+RunRank = Callable[[str, Any, Any], tuple[int, float]]  # → exit code, when it ended
 
 
 @contextlib.contextmanager
-def adapted_horovod(driver_host: str, silent_hosts: set[str], failed_ranks: list[int]):
+def adapted_horovod(
+    driver_host: str, silent_hosts: set[str], failed_ranks: list[int]
+) -> Iterator[None]:
     """Inside, Horovod differs in six ways.
 
     It does not load TensorFlow in a fork of the driver to see whether it was built with Gloo: that
@@ -42,16 +47,16 @@ def adapted_horovod(driver_host: str, silent_hosts: set[str], failed_ranks: list
     """
     plain_interfaces = SparkDriverService.get_common_interfaces
 
-    def interfaces(service):
+    def interfaces(service: SparkDriverService) -> list[str]:
         return in_order(plain_interfaces(service), service.addresses(), driver_host)
 
     silent_thread = functools.partial(horovod_threads.in_thread, silent=True)
     plain_command = spark_gloo_run._exec_command_fn
 
-    def command_of(*arguments):
+    def command_of(*arguments: Any) -> RunRank:
         run = plain_command(*arguments)
 
-        def run_rank(command, slot_info, events):
+        def run_rank(command: str, slot_info: Any, events: Any) -> tuple[int, float]:
             exit_code, ended = run(command, slot_info, events)
             if exit_code != 0:
                 failed_ranks.append(slot_info.rank)
@@ -59,7 +64,7 @@ def adapted_horovod(driver_host: str, silent_hosts: set[str], failed_ranks: list
 
         return run_rank
 
-    def new_socket(*arguments, **settings):
+    def new_socket(*arguments: Any, **settings: Any) -> WatchedSocket:
         return WatchedSocket(silent_hosts, *arguments, **settings)
 
     with contextlib.ExitStack() as stack:
@@ -77,7 +82,9 @@ def adapted_horovod(driver_host: str, silent_hosts: set[str], failed_ranks: list
         yield
 
 
-def in_order(common: set[str], addresses: dict, driver_host: str) -> list[str]:
+def in_order(
+    common: set[str], addresses: dict[str, list[tuple[str, int]]], driver_host: str
+) -> list[str]:
     """Interfaces that all have in common, the one with the driver's address first, no others' loopback.
 
     `addresses`: of the driver, by interface, pairs of address and port.
@@ -92,11 +99,12 @@ def in_order(common: set[str], addresses: dict, driver_host: str) -> list[str]:
 class WatchedSocket(socket.socket):
     """A socket that notices within seconds that the other host is gone."""
 
-    def __init__(self, silent_hosts: set[str], *arguments, **settings):
+    def __init__(self, silent_hosts: set[str], *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self.silent_hosts = silent_hosts
 
-    def connect(self, address):
+    def connect(self, address: Any) -> None:
+        """Connect, and be told of a host that is gone."""
         if address[0] in self.silent_hosts:
             raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
         asked = self.gettimeout()

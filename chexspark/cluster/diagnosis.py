@@ -1,6 +1,6 @@
 """The faults that keep ranks from starting, and their remedies. Pure functions; runs on the driver.
 
-In: what tasks found (`probe.PlaceFacts`), one per rank; what the network costs (`models.cost.count`).
+In: what tasks found (`probe.PlaceFacts`), one per rank; what the network costs (`models.cost.NetworkCost`).
 Out: lines of text.
 """
 
@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 
 from chexspark.cluster.probe import PlaceFacts
+from chexspark.models.cost import NetworkCost
 
 PROCESS_BYTES = 700 << 20  # resident memory of a rank with TensorFlow and Horovod, without a model
 CHECKPOINT_BYTES = 85 << 20  # DenseNet-121's weights and Adam's two values for each, float32
@@ -19,12 +20,12 @@ GPU_SETTINGS = "--conf spark.executor.resource.gpu.amount=N --conf spark.task.re
 def diagnose(
     ranks: list[PlaceFacts],
     num_proc: int,
-    driver_versions: dict,
+    driver_versions: dict[str, str | None],
     store: str,
     run: str | None,
-    cost: dict | None = None,
+    cost: NetworkCost | None = None,
 ) -> list[str]:
-    """All faults of places, one line each. `cost`: of the network (`models.cost.count`), where known."""  # fmt: skip
+    """All faults of places, one line each. `cost`: of the network, where that is known."""
     return [
         *silent_ranks(ranks, num_proc),
         *package_faults(ranks, driver_versions),
@@ -53,14 +54,14 @@ def data_warnings(images: int, row_groups: int, num_proc: int, batch_size: int) 
         )
     if batch_size * num_proc > images:
         found.append(
-            f"a step of {num_proc} ranks x --batch-size {batch_size} is larger than the {images} "
+            f"a step of {num_proc} ranks x --batch-size={batch_size} is larger than the {images} "
             "training images: an epoch is one step; lower --batch-size or --num-proc"
         )
     return found
 
 
 def container_warnings(
-    ranks: list[PlaceFacts], overhead_bytes: int | None, cost: dict | None = None
+    ranks: list[PlaceFacts], overhead_bytes: int | None, cost: NetworkCost | None = None
 ) -> list[str]:
     """Executors whose containers leave too little beside the JVM, where YARN or Kubernetes limits it."""
     if overhead_bytes is None or not ranks:
@@ -87,7 +88,7 @@ def silent_ranks(ranks: list[PlaceFacts], num_proc: int) -> list[str]:
     ]
 
 
-def package_faults(ranks: list[PlaceFacts], driver_versions: dict) -> list[str]:
+def package_faults(ranks: list[PlaceFacts], driver_versions: dict[str, str | None]) -> list[str]:
     """Packages that a host lacks, or that differ from the driver's."""
     found = []
     for package in driver_versions:
@@ -144,28 +145,32 @@ def gpu_faults(ranks: list[PlaceFacts]) -> list[str]:
     return found
 
 
-def rank_bytes(rank: PlaceFacts, cost: dict | None) -> int:
+def rank_bytes(rank: PlaceFacts, cost: NetworkCost | None) -> int:
     """Memory that a rank takes of its host; on a GPU the network is not there."""
     on_gpu = rank["gpus"] or rank["visible_gpus"]
     return PROCESS_BYTES + (cost["memory_bytes"] if cost and not on_gpu else 0)
 
 
-def memory_faults(ranks: list[PlaceFacts], cost: dict | None = None) -> list[str]:
+def memory_faults(ranks: list[PlaceFacts], cost: NetworkCost | None = None) -> list[str]:
     """Hosts whose free memory does not hold their ranks."""
     found = []
     for host in dict.fromkeys(r["host"] for r in ranks):
-        here = [r for r in ranks if r["host"] == host and r["memory_bytes"] is not None]
-        needed = sum(rank_bytes(r, cost) for r in here)
-        free = min((r["memory_bytes"] for r in here), default=0)
-        if needed > free:
+        frees = {
+            r["rank"]: free
+            for r in ranks
+            if r["host"] == host and (free := r["memory_bytes"]) is not None
+        }
+        needed = sum(rank_bytes(r, cost) for r in ranks if r["rank"] in frees)
+        least = min(frees.values(), default=0)
+        if needed > least:
             found.append(
-                f"{host} has {size(free)} of free memory, but its {len(here)} ranks need "
+                f"{host} has {size(least)} of free memory, but its {len(frees)} ranks need "
                 f"{size(needed)}: lower --batch-size, or give fewer ranks to a host"
             )
     return found
 
 
-def disk_faults(ranks: list[PlaceFacts], cost: dict | None = None) -> list[str]:
+def disk_faults(ranks: list[PlaceFacts], cost: NetworkCost | None = None) -> list[str]:
     """Folders on disks that do not hold the checkpoints of a run."""
     checkpoint = cost["checkpoint_bytes"] if cost else CHECKPOINT_BYTES
     disks = {
@@ -190,10 +195,12 @@ def network_faults(ranks: list[PlaceFacts]) -> list[str]:
         for r in ranks
         if r["driver"]
     ]
-    pairs = {}
-    for rank in (r for r in ranks if isinstance(r["reached"], dict)):
-        for other, ways in rank["reached"].items():
-            pairs[rank["rank"], int(other)] = ways
+    pairs = {
+        (r["rank"], int(other)): ways
+        for r in ranks
+        if isinstance(reached := r["reached"], dict)
+        for other, ways in reached.items()
+    }
     tried = sorted({name for r in ranks for name in r["interfaces"]})
     for (rank, other), ways in pairs.items():
         if not ways:
@@ -218,20 +225,16 @@ def network_faults(ranks: list[PlaceFacts]) -> list[str]:
 
 def storage_faults(ranks: list[PlaceFacts], store: str, run: str | None) -> list[str]:
     """Hosts that do not read the store, or do not write the run."""
-    found = []
-    for what, place, verb in (
-        ("store", f"--data {store}", "read"),
-        ("run", f"--run {run}", "written"),
-    ):
-        # What keeps chexspark or a package from loading is said already.
-        told = [r for r in ranks if r["versions"]["chexspark"] and r["versions"]["pyarrow"]]
-        for host, fault in dict.fromkeys((r["host"], r[what]) for r in told):
-            if fault:
-                found.append(
-                    f"{place} cannot be {verb} on {host} ({fault}): put it where every host has it "
-                    "(a shared folder, hdfs://, s3://) and the user of Spark may use it"
-                )
-    return found
+    # What keeps chexspark or a package from loading is said already.
+    told = [r for r in ranks if r["versions"]["chexspark"] and r["versions"]["pyarrow"]]
+    found = [(f"--data={store}", "read", r["host"], r["store"]) for r in told]
+    found += [(f"--run={run}", "written", r["host"], r["run"]) for r in told]
+    return [
+        f"{place} cannot be {verb} on {host} ({fault}): put it where every host has it "
+        "(a shared folder, hdfs://, s3://) and the user of Spark may use it"
+        for place, verb, host, fault in dict.fromkeys(found)
+        if fault
+    ]
 
 
 def size(number: float) -> str:

@@ -7,32 +7,37 @@ what it found is judged here (`diagnosis`).
 
 import contextlib
 import glob
+import logging
 import sys
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 from pyarrow import fs
+from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.cluster import diagnosis, probe
-from chexspark.cluster.probe import PlaceFacts
+from chexspark.cluster.probe import Asked, PlaceFacts
 from chexspark.cluster.probe_job import look
 from chexspark.cluster.slots import WAIT_SECONDS, check_ranks
 from chexspark.config import DoctorConfig
-from chexspark.errors import UserError
+from chexspark.errors import UserError, spoken
 from chexspark.models import check_model_name
-from chexspark.models.cost import counted_in_background
+from chexspark.models.cost import NetworkCost, ToCount, counted_in_background
 from chexspark.run.checkpoint import PATTERN
 from chexspark.run.folder import RunFolder
 from chexspark.session import start_session
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import FILE_NAME, Manifest, read_manifest
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Examination:
-    """`ranks`: what `probe` found where each would run; `str()` of it is a table."""
+    """`ranks`: what `probe` found where each would run; `str()` of it is a table, empty without ranks."""
 
     num_proc: int
     ranks: tuple[PlaceFacts, ...]
@@ -60,13 +65,20 @@ class Examination:
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
-        lines = [self.table().to_string(index=False)] if self.ranks else []
-        return "\n".join([*lines, *(f"note: {warning}" for warning in self.warnings)])
+        return self.table().to_string(index=False) if self.ranks else ""
 
     def raise_for_faults(self) -> None:
         """Raise UserError with one line per fault, if there are any."""
         if self.faults:
             raise UserError("\n".join(self.faults))
+
+
+def show(found: Examination) -> None:
+    """Show the table and the warnings."""
+    if found.ranks:
+        log.info(str(found))
+    for warning in found.warnings:
+        log.warning("note: %s", spoken(warning))
 
 
 def device(rank: PlaceFacts) -> str:
@@ -77,8 +89,8 @@ def device(rank: PlaceFacts) -> str:
 
 
 @takes(DoctorConfig)
-def doctor(spark, config: DoctorConfig) -> pd.DataFrame:
-    """Examine whether a training can start; print and return a table, one row per rank.
+def doctor(spark: SparkSession | None, config: DoctorConfig) -> pd.DataFrame:
+    """Examine whether a training can start; show and return a table, one row per rank.
 
     Raises UserError with one line per fault.
     """
@@ -87,35 +99,37 @@ def doctor(spark, config: DoctorConfig) -> pd.DataFrame:
     store = locate(config.data)
     manifest = read_manifest(store)
     run = locate(config.run) if config.run else None
-    counting = contextlib.nullcontext()
-    if config.model:
-        counting = counted_in_background(config.model, manifest.image_size, config.batch_size)
-    with counting as cost:
+    with contextlib.ExitStack() as stack:
+        cost = None
+        if config.model:
+            shape = manifest.image_size, len(manifest.findings)
+            network = ToCount(config.model, *shape, config.batch_size)
+            cost = stack.enter_context(counted_in_background(network))
         spark = start_session(spark, "doctor")
         num_proc = check_ranks(spark, config.num_proc, config.wait_seconds)
         found = examine(
             spark, num_proc, store, run, manifest, config.batch_size, cost, config.wait_seconds
         )
-    print(found, flush=True)
+    show(found)
     found.raise_for_faults()
-    print(f"{num_proc} rank{'s' * (num_proc != 1)} can start", flush=True)
+    log.info("%d rank%s can start", num_proc, "s" * (num_proc != 1))
     return found.table()
 
 
 def examine(
-    spark,
+    spark: SparkSession,
     num_proc: int,
     store: Location,
     run: Location | None,
     manifest: Manifest,
     batch_size: int,
-    cost=None,
+    cost: Callable[[], NetworkCost] | None = None,
     wait_seconds: float = WAIT_SECONDS,
 ) -> Examination:
     """Look at every place where a rank would run. Takes a second or two once its tasks have started.
 
-    `batch_size`: images per rank and step. `cost`: a function that returns what the network costs, as
-    `models.cost.count` gives it; without it, memory is held against what a rank takes beside the
+    `batch_size`: images per rank and step. `cost`: a function that returns what the network costs;
+    without it, memory is held against what a rank takes beside the
     network. `wait_seconds`: for all tasks to run at the same time. Raises StoppedError when Spark's
     application ends.
     """
@@ -127,30 +141,38 @@ def examine(
         try:
             mark = stack.enter_context(marked(run)) if run else None
         except (UserError, OSError) as error:
-            faults.append(f"--run {run} cannot be written by the driver ({error}): give another")
-        asked = {
-            "python": sys.executable,
-            "store": store.uri,
-            "fingerprint": manifest.fingerprint,
-            "files": [file.path for file in train.files][:num_proc],
-            "run": run.uri if mark else None,
-            "run_folder": run.path if mark and is_local_folder(run) else None,
-            "mark": mark,
-            "kept": checkpoint_pattern(run) if run else None,
-            "manifest": FILE_NAME,
-        }
+            faults.append(f"--run={run} cannot be written by the driver ({error}): give another")
+        asked = what_to_ask(store, manifest, run if mark else None, mark, num_proc)
         ranks, failure = look(spark, asked, num_proc, wait_seconds)
-    cost = cost() if cost and ranks else None
+    network = cost() if cost and ranks else None
     if failure:
         faults.append(failure)
     else:
         expected = probe.versions()
-        faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], cost)
+        faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], network)
     warnings = [
         *diagnosis.data_warnings(train.images, row_groups, num_proc, batch_size),
-        *diagnosis.container_warnings(ranks, container_overhead(spark), cost),
+        *diagnosis.container_warnings(ranks, container_overhead(spark), network),
     ]
     return Examination(num_proc, tuple(ranks), tuple(faults), tuple(warnings))
+
+
+def what_to_ask(
+    store: Location, manifest: Manifest, run: Location | None, mark: str | None, num_proc: int
+) -> Asked:
+    """What tasks are to find out about store and run; `mark`: the name of a file in the run."""
+    files = [file.path for file in manifest.splits["train"].files]
+    return {
+        "python": sys.executable,
+        "store": store.uri,
+        "fingerprint": manifest.fingerprint,
+        "files": files[:num_proc],
+        "run": run.uri if run else None,
+        "run_folder": run.path if run and is_local_folder(run) else None,
+        "mark": mark,
+        "kept": checkpoint_pattern(run) if run else None,
+        "manifest": FILE_NAME,
+    }
 
 
 def checkpoint_pattern(run: Location) -> str:
@@ -159,11 +181,12 @@ def checkpoint_pattern(run: Location) -> str:
 
 
 def is_local_folder(place: Location) -> bool:
+    """Whether a place is on the local file system."""
     return isinstance(place.filesystem, fs.LocalFileSystem)
 
 
 @contextlib.contextmanager
-def marked(run: Location):
+def marked(run: Location) -> Iterator[str]:
     """Leave a small file in the run, by which ranks know that they see the same folder.
 
     Takes away what it and the ranks left, and the folder too if that was not there before.
@@ -181,9 +204,9 @@ def marked(run: Location):
             run.delete_directory()
 
 
-def container_overhead(spark) -> int | None:
+def container_overhead(spark: SparkSession) -> int | None:
     """Bytes that an executor's container has beside the JVM, where YARN or Kubernetes limits them."""
-    master = spark.sparkContext.master
+    master = str(spark.sparkContext.master)
     if not master.startswith(("yarn", "k8s")):
         return None
     conf = spark.sparkContext._jsc.sc().conf()

@@ -8,14 +8,28 @@ what is known of each rank. Horovod carries the ranks' output too, but hands it 
 import contextlib
 import errno
 import hmac
-import json
 import secrets
 import socketserver
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
-from chexspark.training.events import BEAT_SECONDS, STOP, EventAddress, keep_alive
+from chexspark.training.events import (
+    BEAT_SECONDS,
+    STOP,
+    Alive,
+    Beat,
+    Connected,
+    Done,
+    Event,
+    EventAddress,
+    Failed,
+    Step,
+    decode,
+    keep_alive,
+)
 
 BEATS_MISSED = 4  # after which a process stands still
 LONGEST_LINE = 1 << 16
@@ -29,7 +43,7 @@ class ConnectedRank:
 
     rank: int
     host: str
-    connection: object
+    connection: Any  # of `EventServer`: a `socketserver.StreamRequestHandler`
     spoke: float
     beat: float = 0.0  # when its process last gave a sign
     working: bool = False  # has taken a step
@@ -47,9 +61,13 @@ class ConnectedRank:
 
 
 class EventServer:
-    """A context manager; inside it, `address` is what a rank needs to send events."""
+    """A context manager; inside it, `address` is what a rank needs to send events.
 
-    def __init__(self, host: str, bind: str, handle):
+    `handle` takes the rank that an event is of, and the event: all but signs of life. It is called
+    by one thread at a time.
+    """
+
+    def __init__(self, host: str, bind: str, handle: Callable[[int, Event], None]) -> None:
         self.token = secrets.token_hex(16)
         self.ranks: dict[int, ConnectedRank] = {}
         self.lock = threading.Lock()
@@ -57,7 +75,7 @@ class EventServer:
         outer = self
 
         class Connection(socketserver.StreamRequestHandler):
-            def handle(self):
+            def handle(self) -> None:
                 token = self.rfile.readline(LONGEST_LINE).strip()
                 if hmac.compare_digest(token, outer.token.encode()):
                     outer.listen(self)
@@ -68,34 +86,32 @@ class EventServer:
         self.server = Server((bind, 0), Connection)
         self.address = EventAddress(host, self.server.server_address[1], self.token)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         threading.Thread(target=self.server.serve_forever, args=(0.1,), daemon=True).start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.hang_up()
         self.server.shutdown()
         self.server.server_close()
 
-    def listen(self, connection) -> None:
-        """Take a rank's events until its connection ends."""
+    def listen(self, connection: Any) -> None:
+        """Take a rank's events until its connection ends, or says what is no event."""
         rank = None
         keep_alive(connection.connection)
         try:
             while text := connection.rfile.readline(LONGEST_LINE):
                 if not text.endswith(b"\n"):
                     break  # the rank ended within a line
-                event = json.loads(text)
+                try:
+                    event = decode(text)
+                except ValueError:
+                    break  # no rank of ours: it counts as lost
                 with self.lock:
-                    if event["event"] == "connected":
-                        rank = ConnectedRank(
-                            event["rank"], event["host"], connection, time.monotonic()
-                        )
-                        self.ranks[rank.rank] = rank
+                    if isinstance(event, Connected):
+                        rank = self.take_up(event, connection)
                         if self.over:
-                            return
-                        if self.stopping:
-                            connection.wfile.write(STOP + b"\n")
+                            break
                     elif rank:
                         self.take(rank, event)
         except OSError as error:
@@ -105,21 +121,29 @@ class EventServer:
             if rank and not rank.done:
                 rank.lost = True
 
-    def take(self, rank: ConnectedRank, event: dict) -> None:
-        """Note what an event says of its rank; hand it on if it says more."""
-        name, rank.beat = event["event"], time.monotonic()
-        if name != "beat":
-            rank.spoke = rank.beat
-        rank.working |= name == "step"
-        rank.done |= name in ("done", "failed")
-        if name not in ("beat", "alive", "done"):
-            with contextlib.suppress(OSError):  # of a screen that is gone; the rank is not
-                self.handle(event)
+    def take_up(self, event: Connected, connection: Any) -> ConnectedRank:
+        """Note a rank that has come; tell it where it is to stop."""
+        rank = ConnectedRank(event.rank, event.host, connection, time.monotonic())
+        self.ranks[rank.rank] = rank
+        if self.stopping and not self.over:
+            connection.wfile.write(STOP + b"\n")
+        return rank
 
-    def tell(self, name: str, **values) -> None:
+    def take(self, rank: ConnectedRank, event: Event) -> None:
+        """Note what an event says of its rank; hand it on if it says more."""
+        rank.beat = time.monotonic()
+        if not isinstance(event, Beat):
+            rank.spoke = rank.beat
+        rank.working |= isinstance(event, Step)
+        rank.done |= isinstance(event, (Done, Failed))
+        if not isinstance(event, (Beat, Alive, Done)):
+            with contextlib.suppress(OSError):  # of a screen that is gone; the rank is not
+                self.handle(rank.rank, event)
+
+    def tell(self, event: Event) -> None:
         """Hand an event of the driver's own to the handler, as if rank 0 had sent it."""
         with self.lock:
-            self.handle({"event": name, "rank": 0, **values})
+            self.handle(0, event)
 
     def lost(self) -> ConnectedRank | None:
         """A rank whose connection ended before its work did."""
@@ -153,7 +177,7 @@ class EventServer:
         self.over = True
         self._each(lambda rank: rank.connection.connection.shutdown(2))
 
-    def _each(self, do) -> None:
+    def _each(self, do: Callable[[ConnectedRank], Any]) -> None:
         for rank in list(self.ranks.values()):
             with contextlib.suppress(OSError, ValueError):
                 do(rank)

@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import logging
 import re
 import time
+from collections.abc import Iterator
 
 import pandas as pd
+from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.cluster.diagnosis import data_faults
-from chexspark.cluster.doctor import examine
+from chexspark.cluster.doctor import examine, show
 from chexspark.cluster.launch import RanksLost, run_ranks
 from chexspark.cluster.slots import check_ranks, slots_again
 from chexspark.cluster.turn import turn
@@ -17,7 +20,7 @@ from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, 
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.models import MINIMUM_SIZE, check_model_name
-from chexspark.models.cost import counted_in_background
+from chexspark.models.cost import ToCount, counted_in_background
 from chexspark.models.weights import check_weights
 from chexspark.progress import ProgressLine
 from chexspark.run.best import best_learning_rate, settle
@@ -25,10 +28,11 @@ from chexspark.run.checkpoint import moment_of
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.history import best_epoch, read_history
 from chexspark.run.moment import Moment
+from chexspark.run.resolved import ResolvedTraining
 from chexspark.run.settings import (
     check_same,
     check_same_store,
-    earlier_config,
+    earlier_settings,
     last_checkpoint,
     write_settings,
 )
@@ -37,7 +41,9 @@ from chexspark.storage import locate
 from chexspark.store.check import check_files
 from chexspark.store.manifest import Manifest, read_manifest
 from chexspark.training.rank import run_rank
-from chexspark.training.schedule import make_schedule, steps_per_epoch
+from chexspark.training.schedule import make_schedule
+
+log = logging.getLogger(__name__)
 
 # Or Spark waits two minutes at its end for hosts that are gone.
 SETTINGS = {"spark.cleaner.referenceTracking.blocking": "false"}
@@ -46,7 +52,7 @@ SAME_PLACE_TIMES = 3  # that a run may fall in one place before it is taken for 
 
 
 @takes(TrainConfig)
-def train(spark, config: TrainConfig) -> pd.DataFrame:
+def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
     """Train on the store `data`, write the run, return its history: one row per epoch.
 
     A run that was interrupted is resumed from its last checkpoint; one that is finished says so.
@@ -57,69 +63,78 @@ def train(spark, config: TrainConfig) -> pd.DataFrame:
     before = last_checkpoint(run) if earlier else None
     if before and before.state["finished"]:
         settle(run, before.state["history"])
-        print(f"{run} is finished: {len(before.state['history'])} epochs")
+        log.info("%s is finished: %d epochs", run, len(before.state["history"]))
         return tell_best(run)
-    with counted_in_background(*what_to_count(config, manifest, earlier)) as cost:
+    with counted_in_background(what_to_count(config, manifest, earlier)) as cost:
+        asked, session = config.num_proc or (earlier.began_with if earlier else None), None
         if config.dry_run and config.num_proc:
             num_proc = config.num_proc
         else:
-            spark = start_session(spark, "train", SETTINGS)
-            asked = config.num_proc or (earlier.num_proc if earlier else None)
-            num_proc = check_ranks(spark, asked, config.wait_seconds)
+            session = start_session(spark, "train", SETTINGS)
+            num_proc = check_ranks(session, asked, config.wait_seconds)
         # A run keeps the global batch that it began with, whatever the number of ranks.
-        config = dataclasses.replace(config, num_proc=earlier.num_proc if earlier else num_proc)
+        settings = ResolvedTraining(config, earlier.began_with if earlier else num_proc)
         images = manifest.splits["train"].images
-        if config.min_proc and config.min_proc > num_proc:
-            raise UserError(
-                f"--min-proc {config.min_proc} is more than the {num_proc} ranks: lower it"
-            )
-        for fault in data_faults(images, num_proc):
-            raise UserError(fault)
-        schedule = make_schedule(config, steps_per_epoch(config, images))
+        check_number(num_proc, config.min_proc, images)
+        schedule = make_schedule(settings, settings.steps_per_epoch(images))
         at = moment_of(before.state) if before else None
-        print(describe(config, manifest, num_proc, at), flush=True)
-        if config.dry_run:
-            print(plan_text(config, manifest, schedule, cost()), flush=True)
+        log.info(describe(settings, manifest, num_proc, at))
+        if config.dry_run or session is None:
+            log.info(plan_text(settings, manifest, schedule, cost()))
             return pd.DataFrame()
-        place = locate(config.data), run.place
-        with turn(spark):  # another training's ranks hold the slots
-            if earlier_config(run) != earlier:
+        with turn(session):  # another training's ranks hold the slots
+            if earlier_settings(run) != earlier:
                 raise UserError(
-                    f"--run {run} was begun by another training meanwhile: give a new folder, or the "
+                    f"--run={run} was begun by another training meanwhile: give a new folder, or the "
                     "same command again to resume it"
                 )
             found = examine(
-                spark, num_proc, *place, manifest, config.batch_size, cost, config.wait_seconds
-            )
-            print(found, flush=True)
+                session, num_proc, locate(config.data), run.place, manifest, config.batch_size, cost,
+                config.wait_seconds,
+            )  # fmt: skip
+            show(found)
             found.raise_for_faults()
-            write_settings(run, config)
-            run_to_the_end(spark, config, num_proc)
+            write_settings(run, settings)
+            run_to_the_end(session, settings, num_proc)
     return tell_best(run)
 
 
-def what_to_count(config: TrainConfig, manifest: Manifest, earlier: TrainConfig | None) -> tuple:
-    """What `counted_in_background` is to be given for a rank of this run."""
+def check_number(num_proc: int, least: int | None, images: int) -> None:
+    """Raise UserError for a number of ranks that the run's settings or images contradict."""
+    if least and least > num_proc:
+        raise UserError(f"--min-proc={least} is more than the {num_proc} ranks: lower it")
+    for fault in data_faults(images, num_proc):
+        raise UserError(fault)
+
+
+def what_to_count(
+    config: TrainConfig, manifest: Manifest, earlier: ResolvedTraining | None
+) -> ToCount:
+    """A rank of this run, as far as it is known before Spark is asked."""
     rows = config.batch_size
     if earlier and config.num_proc:
-        rows = -(-rows * earlier.num_proc // config.num_proc)
+        rows = -(-rows * earlier.began_with // config.num_proc)
     slots = 1 if config.optimizer in ("sgd", "lars") else 2
     slots += 1 if config.ema else 0
-    size = manifest.image_size
-    return config.model, size, -(-rows // config.accumulate), slots, config.precision
+    return ToCount(
+        config.model, manifest.image_size, len(manifest.findings), -(-rows // config.accumulate),
+        slots, config.precision,
+    )  # fmt: skip
 
 
-def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
+def run_to_the_end(spark: SparkSession, settings: ResolvedTraining, num_proc: int) -> None:
     """Run the ranks; where some are lost, resume from the last checkpoint with those there are."""
-    run, fell_at = run_folder(config.run), []
+    config, run = settings.config, run_folder(settings.config.run)
     least, most = config.min_proc or num_proc, num_proc
+    fell_at: list[Moment] = []
     with stop_told(run), ProgressLine() as line:
         view = EpochTable(line, config.epochs)
         while True:
             view.at = resumes_at(run)
             try:
                 run_ranks(
-                    spark, run_rank, (config,), num_proc, view.take, horovod_settings(config),
+                    spark, run_rank, (settings,), num_proc, view.take,
+                    horovod_settings(config.fusion_mb, config.autotune, config.deterministic),
                     config.stall_seconds, config.wait_seconds,
                 )  # fmt: skip
                 return
@@ -127,16 +142,8 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                 view.lost = view.lost or time.monotonic()
                 for text in last_words(run, error.rank):
                     line.say(f"  {text}")
-                if len(fell_at) == config.max_restarts:
-                    raise RunFailedError(
-                        f"{error}; {len(fell_at)} restarts were allowed"
-                    ) from error
+                check_restart(error, fell_at, view.at, config.max_restarts)
                 fell_at.append(view.at)
-                if fell_at[-SAME_PLACE_TIMES:] == [view.at] * SAME_PLACE_TIMES:
-                    raise RunFailedError(
-                        f"{error}; it was the same {SAME_PLACE_TIMES} times, always at "
-                        f"{view.at}: this does not look like chance"
-                    ) from error
                 if error.silent_host:
                     replace_executors(spark, error.silent_host)
                 line.say(
@@ -151,9 +158,20 @@ def run_to_the_end(spark, config: TrainConfig, num_proc: int) -> None:
                     line.say(f"there are more slots again: resuming with {ranks_text(num_proc)}")
 
 
+def check_restart(error: RanksLost, fell_at: list[Moment], at: Moment, allowed: int) -> None:
+    """Raise RunFailedError where a run is not begun again; `fell_at`: the losses before this one, `at`."""
+    if len(fell_at) == allowed:
+        raise RunFailedError(f"{error}; {len(fell_at)} restarts were allowed") from error
+    if [*fell_at, at][-SAME_PLACE_TIMES:] == [at] * SAME_PLACE_TIMES:
+        raise RunFailedError(
+            f"{error}; it was the same {SAME_PLACE_TIMES} times, always at {at}: this does not look "
+            "like chance"
+        ) from error
+
+
 @contextlib.contextmanager
-def stop_told(run: RunFolder):
-    """Say of a run that is stopped inside where it would be resumed."""
+def stop_told(run: RunFolder) -> Iterator[None]:
+    """Say of a run that is stopped inside where it would be resumed. Raises StoppedError."""
     try:
         yield
     except (StoppedError, KeyboardInterrupt) as error:
@@ -179,31 +197,35 @@ def resumes_at(run: RunFolder) -> Moment:
 
 
 def tell_best(run: RunFolder) -> pd.DataFrame:
-    """Print which epoch was best; return the history."""
+    """Say which epoch was best; return the history."""
     history = read_history(run)
     best = best_epoch(history)
-    print(
-        f"best epoch {best['epoch'] + 1} of {len(history)}, "
-        f"validation AUROC {auroc_text(best['val_auroc'])}: {run.best}"
+    auroc = auroc_text(best["val_auroc"])
+    log.info(
+        "best epoch %d of %d, validation AUROC %s: %s",
+        best["epoch"] + 1,
+        len(history),
+        auroc,
+        run.best,
     )
     return history
 
 
-def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, TrainConfig | None]:
+def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, ResolvedTraining | None]:
     """Everything about a run that can be known without Spark. Raises UserError.
 
-    Returns the config, the manifest, and the config of the run that is there already, if any.
+    Returns the config, the manifest, and the settings of the run that is there already, if any.
     """
     check_model_name(config.model)
     store, run = locate(config.data), run_folder(config.run)
     manifest = read_manifest(store)
     check_files(store, manifest, ("train", "val"))
     if manifest.image_size < MINIMUM_SIZE:
-        raise UserError(f"--data {store}: networks take images of {MINIMUM_SIZE} pixels or more")
+        raise UserError(f"--data={store}: networks take images of {MINIMUM_SIZE} pixels or more")
     if config.batch_size % config.accumulate:
         raise UserError(
-            f"--batch-size {config.batch_size} cannot be worked through in --accumulate "
-            f"{config.accumulate} equal parts"
+            f"--batch-size={config.batch_size} cannot be worked through in equal parts: "
+            f"--accumulate={config.accumulate} does not divide it"
         )
     if config.weights:
         check_weights(config.model, config.weights)
@@ -213,7 +235,7 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, TrainConfi
                 "--learning-rate-from-weights contradicts --learning-rate: leave one of them out"
             )
         config = dataclasses.replace(config, learning_rate=learning_rate_of(config.weights))
-    earlier = earlier_config(run)
+    earlier = earlier_settings(run)
     if earlier:
         check_same(run, config, earlier)
         check_same_store(run, manifest)
@@ -230,14 +252,14 @@ def learning_rate_of(weights: str | None) -> float:
     return rate
 
 
-def horovod_settings(config: TrainConfig) -> dict[str, str]:
-    """Environment variables that Horovod reads when a rank starts."""
+def horovod_settings(fusion_mb: int | None, autotune: bool, deterministic: bool) -> dict[str, str]:
+    """Environment variables that Horovod reads when a rank starts, for the settings of these names."""
     found = {}
-    if config.fusion_mb:
-        found["HOROVOD_FUSION_THRESHOLD"] = str(config.fusion_mb << 20)
-    if config.autotune:
+    if fusion_mb:
+        found["HOROVOD_FUSION_THRESHOLD"] = str(fusion_mb << 20)
+    if autotune:
         found["HOROVOD_AUTOTUNE"] = "1"
-    if config.deterministic:
+    if deterministic:
         # Which groups travel together depends on time, and the order of a sum on their places.
         found["HOROVOD_DISABLE_GROUP_FUSION"] = "1"
     return found

@@ -8,10 +8,13 @@ import contextlib
 import io
 import threading
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import horovod.spark
 from horovod.spark.driver import job_id
 from py4j.protocol import Py4JError
+from pyspark.sql import SparkSession
 
 from chexspark.cluster.adapted_horovod import adapted_horovod
 from chexspark.cluster.events import FIRST_STEP_SECONDS, EventServer
@@ -19,6 +22,9 @@ from chexspark.cluster.slots import WAIT_SECONDS, Supply, busy, slots_text, supp
 from chexspark.cluster.turn import signals_to, turn
 from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.session import ENDED, has_ended
+from chexspark.training.events import Event, Failed, Placed, Problem, Waiting
+
+Result = TypeVar("Result")
 
 ENVIRONMENT = {
     # oneDNN's notice, missing CUDA drivers and the like: nothing that a user could act on.
@@ -42,7 +48,9 @@ class RanksLost(RunFailedError):
     `rank`: which, if that is known; `silent_host`: the address of its host, if that is gone too.
     """
 
-    def __init__(self, message: str, rank: int | None = None, silent_host: str | None = None):
+    def __init__(
+        self, message: str, rank: int | None = None, silent_host: str | None = None
+    ) -> None:
         super().__init__(message)
         self.rank, self.silent_host = rank, silent_host
 
@@ -51,9 +59,9 @@ class Ranks:
     """Ranks that run, seen from a second thread, while the first one waits for Horovod."""
 
     def __init__(
-        self, spark, events: EventServer, num_proc: int, stall_seconds: float,
+        self, spark: Any, events: EventServer, num_proc: int, stall_seconds: float,
         wait_seconds: float = WAIT_SECONDS,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         self.spark, self.events, self.num_proc = spark, events, num_proc
         self.stall_seconds, self.wait_seconds = stall_seconds, wait_seconds
         self.begun = self.looked = time.monotonic()
@@ -110,8 +118,8 @@ class Ranks:
         if came == self.num_proc:
             if not self.placed:
                 self.placed = True
-                hosts = [self.events.ranks[rank].host for rank in range(came)]
-                self.events.tell("placed", hosts=hosts)
+                hosts = tuple(self.events.ranks[rank].host for rank in range(came))
+                self.events.tell(Placed(hosts))
         elif now - self.looked > START_LOOK_SECONDS and not has_ended(self.spark):
             self.looked = now
             self.supply = supply(self.spark)
@@ -119,10 +127,10 @@ class Ranks:
             enough, all_run = self.supply.slots >= self.num_proc, self.tasks >= self.num_proc
             self.short_since = None if enough else self.short_since or now
             self.all_run_since = (self.all_run_since or now) if all_run else None
+            waited = now - self.begun
             self.events.tell(
-                "waiting", slots=self.supply.slots, tasks=self.tasks, started=came,
-                ranks=self.num_proc, seconds=now - self.begun,
-            )  # fmt: skip
+                Waiting(self.supply.slots, self.tasks, came, self.num_proc, seconds=waited)
+            )
 
     def find_absent(self) -> RanksLost | None:
         """Ranks that do not come, by what `see_start` saw."""
@@ -159,6 +167,10 @@ class Ranks:
             lost.address,
         )
 
+    def known_fault(self) -> RanksLost | None:
+        """The first fault that was found, or what is known by now of a rank that has died."""
+        return self.fault or self.find_lost()
+
     @property
     def group(self) -> str:
         """Of the Spark job in which Horovod has started them."""
@@ -177,7 +189,7 @@ class Ranks:
                 self.spark.sparkContext.cancelJobGroup(self.group)
             over = self.over.wait(LOOK_SECONDS)
 
-    def stop(self, *signal_and_frame) -> None:
+    def stop(self, *signal_and_frame: object) -> None:
         """For a signal: the first asks the ranks to stop with a checkpoint, the second ends them."""
         if self.stopping.is_set():
             threading.Thread(target=self.end, daemon=True).start()
@@ -186,10 +198,10 @@ class Ranks:
 
 
 def run_ranks(
-    spark, function, arguments: tuple, num_proc: int, on_event,
-    environment: dict | None = None, stall_seconds: float = 300.0,
-    wait_seconds: float = WAIT_SECONDS,
-) -> list:  # fmt: skip
+    spark: SparkSession, function: Callable[..., Result], arguments: tuple, num_proc: int,
+    on_event: Callable[[Event], None], environment: dict[str, str] | None = None,
+    stall_seconds: float = 300.0, wait_seconds: float = WAIT_SECONDS,
+) -> list[Result]:  # fmt: skip
     """Run ``function(event_address, *arguments)`` on `num_proc` ranks; return results in rank order.
 
     The function is to open an `EventSender` at once, if it takes long: ranks that have not after a
@@ -204,18 +216,19 @@ def run_ranks(
     one failed otherwise.
     """
     conf = spark.sparkContext.getConf()
-    host = conf.get("spark.driver.host")
-    failures, errors = [], io.StringIO()
+    host = str(conf.get("spark.driver.host"))
+    failures: list[Failed] = []
+    errors = io.StringIO()
 
-    def handle(event: dict) -> None:
-        if event["event"] == "failed":
+    def handle(rank: int, event: Event) -> None:
+        if isinstance(event, Failed):
             failures.append(event)
-        elif event["rank"] == 0 or event["event"] == "problem":
+        elif rank == 0 or isinstance(event, Problem):
             on_event(event)
 
     with (
         turn(spark),
-        EventServer(host, conf.get("spark.driver.bindAddress", host), handle) as events,
+        EventServer(host, str(conf.get("spark.driver.bindAddress", host)), handle) as events,
     ):
         ranks = Ranks(spark, events, num_proc, stall_seconds, wait_seconds)
         with adapted_horovod(host, ranks.silent, ranks.failed), signals_to(ranks.stop):
@@ -234,35 +247,35 @@ def run_ranks(
         raise why(failed, ranks, failures, errors.getvalue()) from failed
 
 
-def why(error: Exception, ranks: Ranks, failures: list[dict], said: str) -> Exception:
+def why(error: Exception, ranks: Ranks, failures: list[Failed], said: str) -> Exception:
     """What to raise for an exception of Horovod: the reason, as far as it is known.
 
-    `failures`: the events of ranks that failed; `said`: what ranks wrote that failed before.
+    `failures`: of ranks that failed; `said`: what ranks wrote that failed before.
     """
     if ranks.stopping.is_set():
         return StoppedError("stopped")
-    for failure in sorted(failures, key=lambda f: (not f["user_error"], not f["own"])):
-        what = f"rank {failure['rank']} on {failure['host']} failed: {failure['message']}"
-        if failure["user_error"]:
-            return UserError(failure["message"])
-        if failure["own"] and not (ranks.note(ranks.find_lost()) and ranks.fault.silent_host):
-            return RanksLost(what, failure["rank"]) if failure["may_pass"] else RunFailedError(what)
+    for failure in sorted(failures, key=lambda f: (not f.user_error, not f.own)):
+        if failure.user_error:
+            return UserError(failure.message)
+        fault = ranks.known_fault()
+        if failure.own and not (fault and fault.silent_host):
+            what = f"rank {failure.rank} on {failure.host} failed: {failure.message}"
+            return RanksLost(what, failure.rank) if failure.may_pass else RunFailedError(what)
     for _ in range(5):  # a rank's connection may end a little after Horovod has seen it end
-        if ranks.note(ranks.find_lost()):
+        if fault := ranks.known_fault():
             break
         time.sleep(LOOK_SECONDS)
     if has_ended(ranks.spark):
         return StoppedError(ENDED)
-    if ranks.fault:
-        return ranks.fault
+    if fault:
+        return fault
     # A rank outlives its Spark task by a little, and hangs up or takes its leave with the others.
     first = ranks.events.ranks.get(ranks.failed[0]) if ranks.failed else None
-    if first and (not first.done or any(failure["stopped"] for failure in failures)):
+    if first and (not first.done or any(failure.stopped for failure in failures)):
         return RanksLost(f"the Spark task of rank {first} died", first.rank)
     for failure in failures:
         return RanksLost(
-            f"rank {failure['rank']} on {failure['host']} broke off: {failure['message']}",
-            failure["rank"],
+            f"rank {failure.rank} on {failure.host} broke off: {failure.message}", failure.rank
         )
     last = "\n".join(said.splitlines()[-LAST_WORDS:])
     return RanksLost(f"the ranks ended early ({error}); their last words:\n{last}")

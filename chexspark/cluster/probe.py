@@ -1,11 +1,11 @@
 """What one Spark task finds out about the place where a rank is to run. Runs in Spark tasks.
 
-In: a dict of plain values, `asked`, and the task's number. Out: `PlaceFacts`, a dict of plain values.
+In: `Asked` and `Meeting`, and the task's number. Out: `PlaceFacts`. All three are dicts of plain values.
 The functions are sent by value, so that they also run where chexspark is missing: at the top the
 module imports the standard library alone.
 """
 
-from __future__ import annotations  # so that `PlaceFacts` is not sent along
+from __future__ import annotations  # so that the types are not sent along
 
 import contextlib
 import glob
@@ -21,9 +21,10 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 PACKAGES = ("tensorflow", "tf-keras", "horovod", "petastorm", "numpy", "pyarrow", "psutil")
 CONNECT_SECONDS = (
@@ -37,6 +38,37 @@ LIMITS = (  # of a container's memory: the most, what is taken, and where it say
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
+
+
+class Asked(TypedDict):
+    """What a task is to find out about."""
+
+    python: str  # the driver's
+    store: str  # path or URI
+    fingerprint: str  # the store's
+    manifest: str  # the name of the store's file that says the same
+    files: list[str]  # of the store; a task opens one
+    run: str | None  # path or URI
+    run_folder: str | None  # where the run is a local folder
+    mark: str | None  # a file that the driver has left in the run
+    kept: str | None  # pattern of the run's checkpoints
+
+
+class Meeting(TypedDict):
+    """Where tasks meet: see `rendezvous`."""
+
+    host: str
+    port: int
+    token: str
+    seconds: float  # until the first round ends
+
+
+class Address(TypedDict):
+    """How a task is reached."""
+
+    host: str
+    addresses: dict[str, str]  # network interface → IPv4 address
+    port: int
 
 
 class PlaceFacts(TypedDict, total=False):
@@ -64,18 +96,19 @@ class PlaceFacts(TypedDict, total=False):
     run: str | None  # why the run cannot be written
 
 
-def make_probe(asked: dict):
+def make_probe(asked: Asked, meeting: Meeting) -> Callable[[int, Iterable[Any]], list[PlaceFacts]]:
     """A function for ``mapPartitionsWithIndex`` that yields the facts of one task.
 
     Nothing comes of a task that starts after the others have met without it.
     """
 
-    def probe(rank, _):
+    def probe(rank: int, _: Iterable[Any]) -> list[PlaceFacts]:
         from pyspark import TaskContext
 
-        resources = TaskContext.get().resources()
+        context = TaskContext.get()
+        resources = context.resources() if context else {}
         gpus = list(resources["gpu"].addresses) if "gpu" in resources else []
-        place = meet(look_around(rank, gpus), asked)
+        place = meet(look_around(rank, gpus), asked, meeting)
         return [place] if place["met"] else []
 
     return probe
@@ -136,11 +169,11 @@ def free_memory() -> int | None:
     return max(0, free)
 
 
-def versions() -> dict:
+def versions() -> dict[str, str | None]:
     """Package → version; None where it is missing. TensorFlow and Horovod are not imported."""
     import pyspark  # which may come with Spark itself, then without metadata
 
-    found = {
+    found: dict[str, str | None] = {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "pyspark": pyspark.__version__,
     }
@@ -175,36 +208,37 @@ def horovod_library() -> bool:
     return False
 
 
-def meet(place: PlaceFacts, asked: dict) -> PlaceFacts:
+def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
     """Meet the other tasks, then reach for them, the store and the run, all at the same time."""
-    rank, mine = place["rank"], {"host": place["host"], "addresses": addresses()}
-    place = place | {
+    rank, interfaces = place["rank"], addresses()
+    place |= {
         "met": True, "driver": None, "driver_python": os.path.exists(asked["python"]),
-        "interfaces": mine["addresses"], "reached": {}, "store": None, "run": None, "run_disk": {},
+        "interfaces": interfaces, "reached": {}, "store": None, "run": None, "run_disk": {},
         "run_kept": 0,
     }  # fmt: skip
-    with listener(asked["token"], rank) as port:
+    with listener(meeting["token"], rank) as port:
+        mine: Address = {"host": place["host"], "addresses": interfaces, "port": port}
         try:
-            ranks = gather(asked, "start", rank, mine | {"port": port})
+            ranks = gather(meeting, "start", rank, mine)
         except OSError as error:
-            return place | {"driver": f"{asked['host']}:{asked['port']} ({error})"}
+            place["driver"] = f"{meeting['host']}:{meeting['port']} ({error})"
+            return place
         if rank not in ranks:
-            return place | {"met": False}
-        answers = {
-            "reached": in_background(reach_all, rank, mine, ranks, asked["token"]),
-            "store": in_background(store_fault, asked, rank),
-            "run": in_background(run_fault, asked, rank),
-        }
+            place["met"] = False
+            return place
+        reached = in_background(reach_all, rank, mine, ranks, meeting["token"])
+        store = in_background(store_fault, asked, rank)
+        run = in_background(run_fault, asked, rank)
         until = time.monotonic() + CHECK_SECONDS
-        place |= {name: answer(until) for name, answer in answers.items()}
-        if asked["run_folder"] and not place["run"]:
-            folder = asked["run_folder"]
+        place["reached"], place["store"], place["run"] = reached(until), store(until), run(until)
+        folder, kept = asked["run_folder"], asked["kept"]
+        if folder and kept and not place["run"]:
             place["run_disk"] = {folder: shutil.disk_usage(folder).free}
-            place["run_kept"] = len(glob.glob(asked["kept"]))
+            place["run_kept"] = len(glob.glob(kept))
         # The port stays open until all are done; and Spark hands over no result while a task waits
         # for a slot.
         with contextlib.suppress(OSError):
-            gather(asked, "end", rank, place)
+            gather(meeting, "end", rank, place)
     return place
 
 
@@ -224,11 +258,11 @@ def addresses() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def listener(token: str, rank: int):
+def listener(token: str, rank: int) -> Iterator[int]:
     """Say who we are to whoever connects, on any interface; yields the port."""
     server = socket.create_server(("", 0), backlog=128)
 
-    def serve():
+    def serve() -> None:
         with contextlib.suppress(OSError):  # closed
             while True:
                 connection, _ = server.accept()
@@ -245,13 +279,14 @@ def listener(token: str, rank: int):
         server.close()
 
 
-def gather(asked: dict, round_name: str, rank: int, value) -> dict:
-    """Hand `value` to the driver and wait for those of all ranks; rank → value."""
-    with socket.create_connection((asked["host"], asked["port"]), CONNECT_SECONDS) as connection:
-        connection.settimeout(asked["seconds"] + CHECK_SECONDS + ALIKE_SECONDS)
+def gather(meeting: Meeting, round_name: str, rank: int, value: Any) -> dict[int, Any]:
+    """Hand `value`, which must be JSON, to the driver and wait for those of all ranks; rank → value."""
+    goal = meeting["host"], meeting["port"]
+    with socket.create_connection(goal, CONNECT_SECONDS) as connection:
+        connection.settimeout(meeting["seconds"] + CHECK_SECONDS + ALIKE_SECONDS)
         file = connection.makefile("rw")
         message = {"round": round_name, "rank": rank, "value": value}
-        file.write(f"{asked['token']}\n{json.dumps(message)}\n")
+        file.write(f"{meeting['token']}\n{json.dumps(message)}\n")
         file.flush()
         answer = file.readline()
         if not answer:
@@ -259,7 +294,9 @@ def gather(asked: dict, round_name: str, rank: int, value) -> dict:
         return {int(who): value for who, value in json.loads(answer).items()}
 
 
-def reach_all(rank: int, mine: dict, ranks: dict, token: str) -> dict:
+def reach_all(
+    rank: int, mine: Address, ranks: dict[int, Address], token: str
+) -> dict[int, list[list[str]]]:
     """Other rank → pairs of interfaces, ours and theirs, over which it was reached."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         others = [other for other in ranks if other != rank]
@@ -267,7 +304,7 @@ def reach_all(rank: int, mine: dict, ranks: dict, token: str) -> dict:
         return dict(zip(others, found, strict=True))
 
 
-def reach(mine: dict, theirs: dict, password: str) -> list[list[str]]:
+def reach(mine: Address, theirs: Address, password: str) -> list[list[str]]:
     """See `reach_all`. Loopback counts between ranks of one host."""
     found = []
     for name, address in theirs["addresses"].items():
@@ -283,11 +320,11 @@ def reach(mine: dict, theirs: dict, password: str) -> list[list[str]]:
     return found
 
 
-def in_background(function, *arguments):
+def in_background(function: Callable[..., Any], *arguments: Any) -> Callable[[float], Any]:
     """Start a function; what is returned waits for its value, or says that it took too long."""
-    values = []
+    values: list[Any] = []
 
-    def work():
+    def work() -> None:
         try:
             values.append(function(*arguments))
         except Exception as error:
@@ -296,14 +333,14 @@ def in_background(function, *arguments):
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
 
-    def answer(until: float):
+    def answer(until: float) -> Any:
         thread.join(max(0.0, until - time.monotonic()))
         return values[0] if values else f"no answer within {CHECK_SECONDS:.0f} s"
 
     return answer
 
 
-def store_fault(asked: dict, rank: int) -> str | None:
+def store_fault(asked: Asked, rank: int) -> str | None:
     """What keeps this process from reading the store, in words."""
     import pyarrow.parquet as pq
 
@@ -319,16 +356,17 @@ def store_fault(asked: dict, rank: int) -> str | None:
     return None
 
 
-def run_fault(asked: dict, rank: int) -> str | None:
+def run_fault(asked: Asked, rank: int) -> str | None:
     """What keeps this process from writing into the run, in words."""
     from chexspark.storage import locate
 
-    if not asked["run"]:
+    place, mark = asked["run"], asked["mark"]
+    if not (place and mark):
         return None
-    run = locate(asked["run"])
-    if not (run / asked["mark"]).is_file():
+    run = locate(place)
+    if not (run / mark).is_file():
         return "it is not the folder that the driver sees"
-    mine = run / f"{asked['mark']}-{rank}-{uuid.uuid4().hex}"
+    mine = run / f"{mark}-{rank}-{uuid.uuid4().hex}"
     mine.write_bytes(b"x")
     mine.filesystem.delete_file(mine.path)
     return None

@@ -9,12 +9,16 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from types import ModuleType
 
 import pyspark.cloudpickle
 from py4j.protocol import Py4JError
+from pyspark import RDD
+from pyspark.sql import SparkSession
 
 from chexspark.cluster import diagnosis, probe
-from chexspark.cluster.probe import PlaceFacts
+from chexspark.cluster.probe import Asked, Meeting, PlaceFacts
 from chexspark.cluster.rendezvous import Rendezvous
 from chexspark.cluster.slots import busy, supply, task_counts
 from chexspark.errors import StoppedError
@@ -28,7 +32,7 @@ BY_VALUE = threading.Lock()
 
 
 @contextlib.contextmanager
-def sent_by_value(module):
+def sent_by_value(module: ModuleType) -> Iterator[None]:
     """Inside, functions of `module` are sent to executors as they are, not by their name.
 
     Registered for the whole process: it is held for as long as a function is pickled, and undone.
@@ -49,18 +53,18 @@ class ProbeJob:
     `places`: what came of it; `error`: why it failed, if it did.
     """
 
-    def __init__(self, spark, asked: dict, num_proc: int):
+    def __init__(self, spark: SparkSession, asked: Asked, meeting: Meeting, num_proc: int) -> None:
         self.context, self.group = spark.sparkContext, f"chexspark doctor {uuid.uuid4().hex}"
         self.places: list[PlaceFacts] = []
         self.error: Exception | None = None
         tasks = self.context.range(0, num_proc, numSlices=num_proc)
-        job = tasks.mapPartitionsWithIndex(probe.make_probe(asked))
+        job = tasks.mapPartitionsWithIndex(probe.make_probe(asked, meeting))
         with sent_by_value(probe):  # chexspark may be what an executor lacks
             self.pickled = job._jrdd  # which pickles the function now, and once
         self.thread = threading.Thread(target=self._run, args=(job,), daemon=True)
         self.thread.start()
 
-    def _run(self, job) -> None:
+    def _run(self, job: RDD) -> None:
         try:
             self.context.setJobGroup(
                 self.group, "chexspark: before the start", interruptOnCancel=True
@@ -77,22 +81,29 @@ class ProbeJob:
 
 
 def look(
-    spark, asked: dict, num_proc: int, wait_seconds: float
+    spark: SparkSession, asked: Asked, num_proc: int, wait_seconds: float
 ) -> tuple[list[PlaceFacts], str | None]:
-    """Run the tasks; return what those that met have found, and a fault where not all came so far."""
+    """Run the tasks; return what those that met have found, and a fault where not all came so far.
+
+    Raises StoppedError when Spark's application ends.
+
+
+    Raises StoppedError when Spark's application ends.
+    """
     conf = spark.sparkContext.getConf()
-    host, bind = conf.get("spark.driver.host"), conf.get("spark.driver.bindAddress")
+    host = str(conf.get("spark.driver.host"))
+    bind = str(conf.get("spark.driver.bindAddress", host))
     with (
-        Rendezvous(bind or host, num_proc, wait_seconds, AFTER_SECONDS) as rendezvous,
+        Rendezvous(bind, num_proc, wait_seconds, AFTER_SECONDS) as rendezvous,
         ProgressLine() as line,
     ):
-        asked |= {
+        meeting: Meeting = {
             "host": host,
             "port": rendezvous.port,
             "token": rendezvous.token,
             "seconds": wait_seconds,
         }
-        job = ProbeJob(spark, asked, num_proc)
+        job = ProbeJob(spark, asked, meeting, num_proc)
         try:
             started = wait_for_answers(spark, job, rendezvous, line)
             error = job.error  # before the job is cancelled, which is an error too
@@ -108,7 +119,9 @@ def look(
         return found, None
 
 
-def wait_for_answers(spark, job: ProbeJob, rendezvous: Rendezvous, line: ProgressLine) -> int:
+def wait_for_answers(
+    spark: SparkSession, job: ProbeJob, rendezvous: Rendezvous, line: ProgressLine
+) -> int:
     """Wait for the job, as long as more can come of it; return how many of its tasks have started."""
     num_proc, last, started = rendezvous.num_tasks, None, 0
     while job.thread.is_alive():

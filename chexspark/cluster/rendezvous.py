@@ -12,6 +12,7 @@ import socketserver
 import threading
 import time
 from collections import defaultdict
+from typing import Any, Self
 
 FIRST = "start"  # the round to which all are to come
 LONGEST_LINE = 1 << 20
@@ -25,16 +26,17 @@ class Rendezvous:
     `after_seconds` from its end at most.
     """
 
-    def __init__(self, bind: str, num_tasks: int, seconds: float, after_seconds: float):
+    def __init__(self, bind: str, num_tasks: int, seconds: float, after_seconds: float) -> None:
         self.token = secrets.token_hex(16)
         self.num_tasks, self.after_seconds = num_tasks, after_seconds
         self.until = time.monotonic() + seconds  # of the round ``start``
-        self.rounds, self.changed = defaultdict(dict), threading.Condition()
+        self.rounds: dict[str, dict[int, Any]] = defaultdict(dict)  # rank → value, by round
+        self.changed = threading.Condition()
         self.closed = False
         rendezvous = self
 
         class Connection(socketserver.StreamRequestHandler):
-            def handle(self):
+            def handle(self) -> None:
                 token = self.rfile.readline(LONGEST_LINE).strip()
                 if hmac.compare_digest(token, rendezvous.token.encode()):
                     said = json.loads(self.rfile.readline(LONGEST_LINE))
@@ -48,7 +50,7 @@ class Rendezvous:
         self.server = Server((bind, 0), Connection)
         self.port = self.server.server_address[1]
 
-    def wait(self, name: str, rank: int, value) -> dict:
+    def wait(self, name: str, rank: int, value: Any) -> dict[int, Any]:
         """Add a value to a round; return the round's values when it ends."""
         with self.changed:
             came, is_first = self.rounds[name], name == FIRST
@@ -85,11 +87,11 @@ class Rendezvous:
         with self.changed:
             return [value for _, value in sorted(self.rounds[name].items())]
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         threading.Thread(target=self.server.serve_forever, args=(0.1,), daemon=True).start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         with self.changed:
             self.closed = True  # who waits is told what has come
             self.changed.notify_all()

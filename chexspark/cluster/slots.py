@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from py4j.protocol import Py4JError
+from pyspark.sql import SparkSession
 
 from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.progress import ProgressLine
@@ -39,7 +40,7 @@ class Supply:
     task_gpus: float = 0.0
 
 
-def supply(spark) -> Supply:
+def supply(spark: SparkSession) -> Supply:
     """Look once. Raises StoppedError when Spark's application has ended."""
     try:
         context = spark.sparkContext
@@ -48,8 +49,8 @@ def supply(spark) -> Supply:
         return Supply(
             slots,
             0 if local else scala.statusStore().executorList(True).size() - 1,  # not the driver
-            max(slots, most_slots(context.master, dict(conf.getAll()))),
-            context.master,
+            max(slots, most_slots(str(context.master), dict(conf.getAll()))),
+            str(context.master),
             is_dynamic(spark),
             int(conf.get("spark.task.cpus", "1")),
             float(conf.get("spark.task.resource.gpu.amount", "0")),
@@ -60,7 +61,7 @@ def supply(spark) -> Supply:
         raise
 
 
-def is_dynamic(spark) -> bool:
+def is_dynamic(spark: SparkSession) -> bool:
     """Whether Spark asks for executors as tasks need them."""
     conf = spark.sparkContext.getConf()
     return conf.get("spark.dynamicAllocation.enabled", "false") == "true" and not is_local(spark)
@@ -89,7 +90,7 @@ def most_slots(master: str, conf: dict[str, str]) -> int:
 
 
 def wait_for_slots(
-    spark, wanted: int, enough: int, seconds: float, settled_seconds: float
+    spark: SparkSession, wanted: int, enough: int, seconds: float, settled_seconds: float
 ) -> tuple[Supply, float]:
     """Wait for executors until there are `wanted` task slots; return what there is, and the seconds.
 
@@ -123,7 +124,9 @@ def is_hopeless(found: Supply, least: int) -> bool:
     return found.most < least
 
 
-def check_ranks(spark, num_proc: int | None, wait_seconds: float = WAIT_SECONDS) -> int:
+def check_ranks(
+    spark: SparkSession, num_proc: int | None, wait_seconds: float = WAIT_SECONDS
+) -> int:
     """Return the number of ranks to start: `num_proc`, or as many as there are task slots.
 
     Executors register some seconds after the session starts, so it waits, and says so, for the
@@ -144,7 +147,7 @@ def check_ranks(spark, num_proc: int | None, wait_seconds: float = WAIT_SECONDS)
 
 
 def slots_again(
-    spark, wanted: int, least: int, most: int, wait_seconds: float = WAIT_SECONDS
+    spark: SparkSession, wanted: int, least: int, most: int, wait_seconds: float = WAIT_SECONDS
 ) -> int:
     """How many ranks can start after some were lost: `wanted` to `most`, or at least `least`.
 
@@ -163,6 +166,7 @@ def slots_again(
 
 
 def slots_text(number: int) -> str:
+    """``1 task slot``, ``2 task slots``."""
     return f"{number} task slot{'s' * (number != 1)}"
 
 
@@ -176,7 +180,7 @@ def shortage(found: Supply, num_proc: int | None, waited: float) -> str:
             f"{asked} Spark has {slots_text(found.most)}{at_most}: lower --num-proc, or "
             f"{how_to_have(found, num_proc)}"
         )
-    if found.slots:
+    if num_proc and found.slots:
         return (
             f"{asked} Spark has {slots_text(found.slots)}{after}: lower --num-proc, or "
             f"{how_to_have(found, num_proc)}"
@@ -248,7 +252,7 @@ def busy(found: Supply, started: int, num_proc: int, waited: float) -> str:
     )
 
 
-def task_counts(spark, group: str) -> tuple[int, int]:
+def task_counts(spark: SparkSession, group: str) -> tuple[int, int]:
     """Tasks that run, and tasks that have ended well, of a job group's job of one stage."""
     tracker = spark.sparkContext.statusTracker()
     jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(group)]

@@ -7,6 +7,11 @@ two at once would break each other.
 import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from pyspark.sql import SparkSession
 
 from chexspark.errors import StoppedError
 from chexspark.progress import ProgressLine
@@ -19,7 +24,7 @@ LOOK_SECONDS = 0.2
 
 
 @contextlib.contextmanager
-def turn(spark):
+def turn(spark: SparkSession) -> Iterator[None]:
     """Wait until no other thread is inside, and say so; then be inside.
 
     While it waits, Ctrl-C and SIGTERM raise KeyboardInterrupt here, and leave the others' Spark jobs
@@ -33,8 +38,8 @@ def turn(spark):
         LOCK.release()
 
 
-def wait_for_turn(spark) -> None:
-    """Return when the lock is held."""
+def wait_for_turn(spark: SparkSession) -> None:
+    """Return when the lock is held. Raises StoppedError when Spark's application ends. Raises StoppedError when Spark's application ends."""
     with ProgressLine() as line, signals_to(signal.default_int_handler):
         line.say("another training runs in this session: waiting for it to end")
         while not LOCK.acquire(timeout=LOOK_SECONDS):
@@ -44,7 +49,7 @@ def wait_for_turn(spark) -> None:
 
 
 @contextlib.contextmanager
-def signals_to(handler):
+def signals_to(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM go to `handler`, where this is the thread that they come to."""
     kept = {}
     if threading.current_thread() is threading.main_thread():

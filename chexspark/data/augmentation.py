@@ -6,6 +6,7 @@ drawing is pure numpy; `augment` is TensorFlow, for use inside a compiled step.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,12 @@ class Augmentation:
 
     @property
     def moves(self) -> bool:
+        """Whether pixels change places."""
         return bool(self.flip or self.shift or self.scale or self.rotation)
 
     @property
     def tones(self) -> bool:
+        """Whether brightness or contrast change."""
         return bool(self.brightness or self.contrast)
 
 
@@ -42,7 +45,7 @@ def random_numbers(seed: int, epoch: int, images: int) -> np.ndarray:
     return random.random((images, DRAWS), np.float32) * 2 - 1
 
 
-def transforms(draws, settings: Augmentation, size: int):
+def transforms(draws: Any, settings: Augmentation, size: int) -> Any:
     """Where each pixel of the result is taken from, float32 (batch, 8), as TensorFlow wants it.
 
     (a0, a1, a2, b0, b1, b2, 0, 0): x of the source is a0 x + a1 y + a2, y is b0 x + b1 y + b2.
@@ -66,8 +69,8 @@ def transforms(draws, settings: Augmentation, size: int):
     return tf.stack(rows, axis=1)
 
 
-def augment(images, draws, settings: Augmentation):
-    """Change a batch, uint8 (batch, size, size, 1), by its images' numbers, float32 (batch, 7)."""
+def augment(images: Any, draws: Any, settings: Augmentation) -> Any:
+    """Change a batch, tensor uint8 (batch, size, size, 1), by its images' numbers, float32 (batch, 7)."""
     import tensorflow as tf
 
     if not (settings.moves or settings.tones):

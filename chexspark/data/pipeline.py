@@ -6,26 +6,31 @@ background thread, a few batches ahead of the step that takes them.
 
 import queue
 import threading
-from typing import NamedTuple
+from collections.abc import Generator, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from chexspark.data.augmentation import DRAWS
+from chexspark.data.reader import Batch
 
 BATCHES_AHEAD = 2
+Item = TypeVar("Item")
 
 
 class StepInputs(NamedTuple):
     """What a step takes: tensors on the device, and the rows in numpy."""
 
-    images: object  # uint8 (batch, size, size, 1)
-    labels: object  # int8 (batch, 14)
-    weights: object  # float32 (batch,)
-    draws: object  # float32 (batch, 7): this epoch's random numbers of each image
+    images: Any  # uint8 (batch, size, size, 1)
+    labels: Any  # int8 (batch, findings)
+    weights: Any  # float32 (batch,)
+    draws: Any  # float32 (batch, 7): this epoch's random numbers of each image
     rows: np.ndarray  # int64 (batch,)
 
 
-def tensors(batches, draws: np.ndarray | None = None, ahead: int = BATCHES_AHEAD):
+def tensors(
+    batches: Iterable[Batch], draws: np.ndarray | None = None, ahead: int = BATCHES_AHEAD
+) -> Generator[StepInputs, None, None]:
     """Yield `StepInputs` from `Batch`es, made up to `ahead` before they are asked for.
 
     `draws`: float32 (rows of the split, 7) from `augmentation.random_numbers`; without it zeros, which
@@ -34,22 +39,24 @@ def tensors(batches, draws: np.ndarray | None = None, ahead: int = BATCHES_AHEAD
     return read_ahead((as_tensors(batch, draws) for batch in batches), ahead)
 
 
-def as_tensors(batch, draws: np.ndarray | None = None) -> StepInputs:
-    """One batch on the device: the first GPU that TensorFlow sees, or the CPU."""
+def as_tensors(batch: Batch, draws: np.ndarray | None = None) -> StepInputs:
+    """One batch (see `StepInputs`) on the device: the first GPU that TensorFlow sees, or the CPU."""
     import tensorflow as tf
 
     # Filler, row −1, takes the last row's numbers: it weighs nothing.
     none = np.zeros((len(batch.rows), DRAWS), np.float32)
     mine = none if draws is None else draws[batch.rows]
     values = (batch.images[..., None], batch.labels, batch.weights, mine)
-    return StepInputs(*(tf.constant(value) for value in values), batch.rows)
+    images, labels, weights, numbers = (tf.constant(value) for value in values)
+    return StepInputs(images, labels, weights, numbers, batch.rows)
 
 
-def read_ahead(items, ahead: int):
+def read_ahead(items: Generator[Item, None, None], ahead: int) -> Generator[Item, None, None]:
     """Yield from the generator `items`, run in a background thread up to `ahead` items ahead."""
-    ready, stop = queue.Queue(ahead), threading.Event()
+    ready: queue.Queue[tuple[Any, Any]] = queue.Queue(ahead)  # an item, or what ends them
+    stop = threading.Event()
 
-    def put(item) -> bool:
+    def put(item: tuple[Any, Any]) -> bool:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.1)
@@ -58,7 +65,7 @@ def read_ahead(items, ahead: int):
                 continue
         return False
 
-    def work():
+    def work() -> None:
         try:
             for item in items:
                 if not put((item, None)):

@@ -13,6 +13,7 @@ The world size only says which rank reads which of them: shards that lie next to
 A plan is an array: to resume at step k is ``plan[k:]``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,9 @@ def canonical_shards(global_batch: int) -> int:
     return max(LEAST_SHARDS, -(-global_batch // ROWS_PER_SHARD))
 
 
-def epoch_order(row_groups, shards: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+def epoch_order(
+    row_groups: Sequence[int], shards: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
     """All rows in the order of an epoch, and the shard of each; both int64 (rows,).
 
     `row_groups`: rows of each row group, in the store's order. Rows are numbered through the
@@ -64,7 +67,7 @@ def epoch_order(row_groups, shards: int, seed: int, epoch: int) -> tuple[np.ndar
 
 
 def training_plan(
-    row_groups, global_batch: int, facts: RankFacts, seed: int, epoch: int
+    row_groups: Sequence[int], global_batch: int, facts: RankFacts, seed: int, epoch: int
 ) -> np.ndarray:
     """The rank's rows of a shuffled epoch; int64 (steps, ceil(global_batch / world_size)).
 
@@ -81,7 +84,7 @@ def training_plan(
     return plan
 
 
-def fixed_plan(row_groups, batch_size: int, facts: RankFacts) -> np.ndarray:
+def fixed_plan(row_groups: Sequence[int], batch_size: int, facts: RankFacts) -> np.ndarray:
     """The rank's rows of an epoch in the store's order, for validation; int64 (steps, batch_size)."""
     total = int(np.sum(row_groups))
     edges = np.arange(facts.world_size + 1) * total // facts.world_size

@@ -10,14 +10,15 @@ unpickled.
 import contextlib
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from chexspark.data.plan import FILLER
-from chexspark.findings import FINDINGS
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 from chexspark.store.row_groups import Piece, image_names, joined, pieces, row_groups
@@ -34,7 +35,7 @@ class Batch:
     """
 
     images: np.ndarray  # uint8 (batch, size, size)
-    labels: np.ndarray  # int8 (batch, 14): 1, 0, or −1 for unknown
+    labels: np.ndarray  # int8 (batch, findings): 1, 0, or −1 for unknown
     weights: np.ndarray  # float32 (batch,): 1, or 0 for filler
     rows: np.ndarray  # int64 (batch,): row numbers in the split, −1 for filler
 
@@ -42,11 +43,13 @@ class Batch:
 class Cache:
     """Row groups that stay in memory, the first that were read, up to a number of bytes."""
 
-    def __init__(self, bytes_left: int = 0):
+    def __init__(self, bytes_left: int = 0) -> None:
         self.bytes_left = bytes_left
-        self.kept, self.lock = {}, threading.Lock()
+        self.kept: dict[tuple[str, int], Piece] = {}  # by split and number
+        self.lock = threading.Lock()
 
-    def keep(self, key, piece: Piece) -> None:
+    def keep(self, key: tuple[str, int], piece: Piece) -> None:
+        """Keep a row group, where there is room."""
         with self.lock:
             if piece.images.nbytes <= self.bytes_left and key not in self.kept:
                 self.bytes_left -= piece.images.nbytes
@@ -56,22 +59,24 @@ class Cache:
 class SplitReader:
     """Reads a split by plans. Several readers may share a `cache`."""
 
-    def __init__(self, store: Location, manifest: Manifest, split: str, cache: Cache | None = None):
+    def __init__(
+        self, store: Location, manifest: Manifest, split: str, cache: Cache | None = None
+    ) -> None:
         self.store, self.split = store, split
-        self.size = manifest.image_size
+        self.size, self.findings = manifest.image_size, len(manifest.findings)
         self.groups = row_groups(store, manifest, split)
         self.row_groups = [group.rows for group in self.groups]
         self.starts = np.concatenate([[0], np.cumsum(self.row_groups)]).astype(np.int64)
         self.files = [file.path for file in manifest.splits[split].files for _ in file.row_groups]
-        self.footers = {}
+        self.footers: dict[str, pq.FileMetaData] = {}
         self.cache = cache or Cache()
 
     def read_row_group(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 (rows, size, size) and labels int8 (rows, 14). Raises DamagedStoreError."""
+        """Images uint8 (rows, size, size) and labels int8 (rows, findings). Raises DamagedStoreError."""
         whole = joined(list(self.pieces(number)))
         return whole.images, whole.labels
 
-    def pieces(self, number: int):
+    def pieces(self, number: int) -> Iterator[Piece]:
         """Yield a row group's `Piece`s, from memory if kept there, else from storage.
 
         Raises DamagedStoreError, at the latest after the last piece.
@@ -89,7 +94,7 @@ class SplitReader:
         if room:
             self.cache.keep(key, joined(keeping))
 
-    def stored_pieces(self, number: int):
+    def stored_pieces(self, number: int) -> Iterator[Piece]:
         """The same, from storage."""
         place = self.store / self.files[number]
         return pieces(self.groups[number], self.size, place=place, footers=self.footers)
@@ -102,7 +107,7 @@ class SplitReader:
             for row, number in zip(rows, numbers, strict=True)
         ]
 
-    def batches(self, plan: np.ndarray, ahead_bytes: int = AHEAD_BYTES):
+    def batches(self, plan: np.ndarray, ahead_bytes: int = AHEAD_BYTES) -> Iterator[Batch]:
         """Yield a `Batch` for each row of the plan, int64 (steps, batch).
 
         Each row group that the plan needs is read once. Raises DamagedStoreError.
@@ -111,8 +116,9 @@ class SplitReader:
         waiting = deque(self.errands(plan))
         spread = max((errand.last - errand.step * width for errand in waiting), default=0) + 1
         rows = min(spread + ahead_bytes // self.size**2, plan.size)
-        ring = Ring(-(-rows // width) * width, self.size)
-        running, last = deque(), None
+        ring = Ring(-(-rows // width) * width, self.size, self.findings)
+        running: deque[tuple[int, Future]] = deque()  # steps that wait, and what they wait for
+        last = None
         with pool(READERS) as readers:
             for step, wanted in enumerate(plan):
                 while waiting and waiting[0].last < step * width + len(ring.images):
@@ -128,7 +134,7 @@ class SplitReader:
                 yield batch
 
     def errands(self, plan: np.ndarray) -> list["Errand"]:
-        """What to read, in the order in which it is needed, and where its rows go."""
+        """What to read for a plan (steps, batch), in the order in which it is needed, and where its rows go."""
         flat = plan.ravel()
         places = np.flatnonzero(flat != FILLER)
         rows = flat[places]
@@ -169,9 +175,9 @@ class Errand(NamedTuple):
 class Ring:
     """The batches that are being filled: a row of the flattened plan is at its number modulo the length."""
 
-    def __init__(self, rows: int, size: int):
+    def __init__(self, rows: int, size: int, findings: int) -> None:
         self.images = np.empty((rows, size, size), np.uint8)
-        self.labels = np.zeros((rows, len(FINDINGS)), np.int8)
+        self.labels = np.zeros((rows, findings), np.int8)
 
 
 def fill_up(batch: Batch, last: np.ndarray | None) -> np.ndarray | None:
@@ -192,7 +198,7 @@ def fill_up(batch: Batch, last: np.ndarray | None) -> np.ndarray | None:
 
 
 @contextlib.contextmanager
-def pool(threads: int):
+def pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that end with the block, without finishing what nobody waits for."""
     executor = ThreadPoolExecutor(threads, "chexspark-reader")
     try:

@@ -14,15 +14,18 @@ LOG_RANGE = 5.0  # the temperature is looked for in e^-5 … e^5
 
 
 def are_probabilities(scores: np.ndarray) -> bool:
-    return bool(len(scores)) and scores.min() >= 0 and scores.max() <= 1
+    """Whether scores (rows,) lie in 0–1; not of no rows."""
+    return bool(len(scores) and scores.min() >= 0 and scores.max() <= 1)
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean squared error of the probability of the finding, 0–1 (Brier 1950)."""
+    """Mean squared error of probabilities (rows,) of 1/0 labels (rows,), 0–1 (Brier 1950)."""
     return float(np.mean((probabilities - labels) ** 2))
 
 
-def calibration_bins(labels: np.ndarray, probabilities: np.ndarray):
+def calibration_bins(
+    labels: np.ndarray, probabilities: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, mean probability and share of positives per bin, (15,) each; NaN in an empty bin."""
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     rows = np.bincount(bins, minlength=BINS)
@@ -32,13 +35,18 @@ def calibration_bins(labels: np.ndarray, probabilities: np.ndarray):
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error, 0–1: |probability − share of positives| of 15 bins, weighted."""
+    """Expected calibration error, 0–1: |probability − share of positives| of 15 bins, weighted.
+
+    `labels`: 1 or 0, (rows,); `probabilities`: (rows,). Source: Guo et al. 2017, section 2.
+    """
     rows, mean, positive = calibration_bins(labels, probabilities)
     return float(np.nansum(rows * np.abs(mean - positive)) / rows.sum())
 
 
 def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     """The temperature with the smallest log loss. Source: Guo et al. 2017, section 4.2.
+
+    `labels`: 1 or 0, (rows,); `probabilities`: (rows,).
 
     None where there is none: without an error on either side of 0.5 the loss falls as the temperature
     goes to 0, and where the logits say nothing it falls as it grows. Raises ValueError without both
@@ -48,7 +56,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float | No
         raise ValueError("a temperature needs both classes")
     logits, sign = to_logits(probabilities), np.where(labels == 1, -1.0, 1.0)
 
-    def loss(log_temperature):
+    def loss(log_temperature: float) -> float:
         return np.logaddexp(0, sign * logits / np.exp(log_temperature)).mean()
 
     found = minimize_scalar(loss, bounds=(-LOG_RANGE, LOG_RANGE), method="bounded")
@@ -56,9 +64,10 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float | No
 
 
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """The probabilities with their logits divided by the temperature."""
+    """The probabilities, (rows,), with their logits divided by the temperature."""
     return expit(to_logits(probabilities) / temperature)
 
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
+    """The logits of probabilities (rows,), kept finite."""
     return logit(np.clip(probabilities, TINY, 1 - TINY))

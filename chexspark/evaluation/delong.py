@@ -41,7 +41,10 @@ def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarra
 
 
 def delong_variance(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    """The variance of one model's AUROC; None with fewer than two rows of a class."""
+    """The variance of one model's AUROC; None with fewer than two rows of a class.
+
+    `labels`: (rows,) of 1 and 0; `scores`: (rows,).
+    """
     positives = int((labels == 1).sum())
     if min(positives, len(labels) - positives) < 2:
         return None

@@ -4,23 +4,39 @@ In: predictions and metrics of a split. Out: for the most frequent findings, the
 that was found, missed, and falsely called, with its map.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from chexspark.evaluation.inference import LABEL, PROBABILITY
-from chexspark.findings import FINDINGS
+from chexspark.evaluation.localisation import box_fractions
+from chexspark.evaluation.metrics import Metric
+from chexspark.evaluation.predictions import label_column, probability_column
+from chexspark.findings import MEAN
+
+if TYPE_CHECKING:
+    from chexspark.evaluation.maps import Mapped
 
 FINDINGS_SHOWN = 4
 KINDS = ("found", "missed", "false alarm")
-EXAMPLES_SCHEMA = pa.schema(
-    [("finding", pa.string()), ("kind", pa.string()), ("image_index", pa.string()),
-     ("probability", pa.float64()), ("threshold", pa.float64()), ("size", pa.int32()),
-     ("pixels", pa.binary()), ("map_height", pa.int32()), ("map_width", pa.int32()),
-     ("map", pa.binary()), ("boxes", pa.list_(pa.list_(pa.float64())))]
-)  # fmt: skip
+
+
+class ExampleRow(TypedDict):
+    """A row of ``examples``: an image with its map."""
+
+    finding: str
+    kind: str  # one of KINDS
+    image_index: str
+    probability: float
+    threshold: float
+    size: int  # height and width of `pixels`
+    pixels: bytes  # uint8
+    map_height: int
+    map_width: int
+    map: bytes  # float32
+    boxes: list[list[float]]  # x, y, width, height as fractions of the image
 
 
 @dataclass(frozen=True)
@@ -34,19 +50,21 @@ class Example:
     threshold: float
 
 
-def choose_examples(table: pd.DataFrame, records: list[dict]) -> list[Example]:
+def choose_examples(table: pd.DataFrame, records: Sequence[Metric]) -> list[Example]:
     """For each of the most frequent findings with a threshold, an image of each kind, if there is one.
 
     Of each kind the most certain: the highest probability found, the lowest missed, the highest
-    falsely called. Ties go to the first name.
+    falsely called. Ties go to the first name. `table`: predictions; `records`: their metrics.
     """
-    known = [r for r in records[:-1] if r["threshold_youden"] is not None and r["positives"]]
-    frequent = sorted(known, key=lambda r: -r["positives"])[:FINDINGS_SHOWN]
+    known = [
+        (r["positives"], r["finding"], r["threshold_youden"])
+        for r in records
+        if r["finding"] != MEAN and r["threshold_youden"] is not None and r["positives"]
+    ]
     examples = []
-    for record in frequent:
-        finding, threshold = record["finding"], record["threshold_youden"]
-        label = table[LABEL + finding].to_numpy()
-        score = table[PROBABILITY + finding].to_numpy()
+    for _, finding, threshold in sorted(known, key=lambda each: -each[0])[:FINDINGS_SHOWN]:
+        label = table[label_column(finding)].to_numpy()
+        score = table[probability_column(finding)].to_numpy()
         called = score >= threshold
         choices = (((label == 1) & called, -score), ((label == 1) & ~called, score),
                    ((label == 0) & called, -score))  # fmt: skip
@@ -58,18 +76,16 @@ def choose_examples(table: pd.DataFrame, records: list[dict]) -> list[Example]:
     return examples
 
 
-def example_row(example: Example, mapped, boxes: pd.DataFrame | None) -> dict:
-    """A row of ``OUT/examples``; boxes as fractions of the image: x, y, width, height."""
-    activation = mapped.maps[FINDINGS.index(example.finding)]
-    drawn = np.zeros((0, 4))
-    if boxes is not None:
-        of = (boxes["image_index"] == example.name) & (boxes["finding"] == example.finding)
-        drawn = boxes[of][["x", "y", "width", "height"]].to_numpy(float)
-    sides = [mapped.original_width, mapped.original_height] * 2
+def example_row(example: Example, mapped: "Mapped", boxes: pd.DataFrame | None) -> ExampleRow:
+    """A row of ``OUT/examples``. `boxes`: in pixels of the original image. Raises ValueError without pixels."""
+    if mapped.pixels is None:
+        raise ValueError(f"{mapped.name} was mapped without its pixels")
+    activation = mapped.map_of(example.finding)
     return {
         "finding": example.finding, "kind": example.kind, "image_index": example.name,
         "probability": example.probability, "threshold": example.threshold,
         "size": len(mapped.pixels), "pixels": mapped.pixels.tobytes(),
         "map_height": activation.shape[0], "map_width": activation.shape[1],
-        "map": activation.astype(np.float32).tobytes(), "boxes": (drawn / sides).tolist(),
+        "map": activation.astype(np.float32).tobytes(),
+        "boxes": box_fractions(boxes, mapped, example.finding).tolist(),
     }  # fmt: skip

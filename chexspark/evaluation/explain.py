@@ -1,35 +1,62 @@
 """A run and images in, pictures with class activation maps out. Runs on the driver and in Spark tasks."""
 
+import logging
 import posixpath
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.config import ExplainConfig
-from chexspark.errors import RunFailedError, UserError, closest
-from chexspark.evaluation.maps import Mapped, NoMapsError, map_images, map_stored
+from chexspark.errors import UserError, closest
+from chexspark.evaluation.inference import Model
+from chexspark.evaluation.localisation import box_fractions
+from chexspark.evaluation.maps import (
+    Mapped,
+    Mapper,
+    NoMaps,
+    StoredImages,
+    by_name,
+    map_images,
+    map_stored,
+)
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
-from chexspark.evaluation.runs import check_fit
-from chexspark.findings import FINDINGS, finding_position
-from chexspark.ingestion.images import BadImageError, decode, prepare
+from chexspark.evaluation.predictions import listed
+from chexspark.evaluation.runs import best_model, check_fit
+from chexspark.findings import UNKNOWN, column_name, find
+from chexspark.ingestion.images import BadImageError, StoredImage, decode, prepare
 from chexspark.ingestion.sources import find_sources, read_source_images
-from chexspark.run.folder import model_and_digest, run_folder
+from chexspark.run.folder import run_folder
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, Manifest, read_boxes, read_manifest
-from chexspark.store.row_groups import image_names, row_groups
+from chexspark.store.row_groups import RowGroup, image_names, row_groups
+
+log = logging.getLogger(__name__)
 
 PICTURE_SIDE = 512  # pixels, at least
 BATCH = 16
 MOST_IMAGES = 500  # pictures for people; chexspark evaluate measures maps by the thousand
 
 
+class Drawn(NamedTuple):
+    """A picture that was written: a row of what `explain` returns."""
+
+    image_index: str
+    finding: str
+    probability: float
+    label: int | None  # 1 or 0; None where it is not known
+    picture: str  # where it is
+
+
 @takes(ExplainConfig)
-def explain(spark, config: ExplainConfig) -> pd.DataFrame:
+def explain(spark: SparkSession | None, config: ExplainConfig) -> pd.DataFrame:
     """Draw maps over X-rays, ``NAME-FINDING.png``; return a row per picture.
 
     Columns: image_index, finding, probability, label (None where not known), picture. Raises
@@ -37,59 +64,56 @@ def explain(spark, config: ExplainConfig) -> pd.DataFrame:
     """
     run = run_folder(config.run)
     out = locate(config.out) if config.out else run.maps
-    asked = asked_findings(config.findings)
     check_run(run)
-    model = model_and_digest(run)
-    boxes = None
+    model = best_model(run)
+    asked = asked_findings(config.findings, model.findings)
+    boxes, names = None, tuple(dict.fromkeys(config.images))
     if config.data:
         store = locate(config.data)
         manifest = read_manifest(store)
         check_fit(store, run, manifest)
-        groups = groups_with(store, manifest, config.images)
+        groups = groups_with(store, manifest, names)
         boxes = read_boxes(store, manifest)
         spark = start_session(spark, "explain")
-        wanted = frozenset(config.images)
-        found = run_maps(
-            lambda: map_stored(spark, groups, manifest.image_size, wanted, wanted, model, BATCH)
-        )
-        mapped = {name: found[name] for name in dict.fromkeys(config.images)}
-        pictures = {name: enlarged(image.pixels, PICTURE_SIDE) for name, image in mapped.items()}
+        wanted = frozenset(names)
+        stored = StoredImages(wanted, wanted, manifest.image_size, manifest.findings)
+        mapped = all_mapped(map_stored(spark, groups, stored, Mapper(model, BATCH)), names)
+        pictures = {image.name: picture_of(image) for image in mapped}
     else:
-        size = read_lineage(run)["image_size"]
-        pictures, prepared = read_images(config.images, size)
+        pictures, prepared = read_images(config.images, read_lineage(run)["image_size"])
         spark = start_session(spark, "explain")
-        mapped = run_maps(lambda: map_files(spark, prepared, model))
+        mapped = all_mapped(map_files(spark, prepared, model), prepared)
     out.make_directory()
     rows = [
-        draw_overlay(image, pictures[name], position, boxes, out)
-        for name, image in mapped.items()
-        for position in (asked or default_findings(image))
+        draw_overlay(image, pictures[image.name], finding, boxes, out)
+        for image in mapped
+        for finding in (asked or default_findings(image))
     ]
     for row in rows:
-        print(f"{row['finding']:<20}{row['probability']:>7.3f}  {row['picture']}")
-    return pd.DataFrame(rows)
+        log.info("%s", f"{row.finding:<20}{row.probability:>7.3f}  {row.picture}")
+    return pd.DataFrame(rows, columns=Drawn._fields)
 
 
-def asked_findings(names: tuple[str, ...]) -> list[int]:
-    """Positions of the findings to draw. Raises UserError for one that is none of the 14."""
-    positions = []
+def asked_findings(names: Iterable[str], findings: Sequence[str]) -> list[str]:
+    """The run's findings to draw. Raises UserError for one that the run has not."""
+    asked = []
     for name in names:
-        try:
-            positions.append(finding_position(name))
-        except KeyError:
+        position = find(name, findings)
+        if position is None:
             raise UserError(
-                f"--findings {name} is none of the 14{closest(name, FINDINGS)} ({', '.join(FINDINGS)})"
-            ) from None
-    return positions
+                f"--findings={name} is none of the run's{closest(name, findings)} ({listed(findings)})"
+            )
+        asked.append(findings[position])
+    return asked
 
 
-def default_findings(image: Mapped) -> list[int]:
+def default_findings(image: Mapped) -> list[str]:
     """The finding with the highest probability, then those that the label names."""
-    named = np.flatnonzero(image.labels == 1).tolist()
-    return list(dict.fromkeys([int(np.argmax(image.probabilities)), *named]))
+    named = [finding for finding in image.findings if image.label_of(finding) == 1]
+    return list(dict.fromkeys([image.findings[int(np.argmax(image.probabilities))], *named]))
 
 
-def groups_with(store: Location, manifest: Manifest, names: tuple[str, ...]):
+def groups_with(store: Location, manifest: Manifest, names: Sequence[str]) -> list[RowGroup]:
     """The row groups of any split that hold the images. Raises UserError for names not there."""
     check_number(len(names))
     left, groups = set(names), []
@@ -108,19 +132,26 @@ def groups_with(store: Location, manifest: Manifest, names: tuple[str, ...]):
 
 
 def check_number(number: int) -> None:
+    """Raise UserError for more images than anybody looks at."""
     if number > MOST_IMAGES:
         raise UserError(
             f"--images are {number:,}, but at most {MOST_IMAGES} are drawn at once: give fewer"
         )
 
 
-def read_images(given: tuple[str, ...], size: int):
-    """Pictures to draw on, and pixels as the model sees them, by name. Raises UserError."""
+def read_images(
+    given: tuple[str, ...], size: int
+) -> tuple[dict[str, np.ndarray], dict[str, StoredImage]]:
+    """Pictures to draw on, uint8 (height, width), and images as the model sees them, by name.
+
+    `size`: height and width that the model takes, pixels. Raises UserError.
+    """
     files, archives = find_sources(given)
     if archives:
-        raise UserError(f"--images {archives[0].uri} is an archive: give image files, unpacked")
+        raise UserError(f"--images={archives[0].uri} is an archive: give image files, unpacked")
     check_number(len(files))
-    pictures, prepared = {}, {}
+    pictures: dict[str, np.ndarray] = {}
+    prepared: dict[str, StoredImage] = {}
     for name, uri, _, content in read_source_images(files):
         if name in pictures:
             raise UserError(f"--images has {name} twice: give each name once")
@@ -130,58 +161,62 @@ def read_images(given: tuple[str, ...], size: int):
             prepared[name] = prepare(content, size, name)
             pictures[name] = enlarged(decode(content, name)[0], PICTURE_SIDE)
         except BadImageError as error:
-            raise UserError(f"--images {uri} cannot be used: {error}") from error
+            raise UserError(f"--images={uri} cannot be used: {error}") from error
     return pictures, prepared
 
 
-def map_files(spark, prepared: dict, model: tuple[str, str]) -> dict[str, Mapped]:
+def map_files(
+    spark: SparkSession, prepared: dict[str, StoredImage], model: Model
+) -> dict[str, Mapped] | NoMaps:
     """Maps of prepared images, by name, in Spark tasks."""
-    none = np.zeros(0, np.int8)
 
-    def of_part(part):
-        part = list(part)
-        if not part:
+    def of_part(part: Iterable[tuple[str, StoredImage]]) -> list[Mapped | NoMaps]:
+        images = dict(part)
+        if not images:
             return []
-        maps, probabilities = map_images(np.stack([i.pixels for _, i in part]), model, BATCH)
+        found = map_images(np.stack([i.pixels for i in images.values()]), Mapper(model, BATCH))
+        if isinstance(found, NoMaps):
+            return [found]
         return [
-            Mapped(name, maps[k], probabilities[k], none, image.original_width,
-                   image.original_height, None)
-            for k, (name, image) in enumerate(part)
+            Mapped(name, model.findings, found.maps[k], found.probabilities[k], {},
+                   image.original_width, image.original_height, None)
+            for k, (name, image) in enumerate(images.items())
         ]  # fmt: skip
 
     with watched(spark, "activation maps", len(prepared)):
         items = list(prepared.items())
         parts = spark.sparkContext.parallelize(items, -(-len(items) // BATCH))
-        found = {image.name: image for image in parts.mapPartitions(of_part).collect()}
-    return {name: found[name] for name in prepared}
+        return by_name(parts.mapPartitions(of_part).collect())
 
 
-def run_maps(maps):
-    """Call `maps`. Raises UserError for a model that has no maps."""
-    try:
-        return maps()
-    except RunFailedError as error:
-        if NoMapsError.__name__ in str(error):
-            raise UserError(f"--run: no class activation maps: {error}") from error
-        raise
+def all_mapped(mapped: dict[str, Mapped] | NoMaps, names: Iterable[str]) -> list[Mapped]:
+    """The images in order. Raises UserError for a model that has no maps."""
+    if isinstance(mapped, NoMaps):
+        raise UserError(f"--run: no class activation maps: {mapped.reason}")
+    return [mapped[name] for name in names]
 
 
-def draw_overlay(image: Mapped, gray: np.ndarray, position: int, boxes, out: Location) -> dict:
-    """Write one picture, the X-ray and beside it the X-ray with the map; return its row."""
-    finding, drawn = FINDINGS[position], ()
-    if boxes is not None:
-        of = (boxes["image_index"] == image.name) & (boxes["finding"] == finding)
-        sides = np.array([image.original_width, image.original_height] * 2)
-        drawn = boxes[of][["x", "y", "width", "height"]].to_numpy(float) / sides
-        drawn = drawn[(drawn[:, :2] + drawn[:, 2:] <= 1.01).all(axis=1)]
-    plain = overlay(gray, image.maps[position] * 0)
-    picture = np.hstack([plain, overlay(gray, image.maps[position], drawn)])
+def picture_of(image: Mapped) -> np.ndarray:
+    """The stored pixels, large enough for people: uint8 (height, width)."""
+    if image.pixels is None:
+        raise ValueError(f"{image.name} was mapped without its pixels")
+    return enlarged(image.pixels, PICTURE_SIDE)
+
+
+def draw_overlay(
+    image: Mapped, gray: np.ndarray, finding: str, boxes: pd.DataFrame | None, out: Location
+) -> Drawn:
+    """Write one picture, the X-ray and beside it the X-ray with the map; return its row.
+
+    `gray`: uint8 (height, width); `boxes`: in pixels of the original image.
+    """
+    activation = image.map_of(finding)
+    drawn = box_fractions(boxes, image, finding)
+    picture = np.hstack([overlay(gray, activation * 0), overlay(gray, activation, drawn)])
     stem = posixpath.splitext(image.name)[0]
-    place = out / f"{stem}-{finding}.png"
+    place = out / f"{stem}-{column_name(finding)}.png"
     place.write_bytes(encoded(picture, ".png"))
-    label = int(image.labels[position]) if len(image.labels) else None
-    return {
-        "image_index": image.name, "finding": finding,
-        "probability": float(image.probabilities[position]),
-        "label": None if label == -1 else label, "picture": str(place),
-    }  # fmt: skip
+    label, probability = image.label_of(finding), image.probabilities[image.findings.index(finding)]
+    return Drawn(
+        image.name, finding, float(probability), None if label == UNKNOWN else label, str(place)
+    )

@@ -3,18 +3,24 @@
 Each is run on images of a store and compared with the model itself before it is kept.
 """
 
+import json
+import logging
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.config import ExportConfig
 from chexspark.errors import RunFailedError
-from chexspark.evaluation.inference import load_keras, quiet_errors
-from chexspark.evaluation.runs import check_fit
+from chexspark.evaluation.inference import Model, load_keras, quiet_errors
+from chexspark.evaluation.runs import best_model, check_fit
 from chexspark.extras import check_extra
-from chexspark.run.folder import model_and_digest, run_folder
+from chexspark.models import LOGITS
+from chexspark.run.folder import run_folder
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import check_run
 from chexspark.session import start_session
@@ -23,19 +29,33 @@ from chexspark.storage import Location, locate
 from chexspark.store.manifest import read_manifest
 from chexspark.store.row_groups import RowGroup, read_row_group, row_groups
 
+log = logging.getLogger(__name__)
+
 TOLERANCE = 1e-4  # of a logit: ten times what one rounding of float32 at 128 layers comes to
 IMAGES = 32  # to verify on
 OPSET = 17  # ONNX operators; onnxruntime 1.12 and later
 SAVED_MODEL, ONNX = "savedmodel", "onnx"
+NAMES = "findings.json"  # a JSON list of the names, in the order of the logits
+
+Logits = np.ndarray  # float32 (images, findings)
+
+
+class Exported(NamedTuple):
+    """A model in another format, and how it compares with the model itself."""
+
+    place: str
+    difference: float  # of a logit, the largest
+    images: int
 
 
 @takes(ExportConfig)
-def export(spark, config: ExportConfig) -> dict[str, Location]:
+def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Location]:
     """Write the best model in each format, verified; return format → place.
 
-    Both take uint8 (batch, size, size, 1) and return logits float32 (batch, 14): a probability is
-    1 / (1 + e^-logit). Raises UserError for what the user can mend, RunFailedError when an exported model
-    differs from the model.
+    Both take uint8 (batch, size, size, 1) and return logits float32 (batch, findings): a probability is
+    1 / (1 + e^-logit). The names of the findings, in the order of the logits, are beside them in
+    ``findings.json``, a JSON list, and in ONNX's metadata under ``findings``, the same list. Raises
+    UserError for what the user can mend, RunFailedError when an exported model differs from the model.
     """
     if ONNX in config.formats:
         check_extra("export", "--formats onnx")
@@ -48,40 +68,44 @@ def export(spark, config: ExportConfig) -> dict[str, Location]:
     group = row_groups(store, manifest, split)[0]
     out = locate(config.out) if config.out else run.exported
     out.make_directory()
-    model, size, formats = (
-        model_and_digest(run),
-        manifest.image_size,
-        config.formats,
-    )
+    model, size, formats = best_model(run), manifest.image_size, config.formats
     spark = start_session(spark, "export")
     with watched(spark, "export", IMAGES):
         one = spark.sparkContext.parallelize([out.uri], 1)
         (found,) = one.map(
             lambda place: write_formats(model, group, size, formats, place)
         ).collect()
-    for name, (place, difference, images) in found.items():
-        print(f"{name}: {place} (on {images} images of {store / split} its logits differ by "
-              f"{difference:.1e} at most)")  # fmt: skip
-    return {name: locate(place) for name, (place, *_) in found.items()}
+    (out / NAMES).write_text(json.dumps(model.findings) + "\n")
+    for name, made in found.items():
+        log.info("%s: %s (on %s images of %s its logits differ by %.1e at most)",
+                 name, made.place, made.images, store / split, made.difference)  # fmt: skip
+    return {name: locate(made.place) for name, made in found.items()}
 
 
-def write_formats(model: tuple[str, str], group: RowGroup, size: int, formats, out: str) -> dict:
-    """Export and verify in a Spark task. Returns format → (place, largest difference, images)."""
-    keras_model = load_keras(*model)
+def write_formats(
+    model: Model, group: RowGroup, size: int, formats: Sequence[str], out: str
+) -> dict[str, Exported]:
+    """Export and verify in a Spark task, on images of `size` × `size` pixels.
+
+    Raises RunFailedError for a format that gives other logits than the model.
+    """
+    keras_model = load_keras(model)
     images = read_row_group(group, size).images[:IMAGES, ..., None].copy()
     expected = np.asarray(keras_model(images, training=False))
-    writers = {SAVED_MODEL: write_saved_model, ONNX: write_onnx}
+    writers: dict[str, Callable[..., tuple[Path, Logits]]] = {
+        SAVED_MODEL: write_saved_model, ONNX: write_onnx,
+    }  # fmt: skip
     found = {}
     for name in formats:
         with tempfile.TemporaryDirectory(prefix="chexspark-") as folder, quiet_errors():
-            made, logits = writers[name](keras_model, Path(folder), images)
+            made, logits = writers[name](keras_model, model.findings, Path(folder), images)
             difference = float(np.abs(logits - expected).max())
             if not difference <= TOLERANCE:
                 raise RunFailedError(
                     f"{name} differs from the model by {difference:.1e} on {len(images)} images, more "
                     f"than {TOLERANCE:g}: it was not kept"
                 )
-            found[name] = str(keep(made, locate(out))), difference, len(images)
+            found[name] = Exported(str(keep(made, locate(out))), difference, len(images))
     return found
 
 
@@ -99,20 +123,24 @@ def keep(made: Path, out: Location) -> Location:
     return target
 
 
-def write_saved_model(model, folder: Path, images: np.ndarray) -> tuple[Path, np.ndarray]:
-    """Write ``savedmodel/``, load it again as a stranger would, and run it."""
+def write_saved_model(
+    model: Any, findings: Sequence[str], folder: Path, images: np.ndarray
+) -> tuple[Path, Logits]:
+    """Write ``savedmodel/``, load it again as a stranger would, and run it on uint8 (n, size, size, 1)."""
     import tensorflow as tf
 
     place = folder / SAVED_MODEL
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
-    serve = tf.function(lambda image: {"logits": model(image, training=False)}, [signature])
+    serve = tf.function(lambda image: {LOGITS: model(image, training=False)}, [signature])
     tf.saved_model.save(model, str(place), signatures=serve)
     loaded = tf.saved_model.load(str(place)).signatures["serving_default"]
-    return place, loaded(image=tf.constant(images))["logits"].numpy()
+    return place, loaded(image=tf.constant(images))[LOGITS].numpy()
 
 
-def write_onnx(model, folder: Path, images: np.ndarray) -> tuple[Path, np.ndarray]:
-    """Write ``model.onnx``, and run it in onnxruntime."""
+def write_onnx(
+    model: Any, findings: Sequence[str], folder: Path, images: np.ndarray
+) -> tuple[Path, Logits]:
+    """Write ``model.onnx``, and run it in onnxruntime on uint8 (n, size, size, 1)."""
     import onnx
     import onnxruntime
     import tensorflow as tf
@@ -120,9 +148,10 @@ def write_onnx(model, folder: Path, images: np.ndarray) -> tuple[Path, np.ndarra
 
     place = folder / "model.onnx"
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
-    forward = tf.function(lambda image: {"logits": model(image, training=False)})
+    forward = tf.function(lambda image: {LOGITS: model(image, training=False)})
     proto, _ = tf2onnx.convert.from_function(forward, [signature], opset=OPSET)
+    onnx.helper.set_model_props(proto, {"findings": json.dumps(findings)})
     onnx.checker.check_model(proto)
     onnx.save(proto, str(place))
     session = onnxruntime.InferenceSession(str(place), providers=["CPUExecutionProvider"])
-    return place, session.run(["logits"], {"image": images})[0]
+    return place, session.run([LOGITS], {"image": images})[0]

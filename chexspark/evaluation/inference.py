@@ -10,85 +10,112 @@ import contextlib
 import functools
 import gc
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from chexspark.findings import FINDINGS
+from chexspark.errors import RunFailedError
+from chexspark.evaluation.predictions import label_column, probability_column
 from chexspark.session import task_slots
 from chexspark.storage import locate
 from chexspark.store.row_groups import RowGroup, read_row_group
 
-PROBABILITY, LABEL = "prob_", "label_"
 STORED_COLUMNS = {"image_index": "string", "patient_id": "string", "view_position": "string",
          "sex": "string", "age": "smallint", "follow_up": "smallint"}  # fmt: skip
-PROBABILITIES = [f"{PROBABILITY}{finding} double" for finding in FINDINGS]
-COLUMNS = [f"{name} {kind}" for name, kind in STORED_COLUMNS.items()] + PROBABILITIES
-COLUMNS += [f"{LABEL}{finding} tinyint" for finding in FINDINGS]
 MIN_TASKS, TASKS_PER_SLOT = 32, 4  # a task costs 0.2 s beside the model; progress comes by tasks
+
+Batches = Iterable[pa.RecordBatch]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A ``model.keras`` as tasks take it; plain values."""
+
+    uri: str
+    digest: str  # SHA-256, which tells it from one before it
+    findings: tuple[str, ...]  # in the order of its outputs
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What a task needs to score images; plain values."""
+    """What a task needs to score images; plain values. Every model has all of `findings`."""
 
-    models: tuple[tuple[str, str], ...]  # (URI of model.keras, its digest)
+    models: tuple[Model, ...]
+    findings: tuple[str, ...]  # those to score, in the order of the columns
     flip: bool  # also score the mirror image, and average
     batch_size: int
 
 
+def positions(findings: Sequence[str], among: Sequence[str]) -> list[int]:
+    """Where findings stand among others. Raises ValueError for one that is not there."""
+    return [among.index(finding) for finding in findings]
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """The probabilities of logits (rows, findings), float64 (rows, findings)."""
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
 def score_split(
-    spark: SparkSession, groups: list[RowGroup], size: int, scorer: Scorer
+    spark: SparkSession,
+    groups: list[RowGroup],
+    size: int,
+    scorer: Scorer,
+    stored: tuple[str, ...],
 ) -> DataFrame:
-    """Score the images of row groups, in enough tasks that slow hosts do not hold up. Lazy."""
-    tasks = min(len(groups), max(MIN_TASKS, TASKS_PER_SLOT * task_slots(spark)))
-    positions = spark.range(0, len(groups), 1, tasks)
-    return positions.mapInArrow(split_scorer(groups, size, scorer), ", ".join(COLUMNS))
+    """Score the images of row groups, in enough tasks that slow hosts do not hold up. Lazy.
 
+    `size`: height and width of the images, pixels; `stored`: the findings of the store's labels, of
+    which the scorer's are some.
+    """
+    columns = [f"{name} {kind}" for name, kind in STORED_COLUMNS.items()]
+    columns += [f"{probability_column(finding)} double" for finding in scorer.findings]
+    columns += [f"{label_column(finding)} tinyint" for finding in scorer.findings]
+    names = [column.split()[0] for column in columns]
+    labels = positions(scorer.findings, stored)
 
-def split_scorer(groups: list[RowGroup], size: int, scorer: Scorer):
-    """The function that a Spark task maps over its Arrow batches of row group positions."""
-
-    def score(batches):
+    def score(batches: Batches) -> Batches:
         for batch in batches:
             for position in batch.column(0).to_pylist():
                 read = read_row_group(groups[position], size, tuple(STORED_COLUMNS))
                 probabilities = probabilities_of(read.images, scorer)
                 arrays = [read.others[name].combine_chunks() for name in STORED_COLUMNS]
                 arrays += [pa.array(column) for column in probabilities.T]
-                arrays += [pa.array(column, pa.int8()) for column in read.labels.T]
-                names = [column.split()[0] for column in COLUMNS]
+                arrays += [pa.array(column, pa.int8()) for column in read.labels[:, labels].T]
                 yield pa.RecordBatch.from_arrays(arrays, names)
 
-    return score
+    tasks = min(len(groups), max(MIN_TASKS, TASKS_PER_SLOT * task_slots(spark)))
+    return spark.range(0, len(groups), 1, tasks).mapInArrow(score, ", ".join(columns))
 
 
 def probabilities_of(images: np.ndarray, scorer: Scorer) -> np.ndarray:
-    """The mean probability over models and, with `flip`, mirror images: float64 (rows, 14).
+    """The mean probability over models and, with `flip`, mirror images: float64 (rows, findings).
 
-    `images`: uint8 (rows, size, size).
+    `images`: uint8 (rows, size, size). Raises RunFailedError as `load_keras` does.
     """
     models = load_models(scorer.models)
     import tensorflow as tf
 
     views = [images, images[:, :, ::-1]] if scorer.flip else [images]
-    total = np.zeros((len(images), len(FINDINGS)))
+    places = [positions(scorer.findings, model.findings) for model in scorer.models]
+    total = np.zeros((len(images), len(scorer.findings)))
     for start in range(0, len(images), scorer.batch_size):
         part = slice(start, start + scorer.batch_size)
-        for model in models:
+        for model, place in zip(models, places, strict=True):
             for view in views:
                 pixels = np.ascontiguousarray(view[part, ..., None])
-                logits = model(tf.constant(pixels)).numpy()
-                total[part] += 1 / (1 + np.exp(-logits.astype(np.float64)))
+                total[part] += sigmoid(model(tf.constant(pixels)).numpy()[:, place])
     return total / (len(models) * len(views))
 
 
 @functools.lru_cache(maxsize=1)
-def load_models(models: tuple[tuple[str, str], ...]) -> tuple:
-    """Compiled functions uint8 (n, size, size, 1) → logits (n, 14) of some ``model.keras``."""
-    loaded = [load_keras(*model) for model in models]
+def load_models(models: tuple[Model, ...]) -> tuple[Callable, ...]:
+    """Compiled functions uint8 (n, size, size, 1) → logits (n, findings of the model)."""
+    loaded = [load_keras(model) for model in models]
     import tensorflow as tf
 
     compiled = tuple(
@@ -105,8 +132,11 @@ def load_models(models: tuple[tuple[str, str], ...]) -> tuple:
 
 # Once per Python worker, which runs many tasks; the digest tells a model from one before it.
 @functools.lru_cache(maxsize=8)
-def load_keras(uri: str, digest: str):
-    """Load a ``model.keras`` in a Spark task, on the cores that the task has."""
+def load_keras(model: Model) -> Any:
+    """Load a ``model.keras`` in a Spark task, on the cores that the task has: a Keras model.
+
+    Raises RunFailedError where its outputs are not as many as the run's findings.
+    """
     from pyspark import TaskContext
 
     # A task that took more threads than its cores would take them from its neighbours.
@@ -118,12 +148,19 @@ def load_keras(uri: str, digest: str):
     with quiet_errors():
         import tf_keras as keras
 
-    with locate(uri).local_copy() as path:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+    with locate(model.uri).local_copy() as path:
+        loaded = keras.models.load_model(path, compile=False, safe_mode=True)
+    outputs = loaded.output_shape[-1]
+    if outputs != len(model.findings):
+        raise RunFailedError(
+            f"{model.uri} has {outputs} outputs, but the lineage of its run names "
+            f"{len(model.findings)} findings: one of the two was changed; copy the run again"
+        )
+    return loaded
 
 
 @contextlib.contextmanager
-def quiet_errors():
+def quiet_errors() -> Iterator[None]:
     """Keep what C++ libraries write to standard error while they load off the driver's screen."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

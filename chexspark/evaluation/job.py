@@ -1,49 +1,45 @@
 """Runs and a store, or anybody's scores, in; predictions and metrics out. Runs on the driver."""
 
-import time
-from typing import NamedTuple
+import logging
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
-from pyspark.sql import DataFrame
-from pyspark.sql.functions import lit
+from pyspark.sql import DataFrame, SparkSession
 
 from chexspark.arguments import takes
 from chexspark.config import EvaluateConfig
-from chexspark.errors import UserError
+from chexspark.errors import UserError, spoken
 from chexspark.evaluation import tables
-from chexspark.evaluation.comparison import comparison_records
-from chexspark.evaluation.inference import LABEL, PROBABILITY, Scorer, score_split
-from chexspark.evaluation.maps import write_maps
-from chexspark.evaluation.metrics import fit, metric_records
+from chexspark.evaluation.inference import Scorer
+from chexspark.evaluation.maps import Mapper, write_maps
+from chexspark.evaluation.measuring import (
+    GIVEN,
+    Scored,
+    Validation,
+    read_against,
+    write_comparison,
+    write_metrics,
+)
+from chexspark.evaluation.predictions import listed
 from chexspark.evaluation.runs import (
+    best_model,
     check_fit,
     check_runs_of,
     check_seen,
-    validation_split,
+    different_runs,
+    shared_findings,
+    validation_fault,
 )
-from chexspark.evaluation.scores import read_scores, with_labels
-from chexspark.evaluation.subgroups import groups_of
-from chexspark.findings import FINDINGS
-from chexspark.progress import duration
-from chexspark.run.folder import (
-    COMPARISON,
-    METRICS,
-    PREDICTIONS,
-    SUBGROUPS,
-    TABLES,
-    RunFolder,
-    model_and_digest,
-    run_folder,
-)
+from chexspark.evaluation.scores import GivenScores, Scores, read_given
+from chexspark.evaluation.scoring import Scoring, earlier_scores, score
+from chexspark.evaluation.store_split import StoreSplit
+from chexspark.run.folder import METRICS, PREDICTIONS, RunFolder, run_folder
 from chexspark.session import start_session
-from chexspark.spark_progress import watched
 from chexspark.storage import locate
-from chexspark.store.manifest import Manifest, read_manifest
-from chexspark.store.row_groups import row_groups
+from chexspark.store.manifest import read_manifest
 
-GIVEN = "given"  # the split of scores that come as a file
+log = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -54,44 +50,17 @@ class Evaluation(NamedTuple):
 
 
 @takes(EvaluateConfig)
-def evaluate(spark, config: EvaluateConfig) -> Evaluation:
+def evaluate(spark: SparkSession | None, config: EvaluateConfig) -> Evaluation:
     """Score a split of the store with the best model of a run, or take scores that are there.
 
-    Writes predictions, metrics, subgroups, and where it can comparison, localisation and examples
-    into the run or `out`. Raises UserError for what the user can mend, before Spark is asked.
+    The findings are those that the store and all runs have, or that have both scores and labels. Writes
+    predictions, metrics, subgroups, and where it can comparison, localisation and examples into the run
+    or `out`. Raises UserError for what the user can mend, before Spark is asked.
     """
     check_settings(config)
     if config.predictions is not None:
         return evaluate_scores(spark, config)
-    store, runs = locate(config.data), [run_folder(run) for run in config.run]
-    out = run_folder(config.out) if config.out else runs[0]
-    manifest = read_manifest(store)
-    for run in runs:
-        check_fit(store, run, manifest)
-    check_seen(runs, store, manifest, config.split)
-    val = validation_split(runs, store, manifest, config.split)
-    against = read_against(config, manifest) if config.against else None
-    models = tuple(model_and_digest(run) for run in runs)
-    scorer = Scorer(models, config.flip, config.batch_size)
-    out.place.make_directory()
-    spark = start_session(spark, "evaluate")
-    scored = {}
-    for split in dict.fromkeys([val, config.split] if val else [config.split]):
-        facts = {
-            "runs": [str(run) for run in runs], "models": [d for _, d in models],
-            "flip": config.flip, "store": str(store), "store_fingerprint": manifest.fingerprint,
-            "split_hash": manifest.split_hash, "data": data_of(manifest),
-        }  # fmt: skip
-        scored[split] = score(spark, store, manifest, split, scorer, out, facts, config.split)
-    fitted_on = f"the {val} split of {store}" if val else None
-    table, validation = scored[config.split], scored[val] if val else None
-    records = describe(table, validation, config, out, config.split, fitted_on)
-    if against is not None:
-        compare(table, against, config, out, config.split)
-    write_maps(
-        spark, store, manifest, config.split, models[0], out, table, records, config.batch_size
-    )
-    return result(spark, out, config.split)
+    return evaluate_runs(spark, config)
 
 
 def check_settings(config: EvaluateConfig) -> None:
@@ -111,184 +80,121 @@ def check_settings(config: EvaluateConfig) -> None:
         return
     for name in ("data", "run"):
         if not getattr(config, name):
-            raise UserError(
-                f"--{name} is missing (or give --predictions FILE --labels CSV --out DIR)"
-            )
+            raise UserError(f"--{name} is missing (or give --predictions, --labels and --out)")
     for name in ("labels", "validation_predictions"):
         if getattr(config, name) is not None:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} goes with --predictions only: a store has its own")
-    if len(set(config.run)) < len(config.run):
-        raise UserError("--run names a run twice: an ensemble needs different ones")
+    different_runs(config.run)
     if len(config.run) > 1 and not config.out:
         raise UserError(
             f"--out is missing: an ensemble of {len(config.run)} runs needs a folder of its own"
         )
 
 
-def named(given) -> str:
-    """How to call scores that are a path or a DataFrame."""
-    return given if isinstance(given, str) else "a DataFrame"
+def say(notes: Iterable[str | None]) -> None:
+    """Show the notes that there are."""
+    for note in notes:
+        if note:
+            log.warning("note: %s", spoken(note))
 
 
-def data_of(manifest: Manifest) -> dict[str, str]:
-    """What the store holds, in words."""
-    words = {
-        name: f"{split.images:,} images of {split.patients:,} patients"
-        for name, split in manifest.splits.items()
-    }
-    words["Refused at ingest"] = f"{sum(manifest.quarantined.values()):,} images"
-    alike = sum(manifest.duplicates.values())
-    words["Alike in different patients"] = f"{alike:,} pairs of images"
-    return words
+def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluation:
+    """Score a split of a store with the best models of runs; metrics, comparison and maps."""
+    store, runs = locate(config.data or ""), different_runs(config.run)
+    out = run_folder(config.out) if config.out else runs[0]
+    manifest = read_manifest(store)
+    for run in runs:
+        check_fit(store, run, manifest)
+    split = StoreSplit(store, manifest, config.split)
+    check_seen(runs, split)
+    models = tuple(best_model(run) for run in runs)
+    findings, left_out = shared_findings(
+        {f"the store {store}": manifest.findings}
+        | {f"the run {run}": model.findings for run, model in zip(runs, models, strict=True)}
+    )
+    val = split.other("val")
+    fault = None if split.name == "val" else validation_fault(runs, val)
+    against = None
+    if config.against is not None:
+        against = read_against(config.against, split.name, findings, manifest.fingerprint)
+    say([
+        left_out,
+        fault and f"no thresholds and no temperature: {fault}",
+        "the best epoch was chosen on validation: its figures flatter the model"
+        if split.name == "val" else None,
+    ])  # fmt: skip
+    scorer = Scorer(models, findings, config.flip, config.batch_size)
+    scoring = Scoring(tuple(str(run) for run in runs), scorer, out)
+    out.place.make_directory()
+    spark = start_session(spark, "evaluate")
+    validation = None
+    if split.name != "val" and not fault:
+        table = earlier_scores(val, scoring)
+        if table is None:
+            table = score(spark, val, scoring, ", for thresholds and temperature")
+        validation = Validation(table, f"the val split of {store}")
+    table = score(spark, split, scoring)
+    if split.name == "val":
+        validation = Validation(table, f"the val split of {store}")
+    scored = Scored(split.name, table, findings, validation, left_out)
+    measured = write_metrics(scored, config.bootstrap, out)
+    if against is not None:
+        write_comparison(scored, against, config.bootstrap, out)
+    write_maps(spark, split, Mapper(models[0], config.batch_size), table, measured.whole, out)
+    return result(spark, out, split.name)
 
 
-def score(
-    spark, store, manifest, split: str, scorer: Scorer, out: RunFolder, facts: dict, asked: str
-) -> pd.DataFrame:
-    """Score a split into ``OUT/predictions`` and return it; the validation split only once."""
-    before = tables.read_evaluation(out).get(split, {})
-    folder = out.table(PREDICTIONS, split)
-    if (
-        split != asked
-        and folder.is_directory()
-        and all(before.get(n) == v for n, v in facts.items())
-    ):
-        return folder.read_table().to_pandas()
-    images = manifest.splits[split].images
-    why = "" if split == asked else ", for thresholds and temperature"
-    print(f"scoring {images:,} images of {store / split}{why}", flush=True)
-    started = time.monotonic()
-    groups = row_groups(store, manifest, split)
-    scores = score_split(spark, groups, manifest.image_size, scorer)
-    scores = scores.withColumn("run", lit(" + ".join(facts["runs"])))
-    scores = scores.withColumn("store_fingerprint", lit(manifest.fingerprint))
-    with watched(spark, f"scoring {split}", images):
-        scores = scores.repartition(1).sortWithinPartitions("image_index")
-        scores.write.mode("overwrite").parquet(folder.spark_uri)
-    seconds = time.monotonic() - started
-    print(f"{images:,} images in {duration(seconds)}, {images / seconds:.1f} images/s", flush=True)
-    for name in TABLES:
-        if name != PREDICTIONS:
-            out.table(name, split).delete_directory()  # what was said of other scores
-    table = folder.read_table().to_pandas()
-    if not np.isfinite(scores_of(table)).all():
-        bad = (~np.isfinite(scores_of(table))).any(axis=1)
-        raise UserError(
-            f"the model of --run {' '.join(facts['runs'])} gives {bad.sum():,} of {images:,} images no "
-            f"numbers, the first {table['image_index'][bad].iloc[0]}: its weights are broken; train again"
-        )
-    tables.write_evaluation(out, split, facts | {
-        "images": images, "patients": int(table["patient_id"].nunique()),
-        "seconds": round(seconds, 1), "metrics": False,
-    })  # fmt: skip
-    return table
-
-
-def labels_of(table: pd.DataFrame) -> np.ndarray:
-    return table[[LABEL + finding for finding in FINDINGS]].to_numpy(np.int8)
-
-
-def scores_of(table: pd.DataFrame) -> np.ndarray:
-    return table[[PROBABILITY + finding for finding in FINDINGS]].to_numpy(np.float64)
-
-
-def describe(table, validation, config, out: RunFolder, split: str, fitted_on: str | None):
-    """Metrics of all images and of subgroups: written and printed. Returns the former."""
-    fitted = None if validation is None else fit(labels_of(validation), scores_of(validation))
-    groups = groups_of(table)
-    found = metric_records(
-        labels_of(table), scores_of(table), table["patient_id"].to_numpy(str), config.bootstrap,
-        groups, fitted,
-    )  # fmt: skip
-    tables.write_split(out, METRICS, split, found[0], tables.metrics_schema())
-    rows = tables.subgroup_rows(groups, found)
-    tables.write_split(out, SUBGROUPS, split, rows, tables.subgroups_schema())
-    notes = tables.warnings_text(groups, found)
-    facts = tables.read_evaluation(out)[split]
-    tables.write_evaluation(out, split, facts | {
-        "metrics": True, "bootstrap": config.bootstrap, "fitted_on": fitted_on, "warnings": notes,
-    })  # fmt: skip
-    print(tables.metrics_text(found[0], split), *notes, sep="\n", flush=True)
-    chosen = f"thresholds and temperature: from {fitted_on}"
-    if fitted_on is None:
-        chosen = "no thresholds and no temperature, which need a validation split"
-        chosen += " (--validation-predictions)" * (split == GIVEN)
-    print(chosen, out.table(METRICS), sep="\n", flush=True)
-    return found[0]
-
-
-def evaluate_scores(spark, config: EvaluateConfig) -> Evaluation:
-    """Metrics of scores that are there already."""
-    out, path, name = run_folder(config.out), config.predictions, named(config.predictions)
-    table = with_labels(read_scores(path, "--predictions"), config.labels, f"--predictions {name}")
-    check_runs_of(table)
+def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evaluation:
+    """Metrics of scores that are there already, and comparison."""
+    predictions = cast(Scores, config.predictions)  # which are there in this mode
+    given = read_given(predictions, "--predictions", config.labels)
+    unknown = check_runs_of(given.table)
     validation = None
     if config.validation_predictions is not None:
-        val = read_scores(config.validation_predictions, "--validation-predictions")
-        validation = with_labels(val, config.labels, "--validation-predictions")
-        shared = set(validation["patient_id"]) & set(table["patient_id"])
-        if shared:
-            raise UserError(
-                f"--validation-predictions and --predictions share {len(shared):,} patients: thresholds "
-                "may be fitted on other patients only"
-            )
-    against = read_against(config, None) if config.against else None
+        val = read_given(config.validation_predictions, "--validation-predictions", config.labels)
+        check_validation(val, given)
+        words = f"the {len(val.table):,} images of --validation-predictions"
+        validation = Validation(val.table, words)
+    against = None
+    if config.against is not None:
+        against = read_against(config.against, config.split, given.findings, None)
+    say([given.left_out, *given.notes, unknown])
+    out = run_folder(config.out or "")
     out.place.make_directory()
     folder = out.table(PREDICTIONS, GIVEN)
     folder.delete_directory()
-    folder.write_table(pa.Table.from_pandas(table, preserve_index=False))
+    folder.write_table(pa.Table.from_pandas(given.table, preserve_index=False))
     tables.write_evaluation(out, GIVEN, {
-        "scores": name, "labels": config.labels, "images": len(table),
-        "patients": int(table["patient_id"].nunique()),
+        "findings": list(given.findings),
+        "scores": predictions if isinstance(predictions, str) else "a DataFrame",
+        "labels": config.labels, "images": len(given.table),
+        "patients": int(given.table["patient_id"].nunique()),
     })  # fmt: skip
-    fitted_on = None
-    if validation is not None:
-        fitted_on = f"the {len(validation):,} images of --validation-predictions"
-    describe(table, validation, config, out, GIVEN, fitted_on)
+    scored = Scored(GIVEN, given.table, given.findings, validation, given.left_out)
+    write_metrics(scored, config.bootstrap, out)
     if against is not None:
-        compare(table, against, config, out, GIVEN)
+        write_comparison(scored, against, config.bootstrap, out)
     return result(start_session(spark, "evaluate"), out, GIVEN)
 
 
-def read_against(config: EvaluateConfig, manifest: Manifest | None) -> pd.DataFrame:
-    """The scores of the other model: an evaluated run's of the same split, or scores as they are."""
-    place = run_folder(config.against) if isinstance(config.against, str) else None
-    if place is None or not (place.lineage.is_file() or place.evaluation.is_file()):
-        return read_scores(config.against, "--against")
-    facts = tables.read_evaluation(place)
-    for split in (config.split, GIVEN):
-        folder = place.table(PREDICTIONS, split)
-        other = facts.get(split, {}).get("store_fingerprint")
-        if folder.is_directory() and (not manifest or other in (None, manifest.fingerprint)):
-            return folder.read_table().to_pandas()
-    raise UserError(
-        f"--against {place} has no predictions of the {config.split} split of this store: run "
-        f"chexspark evaluate --run {place} first"
-    )
+def check_validation(validation: GivenScores, given: GivenScores) -> None:
+    """Raise UserError unless thresholds of all findings may be fitted on these other patients."""
+    shared = set(validation.table["patient_id"]) & set(given.table["patient_id"])
+    if shared:
+        raise UserError(
+            f"--validation-predictions and --predictions share {len(shared):,} patients: thresholds "
+            "may be fitted on other patients only"
+        )
+    missing = [finding for finding in given.findings if finding not in validation.findings]
+    if missing:
+        raise UserError(
+            f"--validation-predictions has no scores or no labels of {listed(missing)}, which "
+            "--predictions has: give them in both, or leave them out of both"
+        )
 
 
-def compare(table: pd.DataFrame, other: pd.DataFrame, config, out: RunFolder, split: str) -> None:
-    """Compare with another model on the images that both have: written and printed."""
-    name = named(config.against)
-    columns = [PROBABILITY + finding for finding in FINDINGS]
-    other = other.set_index("image_index")[columns]
-    both = table[table["image_index"].isin(other.index)]
-    if both.empty:
-        raise UserError(f"--against {name} has none of the images that were scored")
-    if len(both) < max(len(table), len(other)):
-        print(f"note: compared on the {len(both):,} images that both have "
-              f"(of {len(table):,} and {len(other):,})")  # fmt: skip
-    second = other.loc[both["image_index"]].to_numpy(np.float64)
-    records = comparison_records(
-        labels_of(both), scores_of(both), second, both["patient_id"].to_numpy(str), config.bootstrap
-    )
-    rows = [{**r, "images": len(both), "other": name} for r in records]
-    tables.write_split(out, COMPARISON, split, rows, tables.comparison_schema())
-    print(tables.comparison_text(records, name), flush=True)
-
-
-def result(spark, out: RunFolder, split: str) -> Evaluation:
+def result(spark: SparkSession, out: RunFolder, split: str) -> Evaluation:
     """The written tables as Spark DataFrames."""
     frames = [
         spark.read.option("basePath", out.table(name).spark_uri)

@@ -6,21 +6,37 @@ A map is enlarged to the original image and scaled to 0–1; at a threshold, the
 connected region above it is what the model points out (Zhou et al. 2016, section 3.2).
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict, cast
+
 import cv2
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from chexspark.findings import FINDINGS
+from chexspark.findings import MEAN
+
+if TYPE_CHECKING:
+    from chexspark.evaluation.maps import Mapped
 
 THRESHOLDS = (0.2, 0.35, 0.5, 0.65, 0.8)  # of the map's range
 HITS = {"hit_iou10": 0.10, "hit_iou25": 0.25, "hit_iou50": 0.50}
-OUTSIDE = 0.01  # share of boxes outside their image above which they are of other files
-LOCALISATION_SCHEMA = pa.schema(
-    [("finding", pa.string()), ("threshold", pa.float64()), ("images", pa.int64()),
-     ("boxes", pa.int64()), ("iou", pa.float64()), ("pointing_game", pa.float64())]
-    + [(name, pa.float64()) for name in HITS]
-)  # fmt: skip
+SIDES = ["x", "y", "width", "height"]
+OUTSIDE = 0.01  # share of boxes outside their image above which they are of other files, and of a
+# box's image by which it may lie outside and still be drawn
+
+
+class Localisation(TypedDict):
+    """A row of ``localisation``: one finding, or their mean, at one threshold of the map."""
+
+    finding: str  # or MEAN
+    threshold: float
+    images: int
+    boxes: int
+    iou: float  # mean of an image's best box
+    pointing_game: float
+    hit_iou10: float  # share of images whose IoU reaches 0.1
+    hit_iou25: float
+    hit_iou50: float
 
 
 def enlarge(activation: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -32,17 +48,24 @@ def enlarge(activation: np.ndarray, width: int, height: int) -> np.ndarray:
     return (large - large.min()) / np.ptp(large)
 
 
-def pointed_box(activation: np.ndarray, threshold: float) -> tuple[int, int, int, int] | None:
-    """x, y, width, height around the largest region at or above the threshold; None without one."""
+Box = tuple[float, float, float, float]  # x, y, width, height
+
+
+def pointed_box(activation: np.ndarray, threshold: float) -> Box | None:
+    """x, y, width, height around the largest region at or above the threshold; None without one.
+
+    `activation`: (height, width); the box is in its pixels.
+    """
     mask = (activation >= threshold).astype(np.uint8)
     number, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     if number < 2:
         return None
     largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
-    return tuple(int(v) for v in statistics[largest, : cv2.CC_STAT_AREA])
+    x, y, width, height = (int(v) for v in statistics[largest, : cv2.CC_STAT_AREA])
+    return x, y, width, height
 
 
-def overlap(first, second) -> float:
+def overlap(first: Sequence[float], second: Sequence[float]) -> float:
     """Intersection over union of two boxes (x, y, width, height), 0–1."""
     width = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
     height = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
@@ -52,13 +75,27 @@ def overlap(first, second) -> float:
     return shared / (first[2] * first[3] + second[2] * second[3] - shared)
 
 
-def points_at(activation: np.ndarray, boxes) -> bool:
+def points_at(activation: np.ndarray, boxes: Iterable[Sequence[float]]) -> bool:
     """Whether the map's largest value is inside a box: the pointing game (Zhang et al. 2018)."""
     y, x = np.unravel_index(int(np.argmax(activation)), activation.shape)
     return any(bx <= x + 0.5 <= bx + w and by <= y + 0.5 <= by + h for bx, by, w, h in boxes)
 
 
-def usable_boxes(boxes: pd.DataFrame, mapped: dict) -> tuple[pd.DataFrame, str]:
+def box_fractions(boxes: pd.DataFrame | None, image: "Mapped", finding: str) -> np.ndarray:
+    """The boxes of a finding in an image, as fractions of it: float64 (boxes, 4), x, y, width, height.
+
+    Those that were drawn on another, larger file are left out.
+    """
+    if boxes is None:
+        return np.zeros((0, 4))
+    of = (boxes["image_index"] == image.name) & (boxes["finding"] == finding)
+    drawn = boxes[of][SIDES].to_numpy(float) / ([image.original_width, image.original_height] * 2)
+    return drawn[(drawn[:, :2] + drawn[:, 2:] <= 1 + OUTSIDE).all(axis=1)]
+
+
+def usable_boxes(
+    boxes: pd.DataFrame, mapped: Mapping[str, "Mapped"]
+) -> tuple[pd.DataFrame, str]:  # fmt: skip
     """The boxes that lie in their image, and a note; none where too many do not."""
     images = [mapped[name] for name in boxes["image_index"]]
     width = np.array([image.original_width for image in images])
@@ -79,17 +116,19 @@ def usable_boxes(boxes: pd.DataFrame, mapped: dict) -> tuple[pd.DataFrame, str]:
     return boxes[inside], note
 
 
-def localisation_records(boxes: pd.DataFrame, mapped: dict) -> list[dict]:
+def localisation_records(
+    boxes: pd.DataFrame, mapped: Mapping[str, "Mapped"], findings: Sequence[str]
+) -> list[Localisation]:
     """Per finding and threshold: images, boxes, mean IoU (of an image's best box), pointing game,
     and the share of images whose IoU reaches 0.1, 0.25, 0.5; then their means over the findings.
+
+    `boxes`: of `findings` only, in pixels of the original image; `mapped`: image's name → its maps.
     """
     measured = []
     for (name, finding), drawn in boxes.groupby(["image_index", "finding"], sort=True):
         image = mapped[name]
-        activation = enlarge(
-            image.maps[FINDINGS.index(finding)], image.original_width, image.original_height
-        )
-        truth = drawn[["x", "y", "width", "height"]].to_numpy(float)
+        activation = enlarge(image.map_of(finding), image.original_width, image.original_height)
+        truth = drawn[SIDES].to_numpy(float)
         pointing = bool(activation.any()) and points_at(activation, truth)
         for threshold in THRESHOLDS:
             found = pointed_box(activation, threshold)
@@ -106,26 +145,33 @@ def localisation_records(boxes: pd.DataFrame, mapped: dict) -> list[dict]:
     table = table.reset_index()
     means = table.groupby("threshold")[rates].mean()
     totals = table.groupby("threshold")[["images", "boxes"]].sum()
-    means = means.join(totals).reset_index().assign(finding="mean")
-    order = {name: i for i, name in enumerate((*FINDINGS, "mean"))}
+    means = means.join(totals).reset_index().assign(finding=MEAN)
+    order = {name: i for i, name in enumerate((*findings, MEAN))}
     table = pd.concat([table, means]).sort_values(
         ["finding", "threshold"], key=lambda c: c.map(order) if c.name == "finding" else c
     )
-    return table[LOCALISATION_SCHEMA.names].to_dict("records")
+    return cast(list[Localisation], table[list(Localisation.__annotations__)].to_dict("records"))
 
 
-def localisation_text(records: list[dict]) -> str:
-    """The best threshold's row of each finding, for the terminal."""
-    best = {}
+def best_thresholds(records: Iterable[Localisation]) -> list[Localisation]:
+    """Of each finding the row whose threshold has the largest mean IoU; of equal ones the last."""
+    best: dict[str, Localisation] = {}
     for record in records:
         if record["iou"] >= best.get(record["finding"], record)["iou"]:
             best[record["finding"]] = record
-    head = f"{'boxes':<20}{'images':>8}{'IoU':>8}{'pointing':>10}{'IoU>=0.1':>10}{'IoU>=0.25':>11}{'IoU>=0.5':>10}{'threshold':>11}"
+    return list(best.values())
+
+
+def localisation_text(records: Iterable[Localisation]) -> str:
+    """The best threshold's row of each finding, for the terminal."""
+    best = best_thresholds(records)
+    width = max(20, *(len(r["finding"]) + 2 for r in best))
+    head = f"{'boxes':<{width}}{'images':>8}{'IoU':>8}{'pointing':>10}{'IoU>=0.1':>10}{'IoU>=0.25':>11}{'IoU>=0.5':>10}{'threshold':>11}"
     return "\n".join(
         [head]
         + [
-            f"{r['finding']:<20}{r['images']:>8,}{r['iou']:>8.3f}{r['pointing_game']:>10.2f}"
+            f"{r['finding']:<{width}}{r['images']:>8,}{r['iou']:>8.3f}{r['pointing_game']:>10.2f}"
             f"{r['hit_iou10']:>10.2f}{r['hit_iou25']:>11.2f}{r['hit_iou50']:>10.2f}{r['threshold']:>11.2f}"
-            for r in best.values()
+            for r in best
         ]
     )

@@ -1,35 +1,47 @@
 """Class activation maps of stored images. Runs on the driver and in Spark tasks.
 
-In: a run's best model and images. Out: for each image the maps of all 14 findings at the resolution
-of the last features; ``OUT/localisation`` and ``OUT/examples`` of an evaluated split.
+In: a run's best model and images. Out: for each image the maps of all findings of the model at the
+resolution of the last features; ``OUT/localisation`` and ``OUT/examples`` of an evaluated split.
 A map is the sum of the last features, weighted as the logit weighs their averages: its mean and the
 logit's bias are the logit (Zhou et al. 2016; CheXNet, section 2.3). Any Keras model that ends in
 global average pooling and a dense layer called ``logits`` has them.
 """
 
 import functools
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from pyspark.sql import SparkSession
 
-from chexspark.errors import RunFailedError
 from chexspark.evaluation import tables
-from chexspark.evaluation.examples import EXAMPLES_SCHEMA, choose_examples, example_row
-from chexspark.evaluation.inference import load_keras
+from chexspark.evaluation.examples import choose_examples, example_row
+from chexspark.evaluation.inference import Model, load_keras, sigmoid
 from chexspark.evaluation.localisation import (
-    LOCALISATION_SCHEMA,
     localisation_records,
     localisation_text,
     usable_boxes,
 )
-from chexspark.run.folder import EXAMPLES, LOCALISATION
+from chexspark.evaluation.metrics import Metric
+from chexspark.evaluation.store_split import StoreSplit
+from chexspark.findings import UNKNOWN
+from chexspark.models import LOGITS
+from chexspark.run.folder import EXAMPLES, LOCALISATION, RunFolder
 from chexspark.spark_progress import watched
 from chexspark.store.manifest import read_boxes
-from chexspark.store.row_groups import RowGroup, image_names, read_row_group, row_groups
+from chexspark.store.row_groups import RowGroup, image_names, read_row_group
+
+log = logging.getLogger(__name__)
 
 
-class NoMapsError(Exception):
-    """The model does not end in global average pooling and ``logits``."""
+@dataclass(frozen=True)
+class NoMaps:
+    """Why a model has no maps: it does not end in global average pooling and ``logits``."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -37,115 +49,170 @@ class Mapped:
     """An image with its maps."""
 
     name: str
-    maps: np.ndarray  # float32 (14, height, width) of the last features
-    probabilities: np.ndarray  # float64 (14,)
-    labels: np.ndarray  # int8 (14,), or none
+    findings: tuple[str, ...]  # of the model
+    maps: np.ndarray  # float32 (findings, height, width) of the last features
+    probabilities: np.ndarray  # float64 (findings,)
+    labels: dict[str, int]  # finding of the store → 1, 0 or −1; none for an image of no store
     original_width: int
     original_height: int
     pixels: np.ndarray | None  # uint8 (size, size), where they were asked for
 
+    def map_of(self, finding: str) -> np.ndarray:
+        """The map of one finding, float32 (height, width). Raises ValueError for another's."""
+        return self.maps[self.findings.index(finding)]
 
-def map_layers(model):
-    """The tensor of last features and the dense layer over their averages. Raises NoMapsError."""
+    def label_of(self, finding: str) -> int:
+        """1, 0, or −1 where it is not known."""
+        return self.labels.get(finding, UNKNOWN)
+
+
+class ImageMaps(NamedTuple):
+    """Maps of some images."""
+
+    maps: np.ndarray  # float32 (images, findings, height, width)
+    probabilities: np.ndarray  # float64 (images, findings)
+
+
+@dataclass(frozen=True)
+class Mapper:
+    """What a task needs to map images; plain values."""
+
+    model: Model
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images of a store that are to be mapped."""
+
+    names: frozenset[str]
+    pictured: frozenset[str]  # those whose pixels are to come along
+    size: int  # of the store's images, pixels
+    findings: tuple[str, ...]  # of the store
+
+
+def map_layers(model: Any) -> tuple[Any, Any] | NoMaps:
+    """The tensor of last features, and the dense layer over their averages."""
     import tf_keras as keras
 
     names = [layer.name for layer in model.layers]
-    if "logits" not in names or not isinstance(model.get_layer("logits"), keras.layers.Dense):
-        raise NoMapsError(f"{model.name} has no dense layer called logits")
-    logits = model.get_layer("logits")
+    if LOGITS not in names or not isinstance(model.get_layer(LOGITS), keras.layers.Dense):
+        return NoMaps(f"{model.name} has no dense layer called {LOGITS}")
+    logits = model.get_layer(LOGITS)
     before = logits.input.node.layer
     while isinstance(before, (keras.layers.Dropout, keras.layers.Activation)):
         before = before.input.node.layer
     if not isinstance(before, keras.layers.GlobalAveragePooling2D):
-        raise NoMapsError(f"{model.name}: logits do not come from global average pooling")
+        return NoMaps(f"{model.name}: {LOGITS} do not come from global average pooling")
     return before.input, logits
 
 
 @functools.lru_cache(maxsize=1)
-def load_mapper(uri: str, digest: str):
-    """A function uint8 (n, size, size) → maps (n, 14, h, w), probabilities (n, 14). Raises NoMapsError."""
-    model = load_keras(uri, digest)
+def load_mapper(model: Model) -> Callable[[np.ndarray], ImageMaps] | NoMaps:
+    """A function uint8 (n, size, size) → maps and probabilities. Raises as `load_keras` does."""
+    keras_model = load_keras(model)
     import tensorflow as tf
     import tf_keras as keras
 
-    features, logits = map_layers(model)
-    twin = keras.Model(model.input, [features, model.output])
+    layers = map_layers(keras_model)
+    if isinstance(layers, NoMaps):
+        return layers
+    features, logits = layers
+    twin = keras.Model(keras_model.input, [features, keras_model.output])
     kernel = logits.kernel.numpy().astype(np.float32)
-    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
+    signature = tf.TensorSpec((None, *keras_model.input_shape[1:]), tf.uint8)
     run = tf.function(functools.partial(twin, training=False), input_signature=[signature])
 
-    def mapper(images: np.ndarray):
+    def mapper(images: np.ndarray) -> ImageMaps:
         last, outputs = run(np.ascontiguousarray(images[..., None]))
         maps = np.einsum("nhwc,cf->nfhw", last.numpy().astype(np.float32), kernel)
-        return maps, 1 / (1 + np.exp(-outputs.numpy().astype(np.float64)))
+        return ImageMaps(maps, sigmoid(outputs.numpy()))
 
     return mapper
 
 
-def map_images(images: np.ndarray, model: tuple[str, str], batch_size: int):
-    """Maps (n, 14, h, w) and probabilities (n, 14) of uint8 (n, size, size), in batches."""
-    mapper = load_mapper(*model)
-    parts = [mapper(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]  # fmt: skip
-    return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
+def map_images(images: np.ndarray, mapper: Mapper) -> ImageMaps | NoMaps:
+    """Maps and probabilities of uint8 (n, size, size), in batches."""
+    map_batch = load_mapper(mapper.model)
+    if isinstance(map_batch, NoMaps):
+        return map_batch
+    starts = range(0, len(images), mapper.batch_size)
+    parts = [map_batch(images[start : start + mapper.batch_size]) for start in starts]
+    return ImageMaps(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 def map_stored(
-    spark, groups: list[RowGroup], size: int, wanted, with_pixels, model, batch_size: int
-) -> dict[str, Mapped]:
-    """Maps of the images named in `wanted`, by name; pixels of those in `with_pixels` too."""
-    groups = [group for group in groups if not wanted.isdisjoint(image_names(group))]
-    if not groups:
-        return {}
+    spark: SparkSession, groups: Sequence[RowGroup], wanted: StoredImages, mapper: Mapper
+) -> dict[str, Mapped] | NoMaps:
+    """Maps of the images in `wanted`, by name, from the row groups of a store."""
+    holding = [group for group in groups if not wanted.names.isdisjoint(image_names(group))]
 
-    def of_group(group: RowGroup):
+    def of_group(group: RowGroup) -> list[Mapped | NoMaps]:
         columns = ("image_index", "original_width", "original_height")
-        read = read_row_group(group, size, columns)
-        rows = [i for i, n in enumerate(read.others["image_index"].to_pylist()) if n in wanted]
-        maps, probabilities = map_images(read.images[rows], model, batch_size)
-        found = read.others.take(rows).to_pylist()
+        read = read_row_group(group, wanted.size, columns)
+        names = read.others["image_index"].to_pylist()
+        rows = [i for i, name in enumerate(names) if name in wanted.names]
+        found = map_images(read.images[rows], mapper)
+        if isinstance(found, NoMaps):
+            return [found]
+        facts = read.others.take(rows).to_pylist()
         return [
-            Mapped(fact["image_index"], maps[i], probabilities[i], read.labels[row], fact["original_width"],
-                   fact["original_height"],
-                   read.images[row].copy() if fact["image_index"] in with_pixels else None)
-            for i, (row, fact) in enumerate(zip(rows, found, strict=True))
+            Mapped(
+                fact["image_index"], mapper.model.findings, found.maps[i], found.probabilities[i],
+                dict(zip(wanted.findings, read.labels[row].tolist(), strict=True)),
+                fact["original_width"], fact["original_height"],
+                read.images[row].copy() if fact["image_index"] in wanted.pictured else None,
+            )
+            for i, (row, fact) in enumerate(zip(rows, facts, strict=True))
         ]  # fmt: skip
 
-    with watched(spark, "activation maps", len(wanted)):
-        found = spark.sparkContext.parallelize(groups, len(groups)).flatMap(of_group).collect()
-    return {mapped.name: mapped for mapped in found}
+    if not holding:
+        return {}
+    with watched(spark, "activation maps", len(wanted.names)):
+        found = spark.sparkContext.parallelize(holding, len(holding)).flatMap(of_group).collect()
+    return by_name(found)
 
 
-def write_maps(spark, store, manifest, split, model, out, table, records, batch_size) -> None:
+def by_name(found: Sequence[Mapped | NoMaps]) -> dict[str, Mapped] | NoMaps:
+    """What tasks returned, by name; why there are no maps, where one says so."""
+    for each in found:
+        if isinstance(each, NoMaps):
+            return each
+    return {each.name: each for each in found if isinstance(each, Mapped)}
+
+
+def write_maps(
+    spark: SparkSession, split: StoreSplit, mapper: Mapper, table: pd.DataFrame,
+    records: Sequence[Metric], out: RunFolder,
+) -> None:  # fmt: skip
     """Map what the split's boxes and the report's examples need; write both tables, say what came.
 
-    `table`: the split's predictions; `records`: its metrics.
+    `table`: the split's predictions; `records`: its metrics, a row per finding and their mean.
     """
-    boxes = read_boxes(store, manifest)
+    findings = [record["finding"] for record in records[:-1]]
+    boxes = read_boxes(split.store, split.manifest)
     if boxes is not None:
         boxes = boxes[boxes["image_index"].isin(table["image_index"])]
+        boxes = boxes[boxes["finding"].isin(findings)]
     examples = choose_examples(table, records)
-    boxed = set() if boxes is None else set(boxes["image_index"])
-    pictured = {example.name for example in examples}
+    boxed = frozenset() if boxes is None else frozenset(boxes["image_index"])
+    pictured = frozenset(example.name for example in examples)
     if not boxed | pictured:
         return
-    try:
-        mapped = map_stored(
-            spark, row_groups(store, manifest, split), manifest.image_size,
-            frozenset(boxed | pictured), frozenset(pictured), model, batch_size,
-        )  # fmt: skip
-    except RunFailedError as error:
-        if NoMapsError.__name__ not in str(error):
-            raise
-        print(f"note: no class activation maps: {error}", flush=True)
+    manifest = split.manifest
+    wanted = StoredImages(boxed | pictured, pictured, manifest.image_size, manifest.findings)
+    mapped = map_stored(spark, split.row_groups(), wanted, mapper)
+    if isinstance(mapped, NoMaps):
+        log.warning("note: no class activation maps: %s", mapped.reason)
         return
     rows = [example_row(example, mapped[example.name], boxes) for example in examples]
-    tables.write_split(out, EXAMPLES, split, rows, EXAMPLES_SCHEMA)
-    if not boxed:
+    tables.write_split(out, EXAMPLES, split.name, rows)
+    if boxes is None or not boxed:
         return
     usable, note = usable_boxes(boxes, mapped)
     if note:
-        print(f"note: {note}", flush=True)
+        log.warning("note: %s", note)
     if len(usable):
-        found = localisation_records(usable, mapped)
-        tables.write_split(out, LOCALISATION, split, found, LOCALISATION_SCHEMA)
-        print(localisation_text(found), out.table(LOCALISATION), sep="\n", flush=True)
+        found = localisation_records(usable, mapped, findings)
+        tables.write_split(out, LOCALISATION, split.name, found)
+        log.info("%s\n%s", localisation_text(found), out.table(LOCALISATION))

@@ -3,6 +3,8 @@
 In: gray pixels, a map, boxes. Out: colour pictures, and PNG or JPEG bytes of them.
 """
 
+from collections.abc import Iterable, Sequence
+
 import cv2
 import numpy as np
 
@@ -13,7 +15,9 @@ SHOWN = 0.25  # below this part of the map's range the X-ray stays as it is
 BOX = (96, 255, 128)  # BGR
 
 
-def overlay(gray: np.ndarray, activation: np.ndarray, boxes=()) -> np.ndarray:
+def overlay(
+    gray: np.ndarray, activation: np.ndarray, boxes: Iterable[Sequence[float]] = ()
+) -> np.ndarray:
     """Draw a map (h, w) and boxes over uint8 (height, width): BGR uint8 (height, width, 3).
 
     `boxes`: x, y, width, height as fractions of the image.

@@ -4,16 +4,25 @@ In: arrays and records. Out: SVG elements to put into HTML. Colours are the page
 (``currentColor`` for text and axes), so that light, dark and paper all fit.
 """
 
+import html
 import io
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from chexspark.evaluation.calibration import calibration_bins
-from chexspark.evaluation.published_aurocs import PUBLISHED
+from chexspark.evaluation.metrics import Metric
+from chexspark.evaluation.published_aurocs import Published
+from chexspark.evaluation.tables import SubgroupRow
+from chexspark.findings import MEAN
 
 # Each stands for a variable of the page until the SVG is written.
 INK, ACCENT, SECOND, THIRD, FAINT, ALARM = (
@@ -22,8 +31,10 @@ INK, ACCENT, SECOND, THIRD, FAINT, ALARM = (
 VARIABLES = {INK: "currentColor", ACCENT: "var(--accent)", SECOND: "var(--second)",
              THIRD: "var(--third)", FAINT: "var(--faint)", ALARM: "var(--alarm)"}  # fmt: skip
 POINTS = 160  # of a curve: more could not be seen
-STYLE = {
+LONGEST_TITLE, LONGEST_NAME = 19, 44  # characters of a name over a panel, beside a row
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may have a $
     "svg.hashsalt": "chexspark",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -53,40 +64,62 @@ def svg_of(figure: Figure, label: str) -> str:
         svg = svg.replace(colour, variable)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     head, rest = svg.split(">", 1)
+    label = html.escape(label)
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     return f'{head} role="img" aria-label="{label}">{rest}'
 
 
 def spoken(name: str) -> str:
+    """A name as people write it."""
     return name.replace("_", " ")
 
 
-def intervals(records: list[dict]) -> str:
+def short(name: str, most: int) -> str:
+    """A name for a picture, of at most `most` characters."""
+    name = spoken(name)
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+
+
+def rows_figure(names: Sequence[str]) -> tuple[Figure, Axes]:
+    """A wide figure with a row for each name, from the bottom up."""
+    figure = Figure(figsize=(9.6, 0.27 * len(names) + 0.75))
+    axes = figure.subplots()
+    axes.set_yticks(range(len(names)), [short(name, LONGEST_NAME) for name in names])
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color=FAINT, lw=0.4, alpha=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def draw_interval(axes: Axes, record: Metric, y: int, colour: str) -> None:
+    """The 95 % interval of an AUROC, where there is one."""
+    low, high = record["auroc_low"], record["auroc_high"]
+    if low is not None and high is not None:
+        axes.plot([low, high], [y, y], color=colour, lw=2.6, alpha=0.45)
+
+
+def intervals(records: Sequence[Metric], published: Sequence[Published] = ()) -> str:
     """AUROC of each finding with its 95 % interval, the lowest at the bottom, and published ones."""
-    shown = sorted((r for r in records if r["auroc"] is not None), key=lambda r: r["auroc"])
+    known = [(r["auroc"], r) for r in records if r["auroc"] is not None]
+    shown = sorted(known, key=lambda pair: pair[0])
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 0.27 * len(shown) + 0.75))
-        axes = figure.subplots()
-        for y, r in enumerate(shown):
-            colour = SECOND if r["finding"] == "mean" else ACCENT
-            others = [p.of(r["finding"]) for p in PUBLISHED if p.of(r["finding"]) is not None]
+        figure, axes = rows_figure([r["finding"] for _, r in shown])
+        for y, (auroc, r) in enumerate(shown):
+            colour = SECOND if r["finding"] == MEAN else ACCENT
+            others = [v for p in published if (v := p.of(r["finding"])) is not None]
             axes.plot(others, [y] * len(others), "|", color=FAINT, ms=9, mew=1.3, zorder=1)
-            if r["auroc_low"] is not None:
-                axes.plot([r["auroc_low"], r["auroc_high"]], [y, y], color=colour, lw=2.6, alpha=0.45)  # fmt: skip
-            axes.plot(r["auroc"], y, "o", color=colour, ms=5.5)
-        axes.set_yticks(range(len(shown)), [spoken(r["finding"]) for r in shown])
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
+            draw_interval(axes, r, y, colour)
+            axes.plot(auroc, y, "o", color=colour, ms=5.5)
         axes.axvline(0.5, color=INK, lw=0.7, ls=":")
-        axes.grid(axis="x", color=FAINT, lw=0.4, alpha=0.6)
-        axes.set_axisbelow(True)
         axes.set_xlabel("AUROC")
         axes.set_xlim(right=1.01)
         return svg_of(figure, "AUROC of each finding with its 95 % interval")
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most a few hundred points of a curve, even along both axes, its ends kept."""
+    """At most a few hundred points of a curve (points,), even along both axes, its ends kept."""
     if len(x) <= 2 * POINTS:
         return x, y
     steps = np.linspace(0, 1, POINTS)
@@ -96,11 +129,11 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[kept], y[kept]
 
 
-def panel(title: str):
+def panel(title: str) -> tuple[Figure, Axes]:
     """A small square panel from 0 to 1."""
     figure = Figure(figsize=(2.15, 2.15))
     axes = figure.subplots()
-    axes.set_title(spoken(title), loc="left")
+    axes.set_title(short(title, LONGEST_TITLE), loc="left")
     axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
     axes.set_yticks([0, 0.5, 1], ["0", "½", "1"])
     axes.set_xlim(-0.02, 1.02)
@@ -109,8 +142,11 @@ def panel(title: str):
     return figure, axes
 
 
-def curves(truth: np.ndarray, score: np.ndarray, record: dict) -> str:
-    """ROC and precision–recall curve of one finding, with its two thresholds; known rows."""
+def curves(truth: np.ndarray, score: np.ndarray, record: Metric) -> str:
+    """ROC and precision–recall curve of one finding, with its two thresholds.
+
+    `truth` 1 or 0, `score`: (rows,) of known rows.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = panel(record["finding"])
         false, true, _ = roc_curve(truth, score)
@@ -119,20 +155,23 @@ def curves(truth: np.ndarray, score: np.ndarray, record: dict) -> str:
         axes.plot(*thinned(false, true), color=ACCENT, lw=1.7)
         # Its last point, precision 1 at recall 0, is a convention and not an observation.
         axes.plot(*thinned(recall[-2::-1], precision[-2::-1]), color=SECOND, lw=1.1)
+        figures: Mapping[str, Any] = record
         for rule, marker in (("youden", "o"), ("sens90", "s")):
-            if record[f"threshold_{rule}"] is not None:
-                axes.plot(1 - record[f"specificity_{rule}"], record[f"sensitivity_{rule}"], marker,
+            if figures[f"threshold_{rule}"] is not None:
+                axes.plot(1 - figures[f"specificity_{rule}"], figures[f"sensitivity_{rule}"], marker,
                           color=ACCENT, ms=4.5)  # fmt: skip
         return svg_of(figure, f"ROC and precision-recall of {spoken(record['finding'])}")
 
 
-def reliability(truth, before, after, record: dict) -> str:
-    """Share of positives over probability in 15 bins, before and after scaling; known rows.
+def reliability(
+    truth: np.ndarray, before: np.ndarray, after: np.ndarray | None, finding: str
+) -> str:
+    """Share of positives over probability in 15 bins, before and after scaling.
 
-    Both axes end at the largest value shown, since most probabilities are small.
+    `truth` 1 or 0, `before` and `after` probabilities: (rows,) of known rows. Both axes end at the largest value shown, since most probabilities are small.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = panel(record["finding"])
+        figure, axes = panel(finding)
         top = 0.05
         for score, colour in ((before, SECOND), (after, THIRD)):
             if score is None:
@@ -149,36 +188,30 @@ def reliability(truth, before, after, record: dict) -> str:
         axes.set_yticks([0, top / 2, top], ["0", f"{top / 2:g}", f"{top:g}"])
         axes.set_xlim(-0.02 * top, 1.02 * top)
         axes.set_ylim(-0.02 * top, 1.02 * top)
-        return svg_of(figure, f"calibration of {spoken(record['finding'])}")
+        return svg_of(figure, f"calibration of {spoken(finding)}")
 
 
-def forest(rows: list[dict], whole: dict) -> str:
+def forest(rows: Sequence[SubgroupRow], whole: Metric) -> str:
     """Mean AUROC of each group with its interval, beside that of all images."""
+    named = [("all images", whole, SECOND, "D")] + [
+        (f"{spoken(r['subgroup_by'])}: {r['subgroup']}", r, ALARM if r["behind"] else ACCENT, "o")
+        for r in rows
+    ]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 0.27 * (len(rows) + 1) + 0.75))
-        axes = figure.subplots()
-        labels = [("all images", whole)] + [
-            (f"{spoken(r['subgroup_by'])}: {r['subgroup']}", r) for r in rows
-        ]
-        axes.axvline(whole["auroc"], color=INK, lw=0.7, ls=":")
-        for y, (_, r) in enumerate(reversed(labels)):
+        figure, axes = rows_figure([name for name, *_ in reversed(named)])
+        if whole["auroc"] is not None:
+            axes.axvline(whole["auroc"], color=INK, lw=0.7, ls=":")
+        for y, (_, r, colour, marker) in enumerate(reversed(named)):
             if r["auroc"] is None:
                 continue
-            colour = SECOND if r is whole else ALARM if r.get("behind") else ACCENT
-            if r["auroc_low"] is not None:
-                axes.plot([r["auroc_low"], r["auroc_high"]], [y, y], color=colour, lw=2.6, alpha=0.45)  # fmt: skip
-            axes.plot(r["auroc"], y, "D" if r is whole else "o", color=colour, ms=5)
-        axes.set_yticks(range(len(labels)), [name for name, _ in reversed(labels)])
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x", color=FAINT, lw=0.4, alpha=0.6)
-        axes.set_axisbelow(True)
+            draw_interval(axes, r, y, colour)
+            axes.plot(r["auroc"], y, marker, color=colour, ms=5)
         axes.set_xlabel("mean AUROC")
         return svg_of(figure, "mean AUROC by subgroup")
 
 
-def training(history) -> str:
-    """Losses, validation AUROC and learning rate over the epochs; `history` as a DataFrame."""
+def training(history: pd.DataFrame) -> str:
+    """Losses, validation AUROC and learning rate over the epochs; a row of `history` each."""
     epochs = history["epoch"] + 1
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 2.3))
@@ -200,13 +233,14 @@ def training(history) -> str:
         return svg_of(figure, "loss, validation AUROC and learning rate by epoch")
 
 
-def whole_numbers(axes, epochs) -> None:
+def whole_numbers(axes: Axes, epochs: pd.Series) -> None:
+    """Label the axis of epochs."""
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
 
 
-def throughput(history, shares: dict[str, str]) -> str:
+def throughput(history: pd.DataFrame, shares: Mapping[str, str]) -> str:
     """Images per second of each epoch, and how its time was spent: `shares` maps columns to names."""
     epochs = history["epoch"] + 1
     with matplotlib.rc_context(STYLE):
@@ -228,7 +262,7 @@ def throughput(history, shares: dict[str, str]) -> str:
         return svg_of(figure, "throughput, and time by input, compute and allreduce")
 
 
-def scaling(points: list[tuple[int, float]]) -> str:
+def scaling(points: Sequence[tuple[int, float]]) -> str:
     """Images per second over ranks, (ranks, rate) in order, beside the perfect line."""
     ranks, rates = (np.array(v, float) for v in zip(*points, strict=True))
     with matplotlib.rc_context(STYLE):
@@ -246,6 +280,6 @@ def scaling(points: list[tuple[int, float]]) -> str:
         axes.set_ylabel("images per second")
         axes.set_xlim(0, most)
         axes.set_ylim(bottom=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.legend(frameon=False)
         return svg_of(figure, "images per second over ranks")

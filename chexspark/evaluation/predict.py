@@ -4,34 +4,41 @@ Out: a Parquet folder of one row per image, with the checks that ingest makes; b
 refused and why.
 """
 
+import logging
 import posixpath
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import lit
 
 from chexspark.arguments import takes
 from chexspark.config import PredictConfig
 from chexspark.errors import UserError
-from chexspark.evaluation.inference import PROBABILITIES, Scorer, probabilities_of
-from chexspark.findings import FINDINGS
+from chexspark.evaluation.inference import Scorer, probabilities_of
+from chexspark.evaluation.predictions import probability_column
+from chexspark.evaluation.runs import best_model, different_runs, shared_findings
 from chexspark.ingestion.images import BadImageError, prepare
-from chexspark.ingestion.sources import SourceFile, find_sources, read_source_images
-from chexspark.run.folder import RunFolder, model_and_digest, run_folder
+from chexspark.ingestion.sources import ImageFile, SourceFile, find_sources, read_source_images
+from chexspark.run.folder import RunFolder
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
 
+log = logging.getLogger(__name__)
+
 TASK_IMAGES = 64  # loose files of a task
 QUARANTINE = "-quarantine"
-FILE_COLUMNS = ["image_index string", "path string", "bytes long", "reason string",
-         "original_width int", "original_height int", "inverted boolean"]  # fmt: skip
-COLUMNS = FILE_COLUMNS + PROBABILITIES
+FILE_COLUMNS = {"image_index": "string", "path": "string", "bytes": "long", "reason": "string",
+                "original_width": "int", "original_height": "int", "inverted": "boolean"}  # fmt: skip
+Batches = Iterable[pa.RecordBatch]
+ARROW_TYPES = {"string": pa.string(), "long": pa.int64(), "int": pa.int32(),
+               "boolean": pa.bool_(), "double": pa.float64()}  # fmt: skip
 
 
 class Predicted(NamedTuple):
@@ -42,15 +49,17 @@ class Predicted(NamedTuple):
 
 
 @takes(PredictConfig)
-def predict(spark, config: PredictConfig) -> Predicted:
+def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     """Score images that have no labels with the best model of a run, or of several.
 
-    Raises UserError for what the user can mend.
+    Of several, the findings that all have. Raises UserError for what the user can mend.
     """
-    runs, out = [run_folder(run) for run in config.run], locate(config.out)
-    if len(set(config.run)) < len(config.run):
-        raise UserError("--run names a run twice: an ensemble needs different ones")
+    runs, out = different_runs(config.run), locate(config.out)
     size = image_size(runs)
+    models = tuple(best_model(run) for run in runs)
+    findings, left_out = shared_findings(
+        {f"the run {run}": model.findings for run, model in zip(runs, models, strict=True)}
+    )
     beside = quarantine_of(out)
     for place in (out, beside):
         if place.exists() and (not place.is_directory() or place.list_files()):
@@ -58,31 +67,40 @@ def predict(spark, config: PredictConfig) -> Predicted:
     files, archives = find_sources(config.images)
     sources = [tuple(files[i : i + TASK_IMAGES]) for i in range(0, len(files), TASK_IMAGES)]
     sources += [(archive,) for archive in archives]
-    models = tuple(model_and_digest(run) for run in runs)
-    scorer = Scorer(models, config.flip, config.batch_size)
+    if left_out:
+        log.warning("note: %s", left_out)
+    scorer = Scorer(models, findings, config.flip, config.batch_size)
     out.make_directory()
     spark = start_session(spark, "predict")
     number = f"{len(files):,} images" + f" and {len(archives):,} archives" * bool(archives)
-    print(f"scoring {number} at {size} pixels", flush=True)
+    log.info("scoring %s at %s pixels", number, size)
     one_each = spark.range(0, len(sources), 1, len(sources))
-    scored = one_each.mapInArrow(source_scorer(sources, size, scorer), ", ".join(COLUMNS))
+    columns = columns_of(findings)
+    scored = one_each.mapInArrow(source_scorer(sources, size, scorer), ", ".join(map(" ".join, columns.items())))  # fmt: skip
     scored = scored.withColumn("run", lit(" + ".join(str(run) for run in runs)))
-    scored = scored.persist(StorageLevel.DISK_ONLY)
-    try:
-        with watched(spark, "scoring", max(len(files), len(sources))):
-            good = scored.where("reason is null").drop("reason", "bytes")
-            good.coalesce(1).sortWithinPartitions("path").write.mode("overwrite").parquet(out.spark_uri)  # fmt: skip
-            bad = scored.where("reason is not null").select("path", "reason", "bytes")
-            bad.coalesce(1).sortWithinPartitions("path").write.mode("overwrite").parquet(beside.spark_uri)  # fmt: skip
-    finally:
-        scored.unpersist()
+    with watched(spark, "scoring", max(len(files), len(sources))):
+        write_apart(scored, out, beside)
     result = Predicted(spark.read.parquet(out.spark_uri), spark.read.parquet(beside.spark_uri))
     tell(result, out, beside)
     return result
 
 
+def write_apart(scored: DataFrame, out: Location, beside: Location) -> None:
+    """Write the rows of images that could be used, and beside them those that could not."""
+    scored = scored.persist(StorageLevel.DISK_ONLY)
+    try:
+        good = scored.where("reason is null").drop("reason", "bytes")
+        good.coalesce(1).sortWithinPartitions("path").write.mode("overwrite").parquet(out.spark_uri)
+        bad = scored.where("reason is not null").select("path", "reason", "bytes")
+        bad.coalesce(1).sortWithinPartitions("path").write.mode("overwrite").parquet(
+            beside.spark_uri
+        )
+    finally:
+        scored.unpersist()
+
+
 def tell(result: Predicted, out: Location, beside: Location) -> None:
-    """Print what came of it. Raises UserError when no image could be used."""
+    """Say what came of it. Raises UserError when no image could be used."""
     good = result.predictions.count()
     reasons = result.quarantine.selectExpr("split(reason, ':')[0] as kind").groupBy("kind").count()
     refused = {row["kind"]: row["count"] for row in reasons.collect()}
@@ -94,13 +112,12 @@ def tell(result: Predicted, out: Location, beside: Location) -> None:
     if not good:
         raise UserError("--images has archives without images: there is nothing to score")
     if refused:
-        print(f"refused: {listed}: {beside}")
+        log.info("refused: %s: %s", listed, beside)
     names = result.predictions.select("image_index").distinct().count()
     if names < good:
-        print(
-            f"note: {good - names:,} images share their name with another; `path` tells them apart"
-        )
-    print(f"{good:,} images: {out}", flush=True)
+        log.warning("note: %s images share their name with another; `path` tells them apart",
+                    f"{good - names:,}")  # fmt: skip
+    log.info("%s images: %s", f"{good:,}", out)
 
 
 def image_size(runs: list[RunFolder]) -> int:
@@ -121,13 +138,20 @@ def quarantine_of(out: Location) -> Location:
     return locate(f"{stem}{QUARANTINE}{extension}")
 
 
-def source_scorer(sources: list[tuple[SourceFile, ...]], size: int, scorer: Scorer):
+def columns_of(findings: Sequence[str]) -> dict[str, str]:
+    """The columns of a scored image, name → Spark's type."""
+    return FILE_COLUMNS | {probability_column(finding): "double" for finding in findings}
+
+
+def source_scorer(
+    sources: list[tuple[SourceFile, ...]], size: int, scorer: Scorer
+) -> Callable[[Batches], Batches]:
     """The function that a Spark task maps over its Arrow batches of source positions."""
 
-    def score(batches):
+    def score(batches: Batches) -> Batches:
         for batch in batches:
             for position in batch.column(0).to_pylist():
-                held = []
+                held: list[ImageFile] = []
                 for image in read_source_images(sources[position]):
                     held.append(image)
                     if len(held) == TASK_IMAGES:
@@ -139,12 +163,12 @@ def source_scorer(sources: list[tuple[SourceFile, ...]], size: int, scorer: Scor
     return score
 
 
-def scored_batch(held: list, size: int, scorer: Scorer) -> pa.RecordBatch:
-    """Rows of `COLUMNS` for some images: probabilities of the good, the reason of the bad."""
-    rows, good = [], []
+def scored_batch(held: list[ImageFile], size: int, scorer: Scorer) -> pa.RecordBatch:
+    """Rows of `columns_of` for some images: probabilities of the good, the reason of the bad."""
+    rows: list[dict[str, Any]] = []
+    good: list[tuple[dict[str, Any], np.ndarray]] = []
     for name, path, number, content in held:
-        row = {"image_index": name, "path": path, "bytes": number, "reason": None,
-               "original_width": None, "original_height": None, "inverted": None}  # fmt: skip
+        row = {"image_index": name, "path": path, "bytes": number}
         try:
             if isinstance(content, BadImageError):
                 raise content
@@ -157,14 +181,10 @@ def scored_batch(held: list, size: int, scorer: Scorer) -> pa.RecordBatch:
         rows.append(row)
     if good:
         found = probabilities_of(np.stack([pixels for _, pixels in good]), scorer)
-        for (row, _), values in zip(good, found, strict=True):
-            row |= {
-                f"prob_{finding}": float(v) for finding, v in zip(FINDINGS, values, strict=True)
-            }
-    return pa.RecordBatch.from_pylist(rows, arrow_schema())
-
-
-def arrow_schema() -> pa.Schema:
-    kinds = {"string": pa.string(), "long": pa.int64(), "int": pa.int32(), "boolean": pa.bool_(),
-             "double": pa.float64()}  # fmt: skip
-    return pa.schema([(name, kinds[kind]) for name, kind in map(str.split, COLUMNS)])
+        names = [probability_column(finding) for finding in scorer.findings]
+        for (row, _), values in zip(good, found.tolist(), strict=True):
+            row |= dict(zip(names, values, strict=True))
+    columns = columns_of(scorer.findings).items()
+    return pa.RecordBatch.from_pylist(
+        rows, pa.schema([(name, ARROW_TYPES[kind]) for name, kind in columns])
+    )

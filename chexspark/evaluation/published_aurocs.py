@@ -3,9 +3,11 @@
 Figures on different splits are not comparable: each source says which split it used.
 """
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from chexspark.findings import FINDINGS
+from chexspark.findings import FINDINGS, MEAN
 
 
 @dataclass(frozen=True)
@@ -15,13 +17,32 @@ class Published:
     name: str
     split: str
     aurocs: tuple[float, ...]
-    mean: float
-    interval: tuple[float, float] | None = None
+    mean: float | None
+    interval: tuple[float, float] | None = None  # of the mean, 95 %
 
     def of(self, finding: str) -> float | None:
-        if finding == "mean":
+        """The AUROC of a finding of that name, or of `MEAN`; None where the source has none."""
+        if finding == MEAN:
             return self.mean
-        return self.aurocs[FINDINGS.index(finding)] if self.aurocs else None
+        if finding not in FINDINGS or not self.aurocs:
+            return None
+        return self.aurocs[FINDINGS.index(finding)]
+
+
+def are_published(findings: Iterable[str]) -> bool:
+    """Whether the findings are exactly those of the published results, NIH's 14."""
+    return set(findings) == set(FINDINGS)
+
+
+def published_beside(findings: Iterable[str]) -> tuple[Published, ...]:
+    """The sources with a figure to stand beside these findings.
+
+    A mean is of NIH's 14: it stands only beside a mean over the same.
+    """
+    findings = set(findings)
+    same = are_published(findings)
+    sources = [p if same else dataclasses.replace(p, mean=None, interval=None) for p in PUBLISHED]
+    return tuple(p for p in sources if any(p.of(f) is not None for f in (*findings, MEAN)))
 
 
 PUBLISHED = (

@@ -9,6 +9,7 @@ neighbouring scores of positives: one sparse matrix per finding, of (places, pat
 matrix of counts, (patients, resamples), gives them for all resamples at once.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,10 @@ def rankings(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     return aurocs, precisions
 
 
-def bootstrap(labels, scores, patients, resamples: int, groups=None, seed: int = 0) -> Draws:
+def bootstrap(
+    labels: np.ndarray, scores: np.ndarray, patients: np.ndarray, resamples: int,
+    groups: Sequence[np.ndarray] | None = None, seed: int = 0,
+) -> Draws:  # fmt: skip
     """Draw the patients `resamples` times; AUROC and average precision of each draw.
 
     `groups`: masks of rows (rows,), all rows by default. The draws are the same for every group and
@@ -80,7 +84,9 @@ class Places:
     are 2K + 1: below v_1, at v_1, between v_1 and v_2, at v_2, …, above v_K.
     """
 
-    def __init__(self, truth: np.ndarray, scores: np.ndarray, patient: np.ndarray, patients: int):
+    def __init__(
+        self, truth: np.ndarray, scores: np.ndarray, patient: np.ndarray, patients: int
+    ) -> None:
         positive, negative = truth == 1, truth == 0
         values, at = np.unique(scores[positive], return_inverse=True)
         left = np.searchsorted(values, scores[negative], side="left")

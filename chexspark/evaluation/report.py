@@ -3,71 +3,97 @@
 The page is one self-contained file: it loads nothing and runs nothing.
 """
 
+import logging
+
 from jinja2 import Environment, PackageLoader
 
 from chexspark.arguments import takes
 from chexspark.config import ReportConfig
 from chexspark.errors import UserError
 from chexspark.evaluation import plots, sections, tables
+from chexspark.evaluation.predictions import listed
 from chexspark.evaluation.sections import Evaluated, Trained
-from chexspark.run.folder import METRICS, PREDICTIONS, SUBGROUPS, TABLES, RunFolder, run_folder
+from chexspark.evaluation.tables import AGAIN, SplitFacts
+from chexspark.findings import MEAN
+from chexspark.run.folder import (
+    COMPARISON,
+    EXAMPLES,
+    LOCALISATION,
+    METRICS,
+    SUBGROUPS,
+    RunFolder,
+    run_folder,
+)
 from chexspark.run.history import has_history, read_history
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import read_settings
 
+log = logging.getLogger(__name__)
+
 ORDER = ("test", "given", "val", "train")  # the report is of the first of these that was evaluated
 
 
-@takes(ReportConfig)
-def report(spark, config: ReportConfig) -> str:
-    """Write the report and the model card; return the path of the report. `spark` is not used.
+@takes(ReportConfig, spark=False)
+def report(config: ReportConfig) -> str:
+    """Write the report and the model card; return the path of the report.
 
-    Raises UserError when the run is not evaluated.
+    Raises UserError when the run is not evaluated, or a table of it is damaged.
     """
     run, *others = (run_folder(name) for name in config.run)
     evaluated = read_evaluated(run, config.split)
     trained = read_trained(training_run(run, evaluated.facts))
-    compared = [read_trained(other) for other in others]
-    for other, place in zip(compared, others, strict=True):
+    compared = []
+    for place in others:
+        other = read_trained(place)
         if other is None:
-            raise UserError(f"--run {place} has no history: give runs that chexspark train wrote")
+            raise UserError(f"--run={place} has no history: give runs that chexspark train wrote")
+        compared.append(other)
     pages = Environment(
         loader=PackageLoader("chexspark.evaluation", "."), autoescape=True,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    pages.filters |= {"spoken": plots.spoken, "figure": sections.figure}
-    pages.filters["chance"] = lambda p: tables.p_text(p) or "–"
+    pages.filters |= {
+        "spoken": plots.spoken, "figure": sections.figure, "listed": listed,
+        "chance": lambda p: tables.p_text(p) or "–",
+    }  # fmt: skip
     content = sections.contents(str(run), evaluated, trained, compared)
-    place = run.report
-    place.write_text(pages.get_template("report.html.jinja").render(content))
+    page = run.report
+    page.write_text(pages.get_template("report.html.jinja").render(content))
     card = run.model_card
     words = pages.overlay(autoescape=False)
+    words.filters = pages.filters | {"spoken": sections.for_markdown}
     card.write_text(words.get_template("model_card.md.jinja").render(content))
-    print(f"report: {place}\nmodel card: {card}")
-    return str(place)
+    log.info("report: %s\nmodel card: %s", page, card)
+    return str(page)
 
 
 def read_evaluated(run: RunFolder, split: str | None) -> Evaluated:
     """What evaluate wrote of a split. Raises UserError where there is nothing, or not that split."""
     done = [s for s, facts in tables.read_evaluation(run).items() if facts.get("metrics")]
     if not done and not has_history(run):
-        raise UserError(f"--run {run} has no history: run chexspark train first")
+        raise UserError(f"--run={run} has no history: run chexspark train first")
     if not done:
-        raise UserError(f"--run {run} has no metrics: run chexspark evaluate first")
+        raise UserError(f"--run={run} has no metrics: run chexspark evaluate first")
     if split is not None and split not in done:
         raise UserError(
-            f"--split {split} of --run {run} was not evaluated (there is {', '.join(done)}): run "
-            f"chexspark evaluate --split {split}"
+            f"--split={split} of --run={run} was not evaluated (there is {', '.join(done)}): run "
+            f"chexspark evaluate --split={split}"
         )
     split = split or next(name for name in ORDER if name in done)
-    found = {name: tables.read_split(run, name, split) for name in TABLES}
-    for name in (PREDICTIONS, METRICS, SUBGROUPS):
-        if found[name] is None:
-            raise UserError(f"{run.table(name)} has no split {split}: run chexspark evaluate again")
-    return Evaluated(split, tables.read_evaluation(run)[split], **found)
+    facts = tables.read_evaluation(run)[split]
+    predictions = tables.read_predictions(run, split, facts["findings"])
+    metrics, subgroups = (tables.read_split(run, name, split) for name in (METRICS, SUBGROUPS))
+    if predictions is None or metrics is None or subgroups is None:
+        raise UserError(f"{run} has no tables of split {split}: {AGAIN}")
+    if list(metrics["finding"]) != [*facts["findings"], MEAN]:
+        raise UserError(
+            f"{run.table(METRICS, split)} is damaged: it has not a row for each finding; {AGAIN}"
+        )
+    further = (tables.read_split(run, n, split) for n in (EXAMPLES, LOCALISATION, COMPARISON))
+    return Evaluated(split, facts, predictions, metrics, subgroups, *further)
 
 
-def training_run(run: RunFolder, facts: dict) -> RunFolder | None:
+def training_run(run: RunFolder, facts: SplitFacts) -> RunFolder | None:
     """The one run that was trained for what was evaluated, where it is in reach."""
     if has_history(run):
         return run

@@ -2,34 +2,105 @@
 
 In: a DataFrame (Spark's or pandas'), a Parquet or CSV file with a key (``image_index`` or ``Image
 Index``) and a column per finding, with or without ``prob_``; a label CSV, unless the table has
-``label_<Finding>``. Out: a pandas table in the form of ``RUN/predictions``.
+``label_<Finding>``. Out: a pandas table in the form of ``RUN/predictions``, of the findings that have
+both labels and scores, and what to say of the others.
 """
 
+import difflib
 import io
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from pyspark.sql import DataFrame
 
-from chexspark.errors import UserError, closest
-from chexspark.evaluation.inference import LABEL, PROBABILITY
+from chexspark.errors import UserError
+from chexspark.evaluation.predictions import (
+    label_column,
+    listed,
+    probability_column,
+)
 from chexspark.evaluation.subgroups import COLUMNS as DESCRIPTIONS
-from chexspark.findings import ALIASES, FINDINGS
-from chexspark.ingestion.labels import DUPLICATE_LABEL, read_labels
+from chexspark.findings import (
+    ALIASES,
+    LABEL,
+    PROBABILITY,
+    UNKNOWN,
+    column_name,
+    names_fault,
+    plain_spelling,
+)
+from chexspark.ingestion.labels import DUPLICATE_LABEL, label_findings, read_labels
 from chexspark.storage import Location, locate
 from chexspark.text_files import decoded, read_content
 
+Scores: TypeAlias = str | pd.DataFrame | DataFrame  # a path, or a table
+
 KEYS = ("image_index", "Image Index")
+FACTS = ("patient_id", *DESCRIPTIONS, "run", "split", "store_fingerprint")  # no findings
 PARQUET_MARK = b"PAR1"
+SIMILAR = 0.75  # of two spellings: Pneumonia and Pnuemonia are, Pneumonia and Pneumothorax are not
 
 
-def read_scores(given, option: str) -> pd.DataFrame:
-    """Read scores: image_index (str), ``prob_<Finding>`` float64, and what else is there.
+class ScoreColumns(NamedTuple):
+    """Which columns hold scores."""
 
-    `given`: a path, or a DataFrame. Raises UserError naming the column and the first image that are
-    wrong.
+    columns: dict[str, Any]  # finding → column
+    lacking: tuple[str, ...]  # findings without a column
+    others: tuple[str, ...]  # columns of other findings
+
+
+class GivenScores(NamedTuple):
+    """Scores and labels in the form of ``RUN/predictions``."""
+
+    table: pd.DataFrame
+    findings: tuple[str, ...]  # those with labels and scores, in the labels' order
+    left_out: str | None = None  # findings without labels or without scores, in words
+    notes: tuple[str, ...] = ()  # what else is to be said
+
+
+def name_of(given: Scores, option: str) -> str:
+    """What a message calls scores that are a path or a table."""
+    return f"{option}={given}" if isinstance(given, str) else f"the DataFrame given as {option}"
+
+
+def read_given(given: Scores, option: str, labels: str | None) -> GivenScores:
+    """Scores with their labels, from a label CSV or from the table's own ``label_`` columns.
+
+    Columns: image_index, patient_id (str), ``prob_<Finding>`` float64, ``label_<Finding>`` int8, and
+    of sex, age, view_position, follow_up and run what is there. Raises UserError where no finding has
+    both, where one seems to be misspelled, and naming the column and the first image that are wrong.
     """
-    name = f"{option} {given}" if isinstance(given, str) else f"the DataFrame given as {option}"
+    name = name_of(given, option)
+    table, keys = read_keyed(given, option)
+    labelled = label_findings(locate(labels)) if labels is not None else own_findings(table, name)
+    found = score_columns(table, labelled, name)
+    findings = tuple(found.columns)
+    scores = with_scores(table, keys, found.columns, name)
+    joined, notes = with_labels(scores, findings, labels, name)
+    parts = [f"no scores of {listed(found.lacking)}"] * bool(found.lacking)
+    parts += [f"no labels for {listed(found.others)}"] * bool(found.others)
+    number = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
+    left_out = f"scored on {number}: there are {', and '.join(parts)}" if parts else None
+    return GivenScores(joined, findings, left_out, notes)
+
+
+def read_scores(given: Scores, option: str, findings: Sequence[str]) -> GivenScores:
+    """The scores of those of `findings` that are there: image_index and ``prob_<Finding>`` float64.
+
+    Raises UserError where none is there, where one seems to be misspelled, and for what are no scores.
+    """
+    name = name_of(given, option)
+    table, keys = read_keyed(given, option)
+    found = score_columns(table, findings, name)
+    return GivenScores(with_scores(table, keys, found.columns, name), tuple(found.columns))
+
+
+def read_keyed(given: Scores, option: str) -> tuple[pd.DataFrame, pd.Series]:
+    """A table as it is given, and the name of each row's image. Raises UserError for doubtful names."""
+    name = name_of(given, option)
     table = read_table(locate(given), name) if isinstance(given, str) else as_pandas(given)
     if not len(table.columns) or not len(table):
         raise UserError(f"{name} has no rows")
@@ -47,16 +118,24 @@ def read_scores(given, option: str) -> pd.DataFrame:
             f"{name}: {again.nunique():,} images are there more than once, the first {again.iloc[0]}: "
             "give each once"
         )
-    columns = score_columns(table, name)
+    return table, keys
+
+
+def with_scores(
+    table: pd.DataFrame, keys: pd.Series, columns: dict[str, Any], name: str
+) -> pd.DataFrame:
+    """The table with the scores of `columns`, finding → column, as ``prob_<Finding>`` float64."""
     scores = {
-        PROBABILITY + f: numbers(table[c], keys, f"{name}, column {c}") for f, c in columns.items()
+        probability_column(f): numbers(table[c], keys, f"{name}, column {c}")
+        for f, c in columns.items()
     }
-    rest = {c: table[c] for c in table if c not in {key, *columns.values(), *scores}}
+    taken = {*KEYS, *columns.values(), *scores}
+    rest = {c: table[c] for c in table if c not in taken}
     return pd.DataFrame({"image_index": keys, **scores, **rest})
 
 
 def read_table(place: Location, name: str) -> pd.DataFrame:
-    """A Parquet file or folder, or a CSV, by its content. CSV cells stay texts."""
+    """A Parquet file or folder, or a CSV, by its content. CSV cells stay texts. Raises UserError."""
     fault = f"{name} is neither Parquet nor a CSV in UTF-8"
     if not place.exists():
         raise UserError(f"{name}: there is no such file")
@@ -72,36 +151,86 @@ def read_table(place: Location, name: str) -> pd.DataFrame:
 
 
 def is_parquet(place: Location) -> bool:
+    """Whether a file begins as Parquet does."""
     with place.filesystem.open_input_file(place.path) as file:
         return file.read(len(PARQUET_MARK)) == PARQUET_MARK
 
 
-def as_pandas(frame) -> pd.DataFrame:
-    return frame.toPandas() if hasattr(frame, "toPandas") else frame
+def as_pandas(frame: pd.DataFrame | DataFrame) -> pd.DataFrame:
+    """A table of Spark's or of pandas' as pandas'."""
+    return frame if isinstance(frame, pd.DataFrame) else frame.toPandas()
 
 
-def score_columns(table: pd.DataFrame, name: str) -> dict[str, str]:
-    """Finding → column. One with ``prob_`` goes before one without, which may be a label."""
+def own_findings(table: pd.DataFrame, name: str) -> tuple[str, ...]:
+    """The findings that a table has ``label_`` columns of. Raises UserError where there are none."""
+    spelled = [str(column).strip() for column in table.columns]
+    found = tuple(c.removeprefix(LABEL) for c in spelled if c.startswith(LABEL))
+    if not found:
+        raise UserError(f"{name} has no {LABEL} columns: give --labels=CSV")
+    return found
+
+
+def score_columns(table: pd.DataFrame, labelled: Sequence[str], name: str) -> ScoreColumns:
+    """The columns that hold the scores of the findings `labelled`.
+
+    Where a column has ``prob_``, those without are no scores, but labels or facts. Raises UserError
+    where no finding has scores, and where one has none and another column has nearly its name.
+    """
     spelled = {str(column).strip(): column for column in table.columns}
-    columns, missing = {}, []
-    for finding in FINDINGS:
-        names = [finding, *(alias for alias, of in ALIASES.items() if of == finding)]
-        there = [n for n in [PROBABILITY + n for n in names] + names if n in spelled]
-        if there:
-            columns[finding] = spelled[there[0]]
-        else:
-            missing.append(finding)
-    if missing:
-        guess = closest(PROBABILITY + missing[0], spelled)
+    names = {finding: spellings(finding) for finding in labelled}
+    for prefix in (PROBABILITY, ""):
+        found = {
+            f: next((prefix + n for n in names[f] if prefix + n in spelled), None) for f in names
+        }
+        if any(found.values()):
+            break
+    columns = {finding: spelled[column] for finding, column in found.items() if column}
+    lacking = tuple(finding for finding, column in found.items() if not column)
+    known = {*KEYS, *FACTS, *found.values(), *(n for each in names.values() for n in each)}
+    left = [c for c in spelled if c not in known and not c.startswith(LABEL)]
+    for finding in lacking:
+        similar = similar_column(finding, left)
+        if similar:
+            raise UserError(
+                f"{name} has no scores of {finding}, but a column {similar}: call it "
+                f"{probability_column(finding)} if it is meant, or leave it out"
+            )
+    if not columns:
         raise UserError(
-            f"{name} has no scores of {', '.join(missing)}: give a column {PROBABILITY}{missing[0]} or "
-            f"{missing[0]}{guess} (it has {shown(table.columns)})"
+            f"{name} has no scores of {listed(labelled)}: give a column "
+            f"{probability_column(labelled[0])} or {labelled[0]} (it has {shown(table.columns)})"
         )
-    return columns
+    fault = names_fault(tuple(columns))
+    if fault:
+        raise UserError(f"{name} {fault}")
+    others = [c for c in left if c.startswith(prefix) and is_score(table[spelled[c]])]
+    return ScoreColumns(columns, lacking, tuple(others))
+
+
+def spellings(finding: str) -> list[str]:
+    """How a column may call a finding: by its name, or by NIH's other one."""
+    same = ALIASES.get(finding, finding)
+    names = [finding, same, *(alias for alias, of in ALIASES.items() if of == same)]
+    return list(dict.fromkeys(s for name in names for s in (column_name(name), name)))
+
+
+def is_score(column: pd.Series) -> bool:
+    """Whether all of a column are numbers."""
+    return bool(np.isfinite([as_float(value) for value in column]).all())
+
+
+def similar_column(finding: str, columns: Iterable[str]) -> str | None:
+    """The column whose name is nearly that of a finding, so that it is likely misspelled."""
+    name = plain_spelling(finding)
+    for column in columns:
+        other = plain_spelling(column.removeprefix(PROBABILITY))
+        if name == other or difflib.SequenceMatcher(None, name, other).ratio() >= SIMILAR:
+            return column
+    return None
 
 
 def numbers(column: pd.Series, keys: pd.Series, where: str) -> np.ndarray:
-    """A column as float64. Raises UserError for texts, empty cells, NaN and infinity."""
+    """A column as float64 (rows,). Raises UserError for texts, empty cells, NaN and infinity."""
     try:
         values = column.to_numpy(np.float64)
     except (ValueError, TypeError):
@@ -116,52 +245,64 @@ def numbers(column: pd.Series, keys: pd.Series, where: str) -> np.ndarray:
     return values
 
 
-def as_float(value) -> float:
+def as_float(value: Any) -> float:
+    """The number that a cell holds, or NaN."""
     try:
         return float(value)
     except (ValueError, TypeError):
         return float("nan")
 
 
-def with_labels(scores: pd.DataFrame, labels: str | None, name: str) -> pd.DataFrame:
+def with_labels(
+    scores: pd.DataFrame, findings: Sequence[str], labels: str | None, name: str
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Join labels, patients and facts from a label CSV, or take those that the table has.
 
-    Raises UserError for images without a label.
+    Returns the table and what to say of it. Raises UserError for images without a label.
     """
-    own = [LABEL + finding for finding in FINDINGS]
+    own, notes = [label_column(finding) for finding in findings], []
     if labels is None:
-        lacking = [column for column in own if column not in scores]
-        if lacking:
-            raise UserError(f"{name} has no {lacking[0]}: give --labels CSV")
-        truth = scores[own].apply(pd.to_numeric, errors="coerce")
-        if not truth.isin([-1, 0, 1]).all(axis=None):
-            raise UserError(f"{name}: a label must be 1, 0 or -1")
-        table = scores.assign(**{column: truth[column].astype(np.int8) for column in own})
+        table = scores.assign(**{c: own_label(scores, c, name) for c in own})
     else:
-        table = join_labels(scores, labels, name)
+        table = join_labels(scores, findings, labels, name)
     if "patient_id" not in table:
-        print(
-            f"note: {name} has no patient_id: intervals take every image for a patient of its own"
-        )
+        notes.append(f"{name} has no patient_id: intervals take every image for a patient of its own")  # fmt: skip
         table["patient_id"] = table["image_index"]
     table["patient_id"] = table["patient_id"].astype(str)
     kept = ["image_index", "patient_id", *(c for c in DESCRIPTIONS if c in table)]
-    kept += [PROBABILITY + finding for finding in FINDINGS] + own
-    return table[kept + (["run"] if "run" in table else [])]
+    kept += [probability_column(finding) for finding in findings] + own
+    return table[kept + (["run"] if "run" in table else [])], tuple(notes)
 
 
-def join_labels(scores: pd.DataFrame, labels: str, name: str) -> pd.DataFrame:
-    """Scores with the labels, the patient and the facts of the same image in a label CSV."""
-    rows, problems = read_labels(locate(labels))
-    scored = set(scores["image_index"])
-    duplicates = sorted({key for key, kind in problems if kind == DUPLICATE_LABEL} & scored)
+def own_label(table: pd.DataFrame, column: str, name: str) -> np.ndarray:
+    """A ``label_`` column as int8 (rows,); an empty cell is −1, unknown. Raises UserError."""
+    column = next(c for c in table if str(c).strip() == column)
+    cells = table[column]
+    empty = cells.isna() | (cells.astype(str).str.strip() == "")
+    truth = pd.to_numeric(cells.where(~empty, UNKNOWN), errors="coerce")
+    wrong = ~truth.isin([UNKNOWN, 0, 1])
+    if wrong.any():
+        raise UserError(
+            f"{name}, column {column}: a label must be 1, 0, or -1 or nothing where it is not known; "
+            f"there is {cells[wrong].iloc[0]!r}"
+        )
+    return truth.to_numpy(np.int8)
+
+
+def join_labels(
+    scores: pd.DataFrame, findings: Sequence[str], labels: str, name: str
+) -> pd.DataFrame:
+    """Scores with the labels, the patient and the facts of the same image in a label CSV.
+
+    Raises UserError for images without a label, or with two.
+    """
+    found = read_labels(locate(labels), tuple(findings))
+    rows, scored = found.rows, set(scores["image_index"])
+    duplicates = sorted({key for key, kind in found.problems if kind == DUPLICATE_LABEL} & scored)
     if duplicates:
         raise UserError(
-            f"--labels {labels}: {len(duplicates):,} images have two rows, the first {duplicates[0]}"
+            f"--labels={labels}: {len(duplicates):,} images have two rows, the first {duplicates[0]}"
         )
-    unknown = [key for key, kind in problems if kind != DUPLICATE_LABEL]
-    if unknown:
-        print(f"note: --labels {labels} has findings that are none of the 14: {', '.join(unknown)}")
     without = sorted(scored - set(rows["image_index"]))
     if without:
         raise UserError(
@@ -174,11 +315,11 @@ def join_labels(scores: pd.DataFrame, labels: str, name: str) -> pd.DataFrame:
     columns = {
         c: facts[c].to_numpy() for c in ("patient_id", *DESCRIPTIONS) if facts[c].notna().any()
     }
-    columns |= {LABEL + finding: truth[:, i] for i, finding in enumerate(FINDINGS)}
+    columns |= {label_column(finding): truth[:, i] for i, finding in enumerate(findings)}
     return scores.assign(**columns)
 
 
-def shown(columns) -> str:
+def shown(columns: Iterable[Any]) -> str:
     """The first columns of a table, for a message."""
     names = [str(column) for column in columns]
     return ", ".join(names[:12]) + (", …" if len(names) > 12 else "")

@@ -4,17 +4,24 @@ In: the tables of an evaluation and of a training. Out: a dictionary of texts, r
 """
 
 import base64
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pandas as pd
 
 from chexspark.evaluation import calibration, plots
 from chexspark.evaluation.examples import KINDS
-from chexspark.evaluation.inference import LABEL, PROBABILITY
+from chexspark.evaluation.localisation import Localisation, best_thresholds
+from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
-from chexspark.evaluation.published_aurocs import PUBLISHED
+from chexspark.evaluation.predictions import label_column, listed, probability_column
+from chexspark.evaluation.published_aurocs import are_published, published_beside
+from chexspark.evaluation.tables import SplitFacts, SubgroupRow
+from chexspark.findings import MEAN
 from chexspark.progress import duration
+from chexspark.run.lineage import Lineage
 from chexspark.store.manifest import SPLITS
 
 PICTURE_SIDE = 256  # pixels, at least, of an example in the report
@@ -26,7 +33,7 @@ class Evaluated:
     """The tables of one split."""
 
     split: str
-    facts: dict
+    facts: SplitFacts
     predictions: pd.DataFrame
     metrics: pd.DataFrame
     subgroups: pd.DataFrame
@@ -41,11 +48,12 @@ class Trained:
 
     run: str
     history: pd.DataFrame
-    lineage: dict
-    settings: dict
+    lineage: Lineage
+    settings: Mapping[str, Any]  # by name, as in ``RUN/config.yaml``
 
     @property
     def ranks(self) -> int:
+        """How many ranks the run began with, 1 where it does not say."""
         return len(self.lineage.get("ranks", [])) or 1
 
     @property
@@ -55,27 +63,32 @@ class Trained:
         return float((later if len(later) else self.history["images_per_second"]).median())
 
 
-def figure(value, digits: int = 3, signed: bool = False) -> str:
+def figure(value: float | None, digits: int = 3, signed: bool = False) -> str:
     """A number for a cell; a dash where there is none."""
     if value is None or pd.isna(value):
         return "–"
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 
-def records_of(frame: pd.DataFrame | None) -> list[dict]:
+def for_markdown(name: str) -> str:
+    """A name as people write it, in a cell of a Markdown table."""
+    return plots.spoken(name).replace("|", "\\|")
+
+
+def records_of(frame: pd.DataFrame | None) -> list[dict[str, Any]]:
     """A table's rows, with None for what is not there."""
     if frame is None:
         return []
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def contents(run: str, evaluated: Evaluated, trained: Trained | None, others: list) -> dict:
-    """All that the templates need."""
-    records = records_of(evaluated.metrics)
-    mean = records[-1]
-    scored = [r for r in records[:-1] if r["auroc"] is not None]
-    subgroups = records_of(evaluated.subgroups)
-    of_means = [r for r in subgroups if r["finding"] == "mean"]
+def contents(
+    run: str, evaluated: Evaluated, trained: Trained | None, others: Sequence[Trained]
+) -> dict[str, Any]:
+    """All that the templates need. `others`: runs to stand beside `trained` in the scaling chart."""
+    records = cast(list[Metric], records_of(evaluated.metrics))
+    findings = [r["finding"] for r in records[:-1]]
+    subgroups = cast(list[SubgroupRow], records_of(evaluated.subgroups))
     return {
         "run": run,
         "split": evaluated.split,
@@ -83,38 +96,62 @@ def contents(run: str, evaluated: Evaluated, trained: Trained | None, others: li
         "title": title_of(evaluated, trained),
         "images": len(evaluated.predictions),
         "patients": evaluated.predictions["patient_id"].nunique(),
-        "records": records,
-        "mean": mean,
-        "scored": scored,
-        "best": max(scored, key=lambda r: r["auroc"], default=None),
-        "worst": min(scored, key=lambda r: r["auroc"], default=None),
-        "published": PUBLISHED,
-        "fitted": any(r["threshold_sens90"] is not None for r in scored),
-        "calibrated": mean["ece"] is not None,
-        "subgroups": of_means,
-        "subgroup_findings": [r for r in subgroups if r["finding"] != "mean"],
-        "behind": [r for r in subgroups if r["behind"]],
-        "tests": sum(r["p_behind"] is not None for r in subgroups),
+        "findings": findings,
+        "published": published_beside(findings),
+        "of_nih": are_published(findings),
+        **metric_contents(evaluated, records),
+        **subgroup_contents(subgroups, records[-1]),
         "localisation": localised(evaluated.localisation),
         "comparison": records_of(evaluated.comparison),
         "examples": pictured(evaluated.examples),
         "kinds": KINDS,
-        "trained": training_facts(trained),
-        "trained_model": trained.settings.get("model", "a network") if trained else None,
-        "image_size": trained.lineage.get("image_size") if trained else None,
-        "scaling": scaling_rows(trained, others),
+        **training_contents(trained, others),
         "lineage": lineage_rows(run, evaluated, trained),
-        "settings": [(n, "none" if v is None else v) for n, v in trained.settings.items()]
-        if trained
-        else [],
-        "pictures": {
-            "intervals": plots.intervals(records) if scored else "",
-            "curves": finding_panels(evaluated, scored),
-            "reliability": reliability_panels(evaluated, scored),
-            "forest": plots.forest(of_means, mean) if of_means and mean["auroc"] else "",
-            **training_pictures(trained),
-            "scaling": scaling_picture(scaling_rows(trained, others)),
-        },
+    }
+
+
+def metric_contents(evaluated: Evaluated, records: Sequence[Metric]) -> dict[str, Any]:
+    """Figures of the findings and of their mean, which is the last of `records`."""
+    mean, scored = records[-1], [r for r in records[:-1] if r["auroc"] is not None]
+    return {
+        "records": records,
+        "mean": mean,
+        "scored": scored,
+        "best": max(scored, key=lambda r: r["auroc"] or 0, default=None),
+        "worst": min(scored, key=lambda r: r["auroc"] or 0, default=None),
+        "fitted": any(r["threshold_sens90"] is not None for r in scored),
+        "calibrated": mean["ece"] is not None,
+        "intervals": plots.intervals(records, published_beside(r["finding"] for r in records[:-1]))
+        if scored else "",
+        "curves": finding_panels(evaluated, scored),
+        "reliability": reliability_panels(evaluated, scored),
+    }  # fmt: skip
+
+
+def subgroup_contents(subgroups: Sequence[SubgroupRow], mean: Metric) -> dict[str, Any]:
+    """The groups of patients. `mean`: of all images."""
+    of_means = [r for r in subgroups if r["finding"] == MEAN]
+    return {
+        "subgroups": of_means,
+        "subgroup_findings": [r for r in subgroups if r["finding"] != MEAN],
+        "behind": [r for r in subgroups if r["behind"]],
+        "tests": sum(r["p_behind"] is not None for r in subgroups),
+        "forest": plots.forest(of_means, mean) if of_means and mean["auroc"] else "",
+    }
+
+
+def training_contents(trained: Trained | None, others: Sequence[Trained]) -> dict[str, Any]:
+    """The training that led to what is evaluated, if there was one."""
+    scaling = scaling_rows(trained, others)
+    settings = {} if trained is None else trained.settings
+    return {
+        "trained": training_facts(trained),
+        "trained_model": settings.get("model", "a network"),
+        "image_size": trained.lineage.get("image_size") if trained else None,
+        "outputs": len(trained.lineage["findings"]) if trained else None,
+        "settings": [(n, "none" if v is None else v) for n, v in settings.items()],
+        "scaling": scaling,
+        "pictures": training_pictures(trained) | {"scaling": scaling_picture(scaling)},
     }
 
 
@@ -130,40 +167,54 @@ def title_of(evaluated: Evaluated, trained: Trained | None) -> str:
     return f"Chest X-ray model {name}".strip()
 
 
-def known(evaluated: Evaluated, finding: str):
-    """Labels and probabilities of a finding's known rows."""
-    truth = evaluated.predictions[LABEL + finding].to_numpy()
-    score = evaluated.predictions[PROBABILITY + finding].to_numpy(np.float64)
+def known(evaluated: Evaluated, finding: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (1 or 0) and probabilities, (rows,) each, of a finding's known rows."""
+    truth = evaluated.predictions[label_column(finding)].to_numpy()
+    score = evaluated.predictions[probability_column(finding)].to_numpy(np.float64)
     return truth[truth >= 0], score[truth >= 0]
 
 
-def finding_panels(evaluated: Evaluated, scored: list[dict]) -> list[str]:
+def finding_panels(evaluated: Evaluated, scored: Iterable[Metric]) -> list[str]:
+    """A picture of curves, SVG, for each finding with an AUROC."""
     return [plots.curves(*known(evaluated, r["finding"]), r) for r in scored]
 
 
-def reliability_panels(evaluated: Evaluated, scored: list[dict]) -> list[str]:
+def reliability_panels(evaluated: Evaluated, scored: Iterable[Metric]) -> list[str]:
+    """A picture of calibration, SVG, for each finding with probabilities."""
     panels = []
     for r in scored:
         if r["ece"] is None:
             continue
         truth, score = known(evaluated, r["finding"])
         after = None if r["temperature"] is None else calibration.scale(score, r["temperature"])
-        panels.append(plots.reliability(truth, score, after, r))
+        panels.append(plots.reliability(truth, score, after, r["finding"]))
     return panels
 
 
-def localised(frame: pd.DataFrame | None) -> list[dict]:
+def localised(frame: pd.DataFrame | None) -> list[Localisation]:
     """Of each finding the threshold with the largest mean IoU."""
-    best = {}
-    for record in records_of(frame):
-        if record["iou"] >= best.get(record["finding"], record)["iou"]:
-            best[record["finding"]] = record
-    return list(best.values())
+    return best_thresholds(cast(list[Localisation], records_of(frame)))
 
 
-def pictured(examples: pd.DataFrame | None) -> list[dict]:
-    """Examples by finding: for each kind a picture as a data URI, or none."""
-    found = {}
+class Picture(TypedDict):
+    """An example as the page shows it."""
+
+    name: str
+    probability: float
+    threshold: float
+    data: str  # the picture, as a data URI
+
+
+class Pictured(TypedDict):
+    """The examples of a finding, by kind; of `examples.KINDS` those that there are."""
+
+    finding: str
+    kinds: dict[str, Picture]
+
+
+def pictured(examples: pd.DataFrame | None) -> list[Pictured]:
+    """Examples by finding: for each kind a picture, or none."""
+    found: dict[str, dict[str, Picture]] = {}
     for row in records_of(examples):
         gray = np.frombuffer(row["pixels"], np.uint8).reshape(row["size"], row["size"])
         shape = row["map_height"], row["map_width"]
@@ -176,7 +227,6 @@ def pictured(examples: pd.DataFrame | None) -> list[dict]:
         found.setdefault(row["finding"], {})[row["kind"]] = {
             "name": row["image_index"], "probability": row["probability"],
             "threshold": row["threshold"], "data": f"data:image/jpeg;base64,{data}",
-            "boxed": bool(len(row["boxes"])),
         }  # fmt: skip
     return [{"finding": finding, "kinds": kinds} for finding, kinds in found.items()]
 
@@ -186,8 +236,23 @@ def shares_of(history: pd.DataFrame) -> dict[str, str]:
     return {c: n for c, n in SHARES.items() if c in history and history[c].notna().any()}
 
 
-def training_facts(trained: Trained | None) -> dict | None:
+class TrainingFacts(TypedDict):
     """A training in figures."""
+
+    epochs: int
+    best_epoch: int  # from 1
+    val_auroc: float
+    ranks: int
+    hosts: int
+    devices: str
+    time: str
+    rate: float  # images per second
+    shares: list[tuple[str, float]]  # of the step time
+    rows: list[dict[str, Any]]  # of the history
+
+
+def training_facts(trained: Trained | None) -> TrainingFacts | None:
+    """A training in figures, or None."""
     if trained is None:
         return None
     history, ranks = trained.history, trained.lineage.get("ranks", [])
@@ -208,6 +273,7 @@ def training_facts(trained: Trained | None) -> dict | None:
 
 
 def training_pictures(trained: Trained | None) -> dict[str, str]:
+    """Pictures of a training, SVG, by name; empty without one."""
     if trained is None:
         return {"training": "", "throughput": ""}
     shares = shares_of(trained.history)
@@ -217,12 +283,22 @@ def training_pictures(trained: Trained | None) -> dict[str, str]:
     }
 
 
-def scaling_rows(trained: Trained | None, others: list[Trained]) -> list[dict]:
+class ScalingRow(TypedDict):
+    """A run in the scaling chart."""
+
+    run: str
+    ranks: int
+    rate: float  # images per second
+    batch: int | None  # per rank
+    efficiency: float  # of the rate per rank with the fewest ranks
+
+
+def scaling_rows(trained: Trained | None, others: Sequence[Trained]) -> list[ScalingRow]:
     """Ranks, rate and efficiency of runs of the same model and image size, fewest ranks first."""
     if trained is None or not others:
         return []
 
-    def kind(run: Trained):
+    def kind(run: Trained) -> tuple[Any, Any]:
         return run.settings.get("model"), run.lineage.get("image_size")
 
     same = {run.run: run for run in [trained, *others] if kind(run) == kind(trained)}
@@ -235,33 +311,43 @@ def scaling_rows(trained: Trained | None, others: list[Trained]) -> list[dict]:
     ]  # fmt: skip
 
 
-def scaling_picture(rows: list[dict]) -> str:
+def scaling_picture(rows: Sequence[ScalingRow]) -> str:
+    """The scaling chart, SVG; empty for a single run."""
     return plots.scaling([(r["ranks"], r["rate"]) for r in rows]) if len(rows) > 1 else ""
 
 
-def lineage_rows(run: str, evaluated: Evaluated, trained: Trained | None) -> list[tuple]:
-    """Where the figures come from."""
+def lineage_rows(run: str, evaluated: Evaluated, trained: Trained | None) -> list[tuple[str, str]]:
+    """Where the figures come from: what, and its value in words."""
     facts, rows = evaluated.facts, [("Evaluation", run)]
-    rows += [("Scores", facts["scores"]), ("Labels", facts["labels"])] if "scores" in facts else []
+    if "scores" in facts:
+        rows += [
+            ("Scores", facts["scores"]),
+            ("Labels", facts.get("labels") or "in the same table"),
+        ]
     rows += [("Run", one) for one in facts.get("runs", [])]
     rows += [("Model SHA-256", one) for one in facts.get("models", [])]
-    names = {"store": "Store scored", "store_fingerprint": "Store fingerprint",
-             "split_hash": "Split hash"}  # fmt: skip
-    rows += [(text, facts[name]) for name, text in names.items() if name in facts]
+    store = {"Store scored": facts.get("store"), "Store fingerprint": facts.get("store_fingerprint"),
+             "Split hash": facts.get("split_hash")}  # fmt: skip
+    rows += [(name, value) for name, value in store.items() if value is not None]
     for name, words in facts.get("data", {}).items():
         rows.append((f"Store, {name}" if name in SPLITS else name, words))
+    rows.append(("Findings", facts.get("left_out") or listed(facts["findings"])))
     rows.append(("Mirror images averaged", "yes" if facts.get("flip") else "no"))
     rows.append(("Thresholds and temperature", f"from {facts['fitted_on']}"
                  if facts.get("fitted_on") else "none: no validation split"))  # fmt: skip
     rows.append(("Bootstrap", f"{facts['bootstrap']:,} resamples of the patients"))
-    if trained is None:
-        return rows
-    lineage = trained.lineage
-    rows += [("Trained on", lineage["store"]), ("Its fingerprint", lineage["store_fingerprint"])]
+    return rows if trained is None else rows + trained_rows(trained.lineage)
+
+
+def trained_rows(lineage: Lineage) -> list[tuple[str, str]]:
+    """Where the model comes from: what, and its value in words."""
+    rows = [("Trained on", lineage["store"]), ("Its fingerprint", lineage["store_fingerprint"])]
     if "trained_patients" in lineage:
         rows.append(("Patients seen, SHA-256", lineage["trained_patients"]))
-    rows += [(text, lineage[name]) for name, text in (("chexspark", "chexspark"), ("python", "Python"))
-             if name in lineage]  # fmt: skip
+    if "chexspark" in lineage:
+        rows.append(("chexspark", lineage["chexspark"]))
+    if "python" in lineage:
+        rows.append(("Python", lineage["python"]))
     packages = lineage.get("packages", {})
     if packages:
         rows.append(("Packages", ", ".join(f"{n} {v}" for n, v in packages.items())))

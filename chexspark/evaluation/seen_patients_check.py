@@ -4,12 +4,13 @@ In: a run, the patients of what is to be scored. Out: nothing, or a UserError th
 The lineage tells which store and split the run saw, ``RUN/trained_patients`` which patients.
 """
 
+from collections.abc import Collection
+
 from chexspark.errors import UserError
+from chexspark.evaluation.store_split import StoreSplit
 from chexspark.run.folder import RunFolder
 from chexspark.run.lineage import Lineage, read_lineage
 from chexspark.run.seen_patients import digest_of, patient_hash, read_seen_patients
-from chexspark.storage import Location
-from chexspark.store.manifest import Manifest
 
 REMEDY = (
     "score patients that it has not seen (if these are other people whose numbers are equal by "
@@ -17,23 +18,24 @@ REMEDY = (
 )
 
 
-def check_split(run: RunFolder, store: Location, manifest: Manifest, split: str, patients) -> None:
+def check_split(run: RunFolder, split: StoreSplit, patients: Collection[str]) -> None:
     """Raise UserError when a split of a store has patients that the run has seen.
 
     For a run that was written before runs listed their patients, only its own store can be known.
     """
     lineage = read_lineage(run)
-    seen = seen_patients(run, lineage)
+    seen, store = seen_patients(run, lineage), split.store
     if seen is not None:
-        check_patients(run, seen, patients, f"--data {store}, split {split}", split == "val")
-    elif lineage.get("store_fingerprint") != manifest.fingerprint:
+        what = f"--data={store}, split {split.name}"
+        check_patients(run, seen, patients, what, selected_may=split.name == "val")
+    elif lineage.get("store_fingerprint") != split.manifest.fingerprint:
         raise UserError(
-            f"--run {run} does not say which patients it was trained on, and {store} is not its own "
+            f"--run={run} does not say which patients it was trained on, and {store} is not its own "
             f"store ({lineage.get('store')}): it cannot be checked that they share none; train again"
         )
-    elif split == "train":
+    elif split.name == "train":
         raise UserError(
-            f"--split train of {store}: --run {run} was trained on all its {len(patients):,} "
+            f"--split train of {store}: --run={run} was trained on all its {len(patients):,} "
             "patients; score val or test"
         )
 
@@ -52,17 +54,20 @@ def seen_patients(run: RunFolder, lineage: Lineage) -> dict[str, str] | None:
 
 
 def check_patients(
-    run: RunFolder, seen: dict[str, str], patients, what: str, selected_may: bool
+    run: RunFolder, seen: dict[str, str], patients: Collection[str], what: str, selected_may: bool
 ) -> None:
-    """Raise UserError when `patients` were trained on, or (unless `selected_may`) validated on."""
+    """Raise UserError when `patients` were trained on, or (unless `selected_may`) validated on.
+
+    `seen`: patient hash → split of the run's own store; `what`: what a message calls the patients.
+    """
     found = [seen[h] for h in map(patient_hash, patients) if h in seen]
     trained = found.count("train")
     if trained:
         raise UserError(
-            f"{what}: --run {run} was trained on {trained:,} of its {len(patients):,} patients; {REMEDY}"
+            f"{what}: --run={run} was trained on {trained:,} of its {len(patients):,} patients; {REMEDY}"
         )
     if found and not selected_may:
         raise UserError(
-            f"{what}: the best epoch of --run {run} was chosen on {len(found):,} of its "
+            f"{what}: the best epoch of --run={run} was chosen on {len(found):,} of its "
             f"{len(patients):,} patients; {REMEDY}"
         )

@@ -20,19 +20,19 @@ MOST_GROUPS = 6  # of one attribute, the largest: free text would make a group o
 
 @dataclass(frozen=True)
 class Group:
-    """Some rows. `by` is ``all`` or the attribute, `name` its value."""
+    """Some rows. `by` is the attribute, `name` its value."""
 
     by: str
     name: str
     rows: np.ndarray  # bool (rows,)
 
     def __str__(self) -> str:
-        return self.name if self.by == "all" else f"{self.by.replace('_', ' ')} {self.name}"
+        return f"{self.by.replace('_', ' ')} {self.name}"
 
 
 def groups_of(table: pd.DataFrame) -> list[Group]:
-    """All rows, then the groups of each attribute that the table has, with two groups or more."""
-    groups = [Group("all", "all", np.ones(len(table), bool))]
+    """The groups of each attribute that the table has, with two groups or more."""
+    groups: list[Group] = []
     for column in COLUMNS:
         if column not in table:
             continue

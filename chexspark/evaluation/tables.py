@@ -1,137 +1,249 @@
 """The tables of an evaluation, as Parquet and as text. Runs on the driver.
 
-In: records. Out: ``OUT/metrics``, ``OUT/subgroups``, ``OUT/comparison`` and ``OUT/localisation``, each
-a folder per split, so that one split stands beside another; ``OUT/evaluation.json``, which says of
-each split what was scored.
+In: records. Out: ``OUT/metrics``, ``OUT/subgroups``, ``OUT/comparison``, ``OUT/localisation`` and
+``OUT/examples``, each a folder per split, so that one split stands beside another;
+``OUT/evaluation.json``, which says of each split what was scored.
 """
 
 import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import pandas as pd
 import pyarrow as pa
 
-from chexspark.evaluation import comparison, metrics
+from chexspark.errors import UserError
+from chexspark.evaluation.comparison import Comparison
+from chexspark.evaluation.examples import ExampleRow
+from chexspark.evaluation.localisation import Localisation
+from chexspark.evaluation.metrics import Difference, GroupMetric, Metric
+from chexspark.evaluation.predictions import label_column, probability_column
 from chexspark.evaluation.subgroups import Group
-from chexspark.run.folder import RunFolder
-from chexspark.text_files import read_json
+from chexspark.findings import names_fault, of_file
+from chexspark.run.folder import (
+    COMPARISON,
+    EXAMPLES,
+    LOCALISATION,
+    METRICS,
+    PREDICTIONS,
+    SUBGROUPS,
+    RunFolder,
+)
+from chexspark.text_files import one_line, read_json
+
+AGAIN = "run chexspark evaluate again"
 
 
-def metrics_schema() -> pa.Schema:
-    """``metrics``: 14 rows and ``mean``; what is not defined is null, and `note` says why."""
-    return pa.schema(
-        [("finding", pa.string())]
-        + [(name, pa.float64()) for name in metrics.DOUBLES]
-        + [(name, pa.int64()) for name in metrics.COUNTS]
-        + [("note", pa.string())]
-    )
+class _Group(TypedDict):
+    subgroup_by: str  # an attribute, such as sex
+    subgroup: str  # its value
+    images: int
 
 
-def subgroups_schema() -> pa.Schema:
-    """``subgroups``: the same of every group, and how it compares with all images."""
-    differences = ("difference", "difference_low", "difference_high", "p_behind")
-    return pa.schema(
-        [("subgroup_by", pa.string()), ("subgroup", pa.string()), ("images", pa.int64())]
-        + list(metrics_schema())
-        + [(name, pa.float64()) for name in differences]
-        + [("behind", pa.bool_())]
-    )
+class SubgroupRow(_Group, Metric, Difference):
+    """A row of ``subgroups``: one finding, or their mean, of one group."""
 
 
-def comparison_schema() -> pa.Schema:
-    """``comparison``: two models on the same images."""
-    texts, counts = {"finding", "note"}, {"positives", "negatives"}
-    return pa.schema(
-        [(name, pa.string() if name in texts else pa.int64() if name in counts else pa.float64())
-         for name in comparison.COLUMNS]
-        + [("images", pa.int64()), ("other", pa.string())]
-    )  # fmt: skip
+class ComparisonRow(Comparison):
+    """A row of ``comparison``, and what it is of."""
+
+    images: int  # that both have
+    other: str  # what the other model's scores are called
 
 
-def subgroup_rows(groups: list[Group], tables: list[list[dict]]) -> list[dict]:
-    """The rows of ``subgroups``, of the groups after the first, which is all images."""
+# The rows of each table but the predictions, whose columns are of their findings.
+ROWS: dict[str, Any] = {METRICS: Metric, SUBGROUPS: SubgroupRow, COMPARISON: ComparisonRow,
+                        LOCALISATION: Localisation, EXAMPLES: ExampleRow}  # fmt: skip
+LATER = {"rough": False}  # columns that tables of earlier versions lack, and what holds there
+ARROW_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_(), bytes: pa.binary(),
+    list[list[float]]: pa.list_(pa.list_(pa.float64())),
+}  # fmt: skip
+
+
+class SplitFacts(TypedDict, total=False):
+    """What ``evaluation.json`` says of a split. Earlier versions left out `findings`: NIH's 14."""
+
+    findings: list[str]  # that were scored, in the order of the tables
+    left_out: str | None  # which others there were, in words
+    # Of runs on a store.
+    runs: list[str]
+    models: list[str]  # SHA-256 of each run's best model
+    flip: bool
+    store: str
+    store_fingerprint: str
+    split_hash: str
+    data: dict[str, str]  # what the store holds, in words
+    seconds: float
+    # Of scores that were there already.
+    scores: str
+    labels: str | None
+    # Of both.
+    images: int
+    patients: int
+    metrics: bool  # whether metrics are of these scores
+    bootstrap: int  # resamples
+    fitted_on: str | None  # where thresholds and temperature come from, in words
+    warnings: list[str]
+
+
+def schema_of(row: type) -> pa.Schema:
+    """The Parquet schema of a TypedDict's rows; ``| None`` is left out, since all may be null."""
+    fields = []
+    for name, kind in typing.get_type_hints(row).items():
+        if isinstance(kind, types.UnionType):
+            (kind,) = [each for each in typing.get_args(kind) if each is not types.NoneType]
+        fields.append((name, ARROW_TYPES[kind]))
+    return pa.schema(fields)
+
+
+def subgroup_rows(
+    groups: Sequence[Group], records: Sequence[Sequence[GroupMetric]]
+) -> list[SubgroupRow]:
+    """The rows of ``subgroups``: the records of each group."""
     return [
-        {"subgroup_by": group.by, "subgroup": group.name, "images": int(group.rows.sum()), **record}
-        for group, records in zip(groups[1:], tables[1:], strict=True)
-        for record in records
-    ]
+        SubgroupRow(subgroup_by=group.by, subgroup=group.name, images=int(group.rows.sum()), **record)
+        for group, of_group in zip(groups, records, strict=True)
+        for record in of_group
+    ]  # fmt: skip
 
 
-def write_split(out: RunFolder, name: str, split: str, rows: list[dict], schema: pa.Schema) -> None:
-    """Write the rows of one split in place of those that were there; other splits stay."""
+def write_split(
+    out: RunFolder, name: str, split: str, rows: Sequence[Mapping[str, Any]]
+) -> None:  # fmt: skip
+    """Write the rows of one split in place of those that were there; other splits stay.
+
+    `name`: one of `ROWS`.
+    """
     folder = out.table(name, split)
     folder.delete_directory()
-    folder.write_table(pa.Table.from_pylist(rows, schema))
+    folder.write_table(pa.Table.from_pylist(list(rows), schema_of(ROWS[name])))
 
 
 def read_split(out: RunFolder, name: str, split: str) -> pd.DataFrame | None:
-    """The rows of one split, or None where it has none."""
+    """The rows of one split by `ROWS`, or None where it has none. Raises UserError for damage."""
     folder = out.table(name, split)
-    return folder.read_table().to_pandas() if folder.is_directory() else None
+    if not folder.is_directory():
+        return None
+    schema = schema_of(ROWS[name])
+    try:
+        table = folder.read_table()
+        for column, value in LATER.items():
+            if column in schema.names and column not in table.column_names:
+                table = table.append_column(column, pa.array([value] * len(table)))
+        return table.select(schema.names).cast(schema).to_pandas()
+    except (OSError, ValueError, KeyError) as error:
+        raise damaged(str(folder), error) from error
 
 
-def read_evaluation(out: RunFolder) -> dict:
-    """Split → what was scored; empty where nothing was."""
-    return (
-        read_json(out.evaluation, str(out.evaluation), "evaluate again, into a new --out")
-        if out.evaluation.is_file()
-        else {}
-    )
+def read_predictions(out: RunFolder, split: str, findings: Sequence[str]) -> pd.DataFrame | None:
+    """The predictions of one split, or None. Raises UserError for damage, and for a missing column."""
+    folder = out.table(PREDICTIONS, split)
+    if not folder.is_directory():
+        return None
+    try:
+        table = folder.read_table().to_pandas()
+    except (OSError, ValueError, KeyError) as error:
+        raise damaged(str(folder), error) from error
+    needed = ["image_index", "patient_id", *map(probability_column, findings),
+              *map(label_column, findings)]  # fmt: skip
+    missing = [column for column in needed if column not in table]
+    if missing:
+        raise UserError(f"{folder} is damaged: it has no column {missing[0]}; {AGAIN}")
+    return table
 
 
-def write_evaluation(out: RunFolder, split: str, facts: dict) -> None:
+def damaged(what: str, error: Exception) -> UserError:
+    """What to say of a table that cannot be read."""
+    return UserError(f"{what} is damaged ({one_line(error)[:200]}): {AGAIN}")
+
+
+def read_evaluation(out: RunFolder) -> dict[str, SplitFacts]:
+    """Split → what was scored, `findings` always among it; empty where nothing was.
+
+    Raises UserError for a damaged file.
+    """
+    if not out.evaluation.is_file():
+        return {}
+    found = read_json(out.evaluation, str(out.evaluation), "evaluate again, into a new --out")
+    for split, facts in found.items():
+        if not isinstance(facts, dict):
+            raise UserError(f"{out.evaluation} is damaged: {split} is no object; {AGAIN}")
+        facts["findings"] = of_file(facts)
+        fault = (
+            names_fault(facts["findings"]) if isinstance(facts["findings"], list) else "is no list"
+        )
+        if fault:
+            raise UserError(f"{out.evaluation} is damaged: findings of {split} {fault}; {AGAIN}")
+    return found
+
+
+def write_evaluation(out: RunFolder, split: str, facts: SplitFacts) -> None:
+    """Say what was scored of one split, in place of what was said before; other splits stay."""
     out.place.make_directory()
     text = json.dumps(read_evaluation(out) | {split: facts}, indent=1) + "\n"
     out.evaluation.write_text(text)
 
 
-def metrics_text(records: list[dict], split: str) -> str:
+def width_of(records: Sequence[Mapping[str, Any]]) -> int:
+    """The width of the first column, characters."""
+    return max(20, *(len(record["finding"]) + 2 for record in records))
+
+
+def metrics_text(records: Sequence[Metric], split: str) -> str:
     """The metrics as a table for the terminal."""
+    width = width_of(records)
     lines = [
-        f"{'finding':<20}{'AUROC':>8}{'95 % interval':>17}{'precision':>11}{'positives':>11}  {split}"
+        f"{'finding':<{width}}{'AUROC':>8}{'95 % interval':>17}{'precision':>11}{'positives':>11}  {split}"
     ]
     for r in records:
         positives = "" if r["positives"] is None else f"{r['positives']:,}"
         if r["auroc"] is None:
-            lines.append(f"{r['finding']:<20}{'':>36}{positives:>11}  {r['note']}")
+            lines.append(f"{r['finding']:<{width}}{'':>36}{positives:>11}  {r['note']}")
             continue
         between = "" if r["auroc_low"] is None else f"{r['auroc_low']:.3f} - {r['auroc_high']:.3f}"
         lines.append(
-            f"{r['finding']:<20}{r['auroc']:>8.4f}{between:>17}{r['average_precision']:>11.4f}"
+            f"{r['finding']:<{width}}{r['auroc']:>8.4f}{between:>17}{r['average_precision']:>11.4f}"
             f"{positives:>11}  {r['note']}".rstrip()
         )
     return "\n".join(lines)
 
 
-def warnings_text(groups: list[Group], tables: list[list[dict]]) -> list[str]:
+def warnings_text(
+    groups: Sequence[Group], records: Sequence[Sequence[GroupMetric]]
+) -> list[str]:  # fmt: skip
     """A line for each subgroup and finding that falls behind by more than chance."""
     return [
-        f"warning: {group}: AUROC of {r['finding']} is {r['auroc']:.3f}, {-r['difference']:.3f} below "
-        f"all images (p {r['p_behind']:.2g}, corrected for all tests)"
-        for group, records in zip(groups[1:], tables[1:], strict=True)
-        for r in records
+        f"warning: {group}: AUROC of {r['finding']} is {r['auroc']:.3f}, "
+        f"{abs(r['difference'] or 0):.3f} below all images (p {r['p_behind']:.2g}, corrected for all tests)"
+        for group, of_group in zip(groups, records, strict=True)
+        for r in of_group
         if r["behind"]
     ]
 
 
-def comparison_text(records: list[dict], other: str) -> str:
+def comparison_text(records: Sequence[Comparison], other: str) -> str:
     """The comparison as a table for the terminal."""
-    lines = [f"{'finding':<20}{'AUROC':>8}{'other':>8}{'difference':>12}{'95 % interval':>18}"
+    width = width_of(records)
+    lines = [f"{'finding':<{width}}{'AUROC':>8}{'other':>8}{'difference':>12}{'95 % interval':>18}"
              f"{'p':>8}{'p DeLong':>10}  against {other}"]  # fmt: skip
     for r in records:
         if r["difference"] is None:
-            lines.append(f"{r['finding']:<20}{'':>64}  {r['note']}")
+            lines.append(f"{r['finding']:<{width}}{'':>64}  {r['note']}")
             continue
         low, high = r["difference_low"], r["difference_high"]
         between = "" if low is None else f"{low:+.3f} to {high:+.3f}"
-        p = [p_text(r[name]) for name in ("p_bootstrap", "p_delong")]
         lines.append(
-            f"{r['finding']:<20}{r['auroc']:>8.4f}{r['auroc_other']:>8.4f}{r['difference']:>+12.4f}"
-            f"{between:>18}{p[0]:>8}{p[1]:>10}  {r['note']}".rstrip()
+            f"{r['finding']:<{width}}{r['auroc']:>8.4f}{r['auroc_other']:>8.4f}{r['difference']:>+12.4f}"
+            f"{between:>18}{p_text(r['p_bootstrap']):>8}{p_text(r['p_delong']):>10}  {r['note']}".rstrip()
         )
     return "\n".join(lines)
 
 
 def p_text(p: float | None) -> str:
+    """A p for a cell; nothing where there is none."""
     if p is None:
         return ""
     return "<0.001" if p < 0.001 else f"{p:.3f}"

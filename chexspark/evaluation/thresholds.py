@@ -4,14 +4,37 @@ In: labels and scores of known rows of one finding. Out: thresholds, chosen on t
 and nowhere else; sensitivity, specificity, PPV and NPV at a threshold, on any split.
 """
 
+from typing import Literal, TypedDict
+
 import numpy as np
 from sklearn.metrics import roc_curve
 
-RULES = ("youden", "sens90")
+Rule = Literal["youden", "sens90"]
+RULES: tuple[Rule, ...] = ("youden", "sens90")
 SENSITIVITY = 0.9
 
 
-def choose_thresholds(labels: np.ndarray, scores: np.ndarray) -> dict[str, float | None]:
+class Thresholds(TypedDict):
+    """A threshold per rule; None where there is none."""
+
+    youden: float | None
+    sens90: float | None
+
+
+class OperatingPoint(TypedDict):
+    """What comes of a threshold, 0–1 each; None where a denominator is 0."""
+
+    sensitivity: float | None
+    specificity: float | None
+    ppv: float | None
+    npv: float | None
+
+
+NO_THRESHOLDS = Thresholds(youden=None, sens90=None)
+NO_POINT = OperatingPoint(sensitivity=None, specificity=None, ppv=None, npv=None)
+
+
+def choose_thresholds(labels: np.ndarray, scores: np.ndarray) -> Thresholds:
     """A threshold per rule, of 1/0 labels (rows,) and scores (rows,); yes is a score at or above it.
 
     ``youden``: where sensitivity + specificity is largest (Youden 1950); None where none beats
@@ -30,8 +53,8 @@ def choose_thresholds(labels: np.ndarray, scores: np.ndarray) -> dict[str, float
     }
 
 
-def operating_point(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict:
-    """Sensitivity, specificity, ppv, npv at a threshold; None where a denominator is 0."""
+def operating_point(labels: np.ndarray, scores: np.ndarray, threshold: float) -> OperatingPoint:
+    """Sensitivity, specificity, ppv, npv of 1/0 labels (rows,) and scores (rows,) at a threshold."""
     called, positive = scores >= threshold, labels == 1
     right_yes, right_no = int((called & positive).sum()), int((~called & ~positive).sum())
     return {
@@ -42,5 +65,6 @@ def operating_point(labels: np.ndarray, scores: np.ndarray, threshold: float) ->
     }
 
 
-def share(part: int, whole) -> float | None:
+def share(part: int, whole: int) -> float | None:
+    """The part of the whole, 0–1; None where the whole is 0."""
     return float(part / whole) if whole else None

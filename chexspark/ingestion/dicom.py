@@ -13,7 +13,7 @@ DARK_IS_HIGH = "MONOCHROME1"
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 
 
-def dicom_header(content: bytes):
+def dicom_header(content: bytes) -> pydicom.Dataset:
     """Parse the header. Raises ValueError when the bytes are no DICOM image of one gray frame."""
     try:
         header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
@@ -30,7 +30,7 @@ def dicom_header(content: bytes):
 def dicom_pixels(content: bytes) -> np.ndarray:
     """Gray values after rescale slope and intercept, then window, then MONOCHROME1 inverted.
 
-    Where no window is given, the range of the values is. Source: DICOM PS3.3, C.11.1 and C.11.2.
+    Returns uint8 (height, width). Where no window is given, the range of the values is. Source: DICOM PS3.3, C.11.1 and C.11.2.
     Raises ValueError when the pixels cannot be had.
     """
     dataset = pydicom.dcmread(io.BytesIO(content))
@@ -47,7 +47,7 @@ def dicom_pixels(content: bytes) -> np.ndarray:
     return 255 - gray if dataset.PhotometricInterpretation == DARK_IS_HIGH else gray
 
 
-def window_range(dataset, low: float, high: float) -> tuple[float, float]:
+def window_range(dataset: pydicom.Dataset, low: float, high: float) -> tuple[float, float]:
     """The range that `apply_voi_lut` maps a window to: that of the rescaled stored values.
 
     So an image that does not fill its window stays as dark or bright as the window makes it.

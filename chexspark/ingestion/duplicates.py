@@ -14,17 +14,19 @@ BANDS = 4  # of 16 bits; with at most 3 bits different, one band is equal
 LARGEST_BUCKET = 200  # images alike in a band; beyond it the band tells nothing
 
 
-def duplicate_pairs(names, patients, digests, hashes) -> list[dict]:
+def duplicate_pairs(
+    names: list[str], patients: list[str], digests: list[int], hashes: list[int]
+) -> list[dict[str, str]]:
     """Pairs ``{image, other, kind}`` of different patients, kind ``exact`` or ``near``, sorted.
 
-    `names`, `patients`: lists of str; `digests`: list of bytes; `hashes`: int64 (images,).
+    Of every image its name, its patient, the digest of its pixels and its perceptual hash of 64 bits.
     """
-    pairs = {}
-    same = defaultdict(list)
+    pairs: dict[tuple[int, int], str] = {}
+    same: dict[int, list[int]] = defaultdict(list)
     for i, digest in enumerate(digests):
         same[digest].append(i)
-    for group in same.values():
-        for i, j in combinations(group, 2):
+    for equal in same.values():
+        for i, j in combinations(equal, 2):
             pairs[i, j] = "exact"
     bits = np.asarray(hashes, np.int64).view(np.uint64)
     for band in range(BANDS):
@@ -45,6 +47,6 @@ def duplicate_pairs(names, patients, digests, hashes) -> list[dict]:
 
 
 def bit_count(values: np.ndarray) -> np.ndarray:
-    """The number of set bits of each uint64."""
+    """The number of set bits of each uint64, int64 of the same shape (…)."""
     parts = np.ascontiguousarray(values).view(np.uint8).reshape(*values.shape, 8)
     return np.unpackbits(parts, axis=-1).sum(-1)

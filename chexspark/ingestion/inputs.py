@@ -5,13 +5,16 @@ In: the config. Out: labels with their splits, image files and archives, boxes; 
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
-from chexspark.ingestion.labels import read_boxes, read_labels
+from chexspark.ingestion.labels import Boxes, Labels, read_boxes, read_labels
 from chexspark.ingestion.sources import SourceFile, find_sources
 from chexspark.ingestion.splits import assign_splits, split_source
 from chexspark.ingestion.task import Label
@@ -23,7 +26,8 @@ NO_LABEL, NO_IMAGE, DUPLICATE_IMAGE = (
     "label without an image",
     "duplicate image",
 )
-SHOWN = 3
+SHOWN = 3  # examples of what is refused
+LISTED = 30  # names of what is left alone
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,29 @@ class IngestInputs:
     """All that goes in. `unmatched`: (name, kind) of what the labels and the images do not share."""
 
     labels: dict[str, Label]  # by image name
+    findings: tuple[str, ...]  # in the order of each label
     files: list[SourceFile]  # one per name
     archives: list[SourceFile]
     boxes: pa.Table | None
+    notes: list[str]  # what was left alone, a line each
     unmatched: list[tuple[str, str]]
     digest: str  # of names, sizes, times, labels, splits and boxes: the same input gives the same
 
 
-def read_inputs(config: IngestConfig) -> IngestInputs:
-    """Read labels, splits and boxes, find the images. Raises UserError for what does not fit."""
-    table, unmatched = read_labels(locate(config.labels))
-    refuse(unmatched, config.allow_missing == "all", f"--labels {config.labels}")
-    boxes = read_boxes(locate(config.boxes)) if config.boxes else None
+def read_inputs(config: IngestConfig, findings: tuple[str, ...]) -> IngestInputs:
+    """Read labels, splits and boxes, find the images. Raises UserError for what does not fit.
+
+    `findings`: those to take, as `read_labels` has them.
+    """
+    found = read_labels(locate(config.labels), findings)
+    table, unmatched = found.rows, found.problems
+    refuse(unmatched, config.allow_missing == "all", f"--labels={config.labels}")
+    boxes = read_boxes(locate(config.boxes), found.findings) if config.boxes else None
     files, archives = find_sources(config.images)
-    by_name = {}
+    by_name: dict[str, SourceFile] = {}
     again = [f.name for f in files if by_name.setdefault(f.name, f) is not f]
     duplicates = [(name, DUPLICATE_IMAGE) for name in again]
-    refuse(duplicates, config.allow_missing == "all", f"--images {' '.join(config.images)}")
+    refuse(duplicates, config.allow_missing == "all", f"--images={' '.join(config.images)}")
     splits = assign_splits(table, config)
     labels = {
         row.image_index: Label(
@@ -59,12 +69,35 @@ def read_inputs(config: IngestConfig) -> IngestInputs:
     check_have_splits(by_name, labels, config)
     return IngestInputs(
         labels,
+        found.findings,
         list(by_name.values()),
         archives,
-        None if boxes is None else pa.Table.from_pandas(boxes, preserve_index=False),
+        None if boxes is None else pa.Table.from_pandas(boxes.rows, preserve_index=False),
+        left_alone_notes(config, found, boxes),
         unmatched + duplicates,
-        digest_of(labels, list(by_name.values()) + archives, boxes),
+        digest_of(labels, list(by_name.values()) + archives, None if boxes is None else boxes.rows),
     )
+
+
+def left_alone_notes(config: IngestConfig, labels: Labels, boxes: Boxes | None) -> list[str]:
+    """A line for each kind of thing that was not asked for, or is not there."""
+    notes = []
+    if labels.left_alone:
+        notes.append(f"--labels={config.labels}: not asked for and left alone: "
+                     f"{listing(labels.left_alone)}")  # fmt: skip
+    if labels.lacking:
+        notes.append(f"--labels={config.labels} has no column of {listing(labels.lacking)}: unknown "
+                     "in all images (name the findings that it has: --findings=A,B,…)")  # fmt: skip
+    if boxes is not None and boxes.left_alone:
+        number = sum(boxes.left_alone.values())
+        notes.append(f"--boxes={config.boxes}: {number:,} boxes are of findings that the store does not "
+                     f"have, and are left alone: {listing(tuple(boxes.left_alone))}")  # fmt: skip
+    return notes
+
+
+def listing(names: tuple[str, ...]) -> str:
+    """The names, the first of many."""
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")  # fmt: skip
 
 
 def refuse(found: list[tuple[str, str]], allowed: bool, where: str) -> None:
@@ -79,7 +112,7 @@ def refuse(found: list[tuple[str, str]], allowed: bool, where: str) -> None:
     examples = ", ".join(name for name, _ in found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
     option = {NO_LABEL: "labels", NO_IMAGE: "images"}.get(kinds[0], "all")
     raise UserError(
-        f"{where}: {', '.join(counted)} ({examples}); mend that, or give --allow-missing {option}"
+        f"{where}: {', '.join(counted)} ({examples}); mend that, or give --allow-missing={option}"
     )
 
 
@@ -97,13 +130,15 @@ def check_matches(
         )
     no_label = [(name, NO_LABEL) for name in sorted(seen - inputs.labels.keys())]
     no_image = [(name, NO_IMAGE) for name in sorted(inputs.labels.keys() - seen)]
-    where = f"--images {' '.join(config.images)}"
+    where = f"--images={' '.join(config.images)}"
     refuse(no_label, config.allow_missing in ("labels", "all"), where)
-    refuse(no_image, config.allow_missing in ("images", "all"), f"--labels {config.labels}")
+    refuse(no_image, config.allow_missing in ("images", "all"), f"--labels={config.labels}")
     return no_label + no_image
 
 
-def check_have_splits(names, labels: dict[str, Label], config: IngestConfig) -> None:
+def check_have_splits(
+    names: Collection[str], labels: dict[str, Label], config: IngestConfig
+) -> None:
     """Raise UserError for images whose label has no split. Labels without an image need none.
 
     Names in archives are known only to Spark's tasks, which set such an image aside.
@@ -127,7 +162,9 @@ def check_splits(patients: dict[str, set[str]]) -> None:
             )
 
 
-def digest_of(labels: dict[str, Label], sources: list[SourceFile], boxes) -> str:
+def digest_of(
+    labels: dict[str, Label], sources: list[SourceFile], boxes: pd.DataFrame | None
+) -> str:
     """SHA-256 of what goes in: names, sizes and times of files, labels, splits and boxes."""
     digest = hashlib.sha256()
     for name in sorted(labels):
@@ -141,7 +178,7 @@ def digest_of(labels: dict[str, Label], sources: list[SourceFile], boxes) -> str
     return digest.hexdigest()
 
 
-def layout_settings(config: IngestConfig) -> dict:
+def layout_settings(config: IngestConfig) -> dict[str, Any]:
     """The settings that decide what is in the store."""
     names = ("size", "rows_per_group", "split", "split_seed")
     return {name: getattr(config, name) for name in names}

@@ -4,14 +4,18 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import logging
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.config import IngestConfig
-from chexspark.errors import UserError
+from chexspark.errors import UserError, spoken
+from chexspark.findings import names_fault
 from chexspark.ingestion.inputs import (
     IngestInputs,
     check_matches,
@@ -19,6 +23,7 @@ from chexspark.ingestion.inputs import (
     layout_settings,
     read_inputs,
 )
+from chexspark.ingestion.label_findings import COLUMNS
 from chexspark.ingestion.petastorm_metadata import write_petastorm_metadata
 from chexspark.ingestion.sources import is_archive
 from chexspark.ingestion.summary import (
@@ -45,11 +50,12 @@ from chexspark.store.manifest import (
 )
 from chexspark.store.schema import LABELS, parquet_schema
 
+log = logging.getLogger(__name__)
 MIN_FILES, MIN_FILE_ROWS = 8, 32  # so that a small set still keeps several cores and ranks busy
 
 
 @takes(IngestConfig)
-def ingest(spark, config: IngestConfig) -> Manifest:
+def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
     """Write the store at `out` and return its manifest.
 
     A store that is already there from the same input is left as it is. Raises UserError for what
@@ -57,25 +63,14 @@ def ingest(spark, config: IngestConfig) -> Manifest:
     """
     started = time.monotonic()
     out = locate(config.out)
-    inputs = read_inputs(config)
     before = read_manifest(out) if (out / FILE_NAME).is_file() else None
-    if before:
-        check_same_settings(before, config, out)
-        if inputs.digest in before.sources["digests"]:
-            print(f"{out} already holds this store: nothing to do")
-            return before
-        if config.append and before.schema_version != SCHEMA_VERSION:
-            raise UserError(
-                f"--append: the store {out} has schema version {before.schema_version}, and this "
-                f"chexspark writes {SCHEMA_VERSION}: ingest all into a new folder"
-            )
-        if not config.append:
-            raise UserError(
-                f"--out {out} already holds a store of other images, labels, splits or boxes: give "
-                "another folder, or --append to add what is new"
-            )
-    if holds_other_things(out):
-        raise UserError(f"--out {out} has other files in it: give a new or empty folder")
+    inputs = read_inputs(config, asked_findings(config, before))
+    for note in inputs.notes:
+        log.warning(spoken(f"note: {note}"))
+    if before and is_in_store(inputs, before, config):
+        log.info(f"{out} already holds this store: nothing to do")
+        return before
+    check_place(out, before, config.append)
     if not inputs.archives:
         names = {file.name for file in inputs.files}
         check_matches(inputs, names, config)
@@ -97,19 +92,61 @@ def ingest(spark, config: IngestConfig) -> Manifest:
         publish(out, workplace.folder, manifest, tables, results)
         manifest = dataclasses.replace(manifest, seconds=round(time.monotonic() - started, 1))
         manifest.write(out)
-    print(summary_text(manifest, out, results), flush=True)
+    log.info(summary_text(manifest, out, results))
     return manifest
 
 
-def check_same_settings(before: Manifest, config: IngestConfig, out: Location) -> None:
-    """Raise UserError when a store that is there was written with other settings."""
+def asked_findings(config: IngestConfig, before: Manifest | None) -> tuple[str, ...]:
+    """What `read_labels` is to take: what was asked for, or what the store that is added to has.
+
+    Raises UserError for names that cannot be.
+    """
+    if config.findings in ((), COLUMNS):
+        return before.findings if before and config.append and not config.findings else config.findings  # fmt: skip
+    fault = names_fault(config.findings)
+    if fault:
+        raise UserError("--findings " + fault)
+    return config.findings
+
+
+def is_in_store(inputs: IngestInputs, before: Manifest, config: IngestConfig) -> bool:
+    """Whether a store has all of this input already. Raises UserError where its settings differ."""
+    check_same_settings(before, config, inputs.findings, locate(config.out))
+    return inputs.digest in before.sources["digests"]
+
+
+def check_place(out: Location, before: Manifest | None, append: bool) -> None:
+    """Raise UserError unless a store may be written, or added to, at `out`."""
+    if before and not append:
+        raise UserError(
+            f"--out={out} already holds a store of other images, labels, splits or boxes: give "
+            "another folder, or --append to add what is new"
+        )
+    if before and before.schema_version != SCHEMA_VERSION:
+        raise UserError(
+            f"--append: the store {out} has schema version {before.schema_version}, and this "
+            f"chexspark writes {SCHEMA_VERSION}: ingest all into a new folder"
+        )
+    if holds_other_things(out):
+        raise UserError(f"--out={out} has other files in it: give a new or empty folder")
+
+
+def check_same_settings(
+    before: Manifest, config: IngestConfig, findings: tuple[str, ...], out: Location
+) -> None:
+    """Raise UserError when a store that is there was written with other settings or findings."""
     asked = layout_settings(config)
+    if before.findings != findings:
+        raise UserError(
+            f"--out={out} already holds a store of other findings ({', '.join(before.findings)} there, "
+            f"{', '.join(findings)} here): give another folder, or the same --findings"
+        )
     differ = [
         f"{n} {v} there, {asked[n]} here" for n, v in before.settings.items() if v != asked[n]
     ]
     if differ:
         raise UserError(
-            f"--out {out} already holds a store with other settings ({', '.join(differ)}): give "
+            f"--out={out} already holds a store with other settings ({', '.join(differ)}): give "
             "another folder, or the same settings"
         )
 
@@ -128,7 +165,9 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
     stored = []
     columns = ["image_index", "patient_id", LABELS, "original_mode", "inverted", "perceptual_hash",
                "pixel_digest"]  # fmt: skip
-    for split in SPLITS if before else ():
+    if before is None:
+        return []
+    for split in SPLITS:
         for file in before.splits[split].files:
             place = out / file.path
             table = pq.read_table(place.path, columns=columns, filesystem=place.filesystem)
@@ -183,7 +222,11 @@ def plan_tasks(
 
 
 def run_tasks(
-    spark, tasks: list[WriteTask], inputs: IngestInputs, stored, size: int
+    spark: SparkSession,
+    tasks: list[WriteTask],
+    inputs: IngestInputs,
+    stored: frozenset[str],
+    size: int,
 ) -> list[TaskResult]:
     """Let Spark's tasks write, one each. Raises RunFailedError when Spark gives up."""
     if not tasks:
@@ -210,14 +253,22 @@ def images_written(folder: Location, size: int) -> int:
     return sum(info.size for info in folder.list_files()) // row_bytes
 
 
-def publish(out: Location, folder: Location, manifest: Manifest, tables: dict, results) -> None:
+def publish(
+    out: Location,
+    folder: Location,
+    manifest: Manifest,
+    tables: dict[str, pa.Table | None],
+    results: list[TaskResult],
+) -> None:
     """Move the files into the store and write what goes beside them; the manifest comes after."""
     for split in SPLITS:
         (out / split).make_directory()
     for _, file in (pair for result in results for pair in result.files):
         (folder / file.path).move_to(out / file.path)
     for split, summary in manifest.splits.items():
-        write_petastorm_metadata(out / split, summary.files, manifest.image_size)
+        write_petastorm_metadata(
+            out / split, summary.files, manifest.image_size, len(manifest.findings)
+        )
     for name, table in tables.items():
         if table is not None:
             (out / name).write_table(table)

@@ -9,30 +9,36 @@ is left alone.
 """
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from chexspark.errors import UserError
-from chexspark.findings import FINDINGS, NO_FINDING, UNKNOWN, finding_position
+from chexspark.findings import find, plain_spelling
+from chexspark.ingestion.label_findings import (
+    NIH_COLUMN,
+    UNKNOWN_FINDING,
+    Rows,
+    is_plain,
+    labelled_findings,
+    named_findings,
+)
 from chexspark.storage import Location
 from chexspark.text_files import read_csv_rows
 
 LABEL_COLUMNS = {
     "Image Index": "image_index",
-    "Finding Labels": "labels",
+    NIH_COLUMN: "labels",
     "Follow-up #": "follow_up",
     "Patient ID": "patient_id",
     "Patient Age": "age",
     "Patient Gender": "sex",
     "View Position": "view_position",
 }
-NEEDED = ("Image Index", "Finding Labels", "Patient ID")
+NEEDED = ("Image Index", NIH_COLUMN, "Patient ID")
 PLAIN_NEEDED = ("image", "patient")
 PLAIN_OTHERS = ("age", "sex", "view_position", "follow_up")
-PLAIN_VALUES = {"": UNKNOWN, "-1": UNKNOWN, "-1.0": UNKNOWN, "0": 0, "0.0": 0, "1": 1, "1.0": 1}
-UNKNOWN_FINDING, DUPLICATE_LABEL = "unknown finding", "duplicate label"
+DUPLICATE_LABEL = "duplicate label"
 LARGEST_NUMBER = 2**15 - 1  # ages and follow-ups are stored as int16
 
 
@@ -40,10 +46,20 @@ class Labels(NamedTuple):
     """What a label file says."""
 
     rows: pd.DataFrame  # one row per image, sorted by image name; the first of duplicates
+    findings: tuple[str, ...]  # in the order of each row's labels
     problems: list[tuple[str, str]]  # (name, UNKNOWN_FINDING or DUPLICATE_LABEL)
+    left_alone: tuple[str, ...]  # columns or words that were not asked for
+    lacking: tuple[str, ...]  # of NIH's findings, where none were asked for: those without a column
 
 
-def read_rows(place: Location, name: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+class Boxes(NamedTuple):
+    """What a box file says."""
+
+    rows: pd.DataFrame  # image_index, finding, x, y, width, height
+    left_alone: dict[str, int]  # finding that was not asked for → its boxes
+
+
+def read_rows(place: Location, name: str) -> tuple[list[str], Rows]:
     """The header and the rows of a CSV, each with its line in the file. Raises UserError."""
     rows = list(read_csv_rows(place, name))
     if not rows:
@@ -69,37 +85,51 @@ def stored_number(value: float) -> int | None:
     return int(value) if value <= LARGEST_NUMBER else None
 
 
-def read_labels(place: Location) -> Labels:
-    """Read a label CSV of either form.
+def label_findings(place: Location) -> tuple[str, ...]:
+    """All findings that a label CSV can speak of: a plain one's columns; else NIH's 14 and all words."""
+    header, rows = checked_rows(place)
+    return named_findings(header, rows)
 
-    Columns: image_index, patient_id (str); labels (14 × int8 array of 1, 0 or −1 for unknown);
-    view_position, sex (str or None); age (years), follow_up (int or None). In the plain form an
-    empty cell, −1, or a finding without a column is unknown. Raises UserError naming the line.
-    """
-    header, rows = read_rows(place, f"--labels {place}")
-    plain = "Image Index" not in header and "image" in header
-    needed = PLAIN_NEEDED if plain else NEEDED
-    missing = [name for name in needed if name not in header]
+
+def checked_rows(place: Location) -> tuple[list[str], Rows]:
+    """Header and rows of a label CSV. Raises UserError where a column or all rows are missing."""
+    header, rows = read_rows(place, f"--labels={place}")
+    missing = [n for n in (PLAIN_NEEDED if is_plain(header) else NEEDED) if n not in header]
     if missing:
         raise UserError(
-            f"--labels {place} has no column {', '.join(missing)}; it has {', '.join(header[:12])}"
+            f"--labels={place} has no column {', '.join(missing)}; it has {', '.join(header[:12])}"
         )
     if not rows:
-        raise UserError(f"--labels {place} has a header and no rows")
+        raise UserError(f"--labels={place} has a header and no rows")
+    return header, rows
+
+
+def read_labels(place: Location, findings: tuple[str, ...] = ()) -> Labels:
+    """Read a label CSV of either form.
+
+    `findings`: those to take, in this order; none: NIH's 14; `label_findings.COLUMNS`: all columns of
+    a plain file. Columns of the rows: image_index, patient_id (str); labels (int8 array (findings,) of
+    1, 0 or −1 for unknown); view_position, sex (str or None); age (years), follow_up (int or None). In
+    the plain form an empty cell, −1, or one of NIH's findings without a column is unknown. Raises
+    UserError naming the line, or the finding that was asked for and is not there.
+    """
+    header, rows = checked_rows(place)
+    plain = is_plain(header)
+    found = labelled_findings(header, rows, findings, f"--labels={place}")
     names = {"image": "image_index", "patient": "patient_id"} | {n: n for n in PLAIN_OTHERS}
     position = {
         column: header.index(name)
         for name, column in (names if plain else LABEL_COLUMNS).items()
         if name in header
     }
-    problems, label_of = (plain_labels if plain else nih_labels)(header)
-    fewest = max(header.index(name) for name in needed) + 1
-    records = {}
+    problems = [(word, UNKNOWN_FINDING) for word in found.misspelled]
+    fewest = max(header.index(name) for name in (PLAIN_NEEDED if plain else NEEDED)) + 1
+    records: dict[str, dict[str, Any]] = {}
     for line, row in rows:
-        where = f"--labels {place}, line {line}"
+        where = f"--labels={place}, line {line}"
         if len(row) < fewest:
             raise UserError(f"{where}: {len(row)} cells are too few")
-        record = {
+        record: dict[str, Any] = {
             column: row[position[column]].strip()
             if position.get(column, len(row)) < len(row)
             else ""
@@ -108,7 +138,7 @@ def read_labels(place: Location) -> Labels:
         if not record["image_index"] or not record["patient_id"]:
             raise UserError(f"{where}: image or patient is empty")
         try:
-            record["labels"] = label_of(row)
+            record["labels"] = found.label_of(row)
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
         record["age"] = parse_age(record["age"])
@@ -119,73 +149,37 @@ def read_labels(place: Location) -> Labels:
             problems.append((record["image_index"], DUPLICATE_LABEL))
         records.setdefault(record["image_index"], record)
     # As objects: pandas would turn a missing age into a number that is none.
-    return Labels(pd.DataFrame([records[n] for n in sorted(records)], dtype=object), problems)
+    table = pd.DataFrame([records[n] for n in sorted(records)], dtype=object)
+    return Labels(table, found.findings, problems, found.left_alone, found.lacking)
 
 
-def nih_labels(header: list[str]):
-    """Return the list of problems, which grows while rows are read, and the function from a row to its labels: NIH's form."""
-    problems, column, seen = [], header.index("Finding Labels"), set()
-
-    def label_of(row: list[str]) -> np.ndarray:
-        labels = np.zeros(len(FINDINGS), np.int8)
-        for word in (word.strip() for word in row[column].split("|")):
-            if word == NO_FINDING:
-                continue
-            try:
-                labels[finding_position(word)] = 1
-            except KeyError:
-                if word not in seen:
-                    seen.add(word)
-                    problems.append((word, UNKNOWN_FINDING))
-        return labels
-
-    return problems, label_of
-
-
-def plain_labels(header: list[str]):
-    """The same for the plain form: one column per finding, of 1, 0, or nothing or −1 for unknown."""
-    problems, columns = [], {}
-    for position, name in enumerate(header):
-        if name in (*PLAIN_NEEDED, *PLAIN_OTHERS) or not name:
-            continue
-        try:
-            columns[finding_position(name)] = position
-        except KeyError:
-            problems.append((name, UNKNOWN_FINDING))
-
-    def label_of(row: list[str]) -> np.ndarray:
-        labels = np.full(len(FINDINGS), UNKNOWN, np.int8)
-        for finding, position in columns.items():
-            text = row[position].strip() if position < len(row) else ""
-            if text not in PLAIN_VALUES:
-                raise ValueError(f"{FINDINGS[finding]} is {text!r}, but must be 1, 0, empty or -1")
-            labels[finding] = PLAIN_VALUES[text]
-        return labels
-
-    return problems, label_of
-
-
-def read_boxes(place: Location) -> pd.DataFrame:
-    """Read NIH's BBox_List CSV: image_index, finding, x, y, width, height.
+def read_boxes(place: Location, findings: tuple[str, ...]) -> Boxes:
+    """Read the boxes of `findings` in NIH's BBox_List CSV; count those of others.
 
     Pixels of the original image, x and y of the upper left corner. The box columns are the four
-    that follow the finding, whatever the header makes of them.
+    that follow the finding, whatever the header makes of them. Raises UserError naming the line.
     """
-    header, rows = read_rows(place, f"--boxes {place}")
+    header, rows = read_rows(place, f"--boxes={place}")
     if header[:2] != ["Image Index", "Finding Label"]:
         raise UserError(
-            f"--boxes {place} must begin with the columns Image Index, Finding Label; "
+            f"--boxes={place} must begin with the columns Image Index, Finding Label; "
             f"it begins with {', '.join(header[:2])}"
         )
+    spelled = {plain_spelling(finding): finding for finding in findings}
     records = []
+    left_alone: dict[str, int] = {}
     for line, row in rows:
+        where = f"--boxes={place}, line {line}"
         try:
-            finding = FINDINGS[finding_position(row[1])]
+            name, finding = row[1].strip(), find(row[1], findings)
             x, y, width, height = (float(cell) for cell in row[2:6])
-        except (KeyError, ValueError, IndexError):
-            raise UserError(
-                f"--boxes {place}, line {line}: not an image, a finding and four numbers"
-            ) from None
-        records.append((row[0].strip(), finding, x, y, width, height))
+        except (ValueError, IndexError):
+            raise UserError(f"{where}: not an image, a finding and four numbers") from None
+        if finding is None and plain_spelling(name) in spelled:
+            raise UserError(f"{where}: {name!r} is no finding; did you mean {spelled[plain_spelling(name)]}?")  # fmt: skip
+        if finding is None:
+            left_alone[name] = left_alone.get(name, 0) + 1
+            continue
+        records.append((row[0].strip(), findings[finding], x, y, width, height))
     columns = ["image_index", "finding", "x", "y", "width", "height"]
-    return pd.DataFrame(records, columns=columns)
+    return Boxes(pd.DataFrame(records, columns=columns), left_alone)

@@ -16,17 +16,16 @@ from petastorm.codecs import NdarrayCodec
 from petastorm.etl.dataset_metadata import ROW_GROUPS_PER_FILE_KEY, UNISCHEMA_KEY
 from petastorm.unischema import Unischema, UnischemaField
 
-from chexspark.findings import FINDINGS
 from chexspark.storage import Location
 from chexspark.store.manifest import StoreFile
 from chexspark.store.schema import IMAGE, LABELS, parquet_schema
 
 
-def unischema(size: int) -> Unischema:
-    """The store's schema as Petastorm knows it."""
+def unischema(size: int, findings: int) -> Unischema:
+    """The schema of a store of so many findings as Petastorm knows it."""
     arrays = {
         IMAGE: (np.uint8, (size, size), NdarrayCodec()),
-        LABELS: (np.int8, (len(FINDINGS),), None),
+        LABELS: (np.int8, (findings,), None),
     }
     fields = []
     for column in parquet_schema(size):
@@ -38,12 +37,14 @@ def unischema(size: int) -> Unischema:
     return Unischema("ChestXray", fields)
 
 
-def write_petastorm_metadata(folder: Location, files: tuple[StoreFile, ...], size: int) -> None:
+def write_petastorm_metadata(
+    folder: Location, files: tuple[StoreFile, ...], size: int, findings: int
+) -> None:
     """Write ``folder/_common_metadata``, after Petastorm 0.13's materialize_dataset."""
     row_groups = {posixpath.basename(file.path): len(file.row_groups) for file in files}
     schema = parquet_schema(size).with_metadata(
         {
-            UNISCHEMA_KEY: pickle.dumps(unischema(size)),
+            UNISCHEMA_KEY: pickle.dumps(unischema(size, findings)),
             ROW_GROUPS_PER_FILE_KEY: json.dumps(row_groups).encode(),
         }
     )

@@ -37,7 +37,7 @@ class ImageFile(NamedTuple):
 
     name: str  # the file's own, or the member's; of a damaged archive, the archive's
     path: str  # where it is: a URI, for a member ``archive!member``
-    bytes: int
+    size: int  # bytes
     content: bytes | BadImageError  # BadImageError says why there is none
 
 
@@ -47,12 +47,12 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
     A folder is searched through; a glob's ``*`` also crosses ``/``. Raises UserError for one that
     has nothing to offer, and for DICOM files where pydicom is not installed.
     """
-    found = {}
+    found: dict[str, SourceFile] = {}
     for given in images:
         matches = matching(given)
         if not matches:
             raise UserError(
-                f"--images {given} has no file that ends with {', '.join(IMAGES + ARCHIVES)}"
+                f"--images={given} has no file that ends with {', '.join(IMAGES + ARCHIVES)}"
             )
         found |= {source.uri: source for source in matches}
     if any(source.name.lower().endswith(".dcm") for source in found.values()):
@@ -63,6 +63,7 @@ def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[Source
 
 
 def is_archive(source: SourceFile) -> bool:
+    """Whether a source is an archive, by its name."""
     return source.name.lower().endswith(ARCHIVES)
 
 
@@ -78,7 +79,7 @@ def matching(given: str) -> list[SourceFile]:
             pattern = posixpath.join(locate(folder).path, given)
     place = locate(folder)
     if not place.exists() or (pattern and not place.is_directory()):
-        raise UserError(f"--images {given}: there is no such file or folder")
+        raise UserError(f"--images={given}: there is no such file or folder")
     infos = (
         place.list_files() if place.is_directory() else [place.filesystem.get_file_info(place.path)]
     )
@@ -98,6 +99,7 @@ def uri_of(place: Location, path: str) -> str:
 def read_source_images(sources: Iterable[SourceFile]) -> Iterator[ImageFile]:
     """Yield every image of some files and archives. A name that an archive has twice counts once."""
     for source in sources:
+        content: bytes | BadImageError
         if not is_archive(source):
             try:
                 content = locate(source.uri).read_bytes()
@@ -134,8 +136,8 @@ def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImageEr
                         member.size,
                         BadImageError(f"unsafe archive member: {reason}"),
                     )
-                elif member.isfile() and member.name.lower().endswith(IMAGES):
-                    yield member.name, member.size, tar.extractfile(member).read()
+                elif member.name.lower().endswith(IMAGES) and (file := tar.extractfile(member)):
+                    yield member.name, member.size, file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         yield (
             "",
@@ -147,6 +149,7 @@ def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImageEr
 
 
 def compression(archive: str) -> str | None:
+    """How an archive is compressed, in pyarrow's words, by its name."""
     return "gzip" if archive.lower().endswith(("gz", "tgz")) else None
 
 

@@ -50,24 +50,29 @@ def assign_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
 def split_source(config: IngestConfig) -> str:
     """What says which image is in which split, for a message."""
     if config.split_file:
-        return f"--split-file {config.split_file}"
+        return f"--split-file={config.split_file}"
     lists = list_folder(config)
     return f"{lists / TRAIN_VAL_LIST} and {TEST_LIST}"
 
 
 def list_folder(config: IngestConfig) -> Location:
+    """Where NIH's two lists are: beside the labels, unless said otherwise."""
     return locate(config.split_lists or locate(config.labels).uri.rpartition("/")[0] or ".")
 
 
 def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
-    """NIH's test list as the test split; of its other list, one patient in eight for validation."""
-    folder, listed = list_folder(config), {}
+    """NIH's test list as the test split; of its other list, one patient in eight for validation.
+
+    Raises UserError where a list is missing, or an image or a patient is in both.
+    """
+    folder = list_folder(config)
+    listed: dict[str, str] = {}
     for name in (TRAIN_VAL_LIST, TEST_LIST):
         if not (folder / name).is_file():
             raise UserError(
-                f"--split official needs {folder / name}: put NIH's list there, or give --split-lists"
+                f"--split=official needs {folder / name}: put NIH's list there, or give --split-lists"
             )
-        text = read_text(folder / name, f"--split official: {folder / name}")
+        text = read_text(folder / name, f"--split=official: {folder / name}")
         for image in filter(None, map(str.strip, text.splitlines())):
             if listed.setdefault(image, name) != name:
                 raise UserError(f"{split_source(config)}: {image} is in both: keep it in one")
@@ -86,14 +91,17 @@ def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str
 
 
 def file_splits(labels: pd.DataFrame, place: Location) -> dict[str, str]:
-    """A given split: a CSV with the columns ``split`` and ``patient`` or ``image``."""
-    where = f"--split-file {place}"
+    """A given split: a CSV with the columns ``split`` and ``patient`` or ``image``.
+
+    Raises UserError naming the line, or for a patient in two splits.
+    """
+    where = f"--split-file={place}"
     rows = list(read_csv_rows(place, where))
     header = [cell.strip() for cell in rows[0][1]] if rows else []
     key = next((name for name in ("patient", "image") if name in header), None)
     if key is None or "split" not in header or len(rows) < 2:
         raise UserError(f"{where} must have rows under patient (or image) and split")
-    listed = {}
+    listed: dict[str, str] = {}
     for line, row in rows[1:]:
         cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
         name, split = cells.get(key, ""), cells.get("split", "")

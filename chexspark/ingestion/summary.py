@@ -5,16 +5,16 @@ beside the splits, and the text at the end of the job.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 
 import pyarrow as pa
 
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
-from chexspark.findings import FINDINGS
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.inputs import IngestInputs, check_matches, check_splits, layout_settings
 from chexspark.ingestion.splits import split_hash
-from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, TaskResult, label_counts
+from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, Label, TaskResult, label_counts
 from chexspark.progress import duration
 from chexspark.storage import Location
 from chexspark.store.manifest import (
@@ -26,6 +26,7 @@ from chexspark.store.manifest import (
     UNMATCHED,
     Manifest,
     SplitSummary,
+    StoreFile,
     class_weights,
 )
 
@@ -38,26 +39,24 @@ DUPLICATES_SCHEMA = pa.schema(
 )
 
 
-def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, before, out):
+def summarise(
+    inputs: IngestInputs,
+    config: IngestConfig,
+    results: list[TaskResult],
+    stored: list[Kept],
+    before: Manifest | None,
+    out: Location,
+) -> tuple[Manifest, dict[str, pa.Table | None]]:
     """Return the manifest, and the small tables beside the splits by name. Writes nothing.
 
     Raises UserError for duplicate names, missing partners or an empty split.
     """
     new = [kept for result in results for kept in result.kept]
-    refused = refused_images(results)
-    unlabelled = [name for result in results for name in result.unlabelled]
-    # A refused name without a label (an archive's own, say) is in quarantine and needs no partner.
-    refused_names = {path_name(path) for path, *_ in refused} & inputs.labels.keys()
-    duplicates = [name for name, times in Counter(k.name for k in new).items() if times > 1]
-    if duplicates:
-        raise UserError(
-            f"{len(duplicates):,} images are in more than one archive or folder, the first "
-            f"{min(duplicates)}: give each once"
-        )
-    all_refused = refused + stored_table(out, QUARANTINE, QUARANTINE_SCHEMA, before)
+    check_once(new)
     everything = stored + new
-    present = {f.name for f in inputs.files} | {k.name for k in everything}
-    present |= set(unlabelled) | refused_names
+    refused = refused_images(results)
+    all_refused = refused + stored_table(out, QUARANTINE, QUARANTINE_SCHEMA, before)
+    present = names_present(inputs, everything, refused, results)
     unmatched = inputs.unmatched + check_matches(inputs, present, config)
     check_splits(patients_of(everything))
     pairs = duplicate_pairs(
@@ -65,23 +64,21 @@ def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, befor
         [k.pixel_digest for k in everything], [k.perceptual_hash for k in everything],
     )  # fmt: skip
     boxes = boxes_of(inputs, {k.name for k in everything}, out, before)
-    files_before = {s: before.splits[s].files if before else () for s in SPLITS}
     splits = {
         split: summary_of(
             [k for k in everything if k.split == split],
-            files_before[split] + tuple(sorted(
-                (file for r in results for s, file in r.files if s == split), key=lambda f: f.path
-            )),
+            inputs.findings,
+            files_of(split, results, before),
         )
         for split in SPLITS
-    }  # fmt: skip
+    }
     total = int(before.fingerprint, 16) if before else 0
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=config.size,
-        findings=FINDINGS,
+        findings=inputs.findings,
         splits=splits,
-        class_weights=class_weights(splits["train"]),
+        class_weights=class_weights(inputs.findings, splits["train"]),
         quarantined=dict(Counter(kind(reason) for _, reason, _ in all_refused)),
         unmatched=dict(Counter(kind for _, kind in unmatched)),
         original_modes=dict(Counter(k.mode for k in everything)),
@@ -107,6 +104,40 @@ def summarise(inputs: IngestInputs, config: IngestConfig, results, stored, befor
     return manifest, tables
 
 
+def check_once(new: list[Kept]) -> None:
+    """Raise UserError when an image came from more than one archive or folder."""
+    again = [name for name, times in Counter(k.name for k in new).items() if times > 1]
+    if again:
+        raise UserError(
+            f"{len(again):,} images are in more than one archive or folder, the first "
+            f"{min(again)}: give each once"
+        )
+
+
+def names_present(
+    inputs: IngestInputs,
+    kept: list[Kept],
+    refused: list[tuple[str, str, int]],
+    results: list[TaskResult],
+) -> set[str]:
+    """The names of all images that are there, usable or not.
+
+    A refused name without a label (an archive's own, say) is in quarantine and needs no partner.
+    """
+    present = {f.name for f in inputs.files} | {k.name for k in kept}
+    present |= {name for result in results for name in result.unlabelled}
+    return present | ({path_name(path) for path, *_ in refused} & inputs.labels.keys())
+
+
+def files_of(
+    split: str, results: list[TaskResult], before: Manifest | None
+) -> tuple[StoreFile, ...]:
+    """The files of a split: those that were there, then the new ones by path."""
+    new = [file for result in results for name, file in result.files if name == split]
+    there = before.splits[split].files if before else ()
+    return there + tuple(sorted(new, key=lambda file: file.path))
+
+
 def refused_images(results: list[TaskResult]) -> list[tuple[str, str, int]]:
     """Path, reason and bytes of the images that were refused, sorted."""
     return sorted(row for result in results for row in result.quarantined)
@@ -120,7 +151,7 @@ def too_many_refused(results: list[TaskResult], max_bad: float) -> str | None:
         return None
     return (
         f"{len(refused):,} of {images:,} images were refused ({reasons(refused)}), more than "
-        f"--max-bad {max_bad}"
+        f"--max-bad={max_bad}"
     )
 
 
@@ -130,10 +161,13 @@ def path_name(path: str) -> str:
 
 
 def table_of(rows: list[tuple], schema: pa.Schema) -> pa.Table:
+    """Rows of values in the schema's order as a table."""
     return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
 
 
-def stored_table(out: Location, name: str, schema: pa.Schema, before) -> list[tuple]:
+def stored_table(
+    out: Location, name: str, schema: pa.Schema, before: Manifest | None
+) -> list[tuple]:
     """The rows of a small table that a store already has."""
     if not before or not (out / name).exists():
         return []
@@ -141,7 +175,9 @@ def stored_table(out: Location, name: str, schema: pa.Schema, before) -> list[tu
     return [tuple(row[column] for column in schema.names) for row in rows]
 
 
-def boxes_of(inputs: IngestInputs, names: set[str], out: Location, before) -> pa.Table | None:
+def boxes_of(
+    inputs: IngestInputs, names: set[str], out: Location, before: Manifest | None
+) -> pa.Table | None:
     """The boxes of images that are in the store; those of before and the new ones, each once."""
     tables = [inputs.boxes] if inputs.boxes is not None else []
     if before and before.boxes:
@@ -152,15 +188,18 @@ def boxes_of(inputs: IngestInputs, names: set[str], out: Location, before) -> pa
     return pa.Table.from_pandas(frame[frame["image_index"].isin(names)], preserve_index=False)
 
 
-def summary_of(kept: list[Kept], files: tuple) -> SplitSummary:
-    counts = label_counts(kept)
+def summary_of(
+    kept: list[Kept], findings: tuple[str, ...], files: tuple[StoreFile, ...]
+) -> SplitSummary:
+    """What a split of these images and files holds."""
+    counts = label_counts(kept, len(findings))
     column = {"negatives": 0, "positives": 1, "unknown": 2}
     return SplitSummary(
         images=len(kept),
         patients=len({k.patient_id for k in kept}),
         files=files,
         **{
-            name: {finding: int(counts[i, c]) for i, finding in enumerate(FINDINGS)}
+            name: {finding: int(counts[i, c]) for i, finding in enumerate(findings)}
             for name, c in column.items()
         },
     )
@@ -171,7 +210,7 @@ def kind(reason: str) -> str:
     return reason.partition(":")[0]
 
 
-def reasons(refused: list) -> str:
+def reasons(refused: list[tuple[str, str, int]]) -> str:
     """``3 blank, 2 empty file``: how many were refused for what."""
     counts = Counter(kind(reason) for _, reason, _ in refused)
     return ", ".join(f"{number:,} {name}" for name, number in counts.most_common())
@@ -206,9 +245,9 @@ def summary_text(manifest: Manifest, out: Location, results: list[TaskResult]) -
     return "\n".join(lines)
 
 
-def patients_of(labels) -> dict[str, set[str]]:
+def patients_of(labels: Iterable[Label | Kept]) -> dict[str, set[str]]:
     """The patients of each split, of labels or of stored images."""
-    patients = {split: set() for split in SPLITS}
+    patients: dict[str, set[str]] = {split: set() for split in SPLITS}
     for label in labels:
-        patients[label.split].add(label.patient_id)
+        patients[label.split or ""].add(label.patient_id)
     return patients

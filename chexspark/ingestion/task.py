@@ -7,13 +7,13 @@ aside and renamed whole, and a `TaskResult` with their counts and what was refus
 import hashlib
 import posixpath
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import BadImageError, StoredImage, prepare
 from chexspark.ingestion.sources import SourceFile, read_source_images
 from chexspark.storage import Location, locate
@@ -33,7 +33,7 @@ FILE_ROWS = 1024  # 100 MB of 320 × 320 images: large for a file system, small 
 
 @dataclass(frozen=True)
 class Label:
-    """What the labels say of one image. `labels`: 14 int8 as bytes."""
+    """What the labels say of one image. `labels`: an int8 per finding, as bytes."""
 
     patient_id: str
     split: str | None  # None: the split that was given does not name the image
@@ -81,16 +81,29 @@ class TaskResult:
     fingerprint: int = 0
 
 
+Row = dict[str, Any]  # column → value
+
+
 class FileWriter:
     """Parquet files of one split of one task, a row group at a time."""
 
-    def __init__(self, task: WriteTask, split: str):
+    def __init__(self, task: WriteTask, split: str) -> None:
         self.task, self.split = task, split
         self.schema = parquet_schema(task.size)
-        self.files, self.rows, self.number = [], [], 0
-        self.writer, self.groups, self.checksums, self.column_checksums = None, [], [], []
+        self.files: list[tuple[str, StoreFile]] = []
+        self.rows: list[tuple[Row, np.ndarray]] = []
+        self.number = 0  # of the file
+        self.begin_file()
 
-    def add(self, row: dict, pixels: np.ndarray) -> None:
+    def begin_file(self) -> None:
+        """Forget the file that was written."""
+        self.writer: pq.ParquetWriter | None = None
+        self.groups: list[int] = []  # rows of each row group
+        self.checksums: list[str] = []
+        self.column_checksums: list[str] = []
+
+    def add(self, row: Row, pixels: np.ndarray) -> None:
+        """Take one image, uint8 (size, size), and its other columns."""
         self.rows.append((row, pixels))
         if len(self.rows) == self.task.rows_per_group:
             self.end_group()
@@ -98,6 +111,7 @@ class FileWriter:
             self.end_file()
 
     def end_group(self) -> None:
+        """Write the rows that were taken as a row group, if there are any."""
         if not self.rows:
             return
         if self.writer is None:
@@ -123,7 +137,7 @@ class FileWriter:
             for field in self.schema
         ]
         table = pa.Table.from_arrays(columns, schema=self.schema)
-        self.writer.write_table(table, len(images))
+        cast(pq.ParquetWriter, self.writer).write_table(table, len(images))
         found = RowGroupChecksum()
         found.add(images, np.stack(values[LABELS]))
         self.checksums.append(found.hexdigest())
@@ -132,6 +146,7 @@ class FileWriter:
         self.rows = []
 
     def end_file(self) -> None:
+        """Write what is left, and move the file to its place."""
         self.end_group()
         if self.writer is None:
             return
@@ -144,13 +159,15 @@ class FileWriter:
             tuple(self.column_checksums),
         )  # fmt: skip
         self.files.append((self.split, file))
-        self.writer, self.groups, self.checksums, self.column_checksums = None, [], [], []
+        self.begin_file()
         self.number += 1
 
     def path(self) -> str:
+        """Of the file, below the folder."""
         return f"{self.split}/part-{self.task.number:05}-{self.number:03}.parquet"
 
     def aside(self) -> Location:
+        """Where the file is while it is being written."""
         return locate(self.task.folder) / f"{self.path()}.tmp"
 
 
@@ -158,6 +175,7 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
     """Decode, check, shrink and store the images of one task.
 
     `labels`: by image name. `stored`: names that the store holds already, which are passed over.
+    Raises nothing for an image that cannot be used: the result says why.
     """
     cv2.setNumThreads(1)  # Spark runs a task per core
     result = TaskResult()
@@ -181,8 +199,8 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
         except BadImageError as error:
             result.quarantined.append((path, str(error), size))
             continue
-        pixels = memoryview(image.pixels).cast("B")
-        kept = kept_image(name, label, image, pixels)
+        pixels = image.pixels.data.cast("B")
+        kept = kept_image(name, label, label.split, image, pixels)
         result.kept.append(kept)
         result.fingerprint = (result.fingerprint + row_digest(kept, pixels)) % FINGERPRINT_MODULUS
         writers[label.split].add(row_of(kept, label, image), image.pixels)
@@ -192,10 +210,11 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
     return result
 
 
-def kept_image(name: str, label: Label, image: StoredImage, pixels: memoryview) -> Kept:
+def kept_image(name: str, label: Label, split: str, image: StoredImage, pixels: memoryview) -> Kept:
+    """What the driver is to know of an image. `pixels`: its bytes."""
     digest = hashlib.sha256(pixels).digest()[:8]
     return Kept(
-        name, label.patient_id, label.split, label.labels, image.original_mode, image.inverted,
+        name, label.patient_id, split, label.labels, image.original_mode, image.inverted,
         image.perceptual_hash, int.from_bytes(digest, "big", signed=True),
     )  # fmt: skip
 
@@ -208,7 +227,7 @@ def row_digest(kept: Kept, pixels: memoryview) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def row_of(kept: Kept, label: Label, image: StoredImage) -> dict:
+def row_of(kept: Kept, label: Label, image: StoredImage) -> Row:
     """The values of one row, by column, but for the pixels."""
     return {
         "image_index": kept.name,
@@ -230,9 +249,7 @@ def row_of(kept: Kept, label: Label, image: StoredImage) -> dict:
     }
 
 
-def label_counts(kept: list[Kept]) -> np.ndarray:
-    """How many of each finding are negative, positive, unknown: int64 (14, 3)."""
-    if not kept:
-        return np.zeros((len(FINDINGS), 3), np.int64)
-    labels = np.frombuffer(b"".join(k.labels for k in kept), np.int8).reshape(-1, len(FINDINGS))
+def label_counts(kept: list[Kept], findings: int) -> np.ndarray:
+    """How many of each finding are negative, positive, unknown: int64 (findings, 3)."""
+    labels = np.frombuffer(b"".join(k.labels for k in kept), np.int8).reshape(-1, findings)
     return np.stack([(labels == value).sum(0) for value in (0, 1, -1)], axis=1)

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import uuid
+from typing import TypedDict
 
 import psutil
 from pyarrow import fs
@@ -24,31 +25,41 @@ BEAT_SECONDS, RETRY_SECONDS, DEAD_SECONDS = 10.0, 1.0, 60.0
 LOOK_AGAIN_SECONDS = 1.0  # HDFS replaces a file in two steps, between which there is none
 
 
+class Owner(TypedDict):
+    """What ``owner.json`` says of the run that works there."""
+
+    token: str
+    host: str
+    process: int
+    started: float  # when the process did, seconds since 1970
+    beat: float  # when it last said that it lives
+
+
 class Workplace:
     """A context manager: inside it, `folder` is this run's own."""
 
-    def __init__(self, store: Location):
+    def __init__(self, store: Location) -> None:
         self.store, self.token = store, uuid.uuid4().hex
         self.folder = store / UNFINISHED / self.token
         self.stop = threading.Event()
 
-    def __enter__(self):
+    def __enter__(self) -> "Workplace":
         """Take the place. Raises UserError when another run lives there, or nobody can know."""
         owner = find_owner(self.store)
         if owner and is_alive(owner):
             raise UserError(
-                f"--out {self.store}: another ingest is writing there "
+                f"--out={self.store}: another ingest is writing there "
                 f"(host {owner['host']}, process {owner['process']}): wait for it, or end it"
             )
         (self.store / UNFINISHED).delete_directory()
         self.folder.make_directory()
         self.beat()
         if not self.is_held():
-            raise UserError(f"--out {self.store}: another ingest began there at the same moment")
+            raise UserError(f"--out={self.store}: another ingest began there at the same moment")
         threading.Thread(target=self.keep_beating, daemon=True).start()
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type | None, *_: object) -> None:
         """Leave nothing behind; when it failed, only what says which images were refused."""
         self.stop.set()
         try:
@@ -64,8 +75,9 @@ class Workplace:
         (self.store / UNFINISHED).delete_directory()
 
     def beat(self) -> None:
+        """Say who is here, and that it lives. Raises OSError or UserError when that cannot be written."""
         me = psutil.Process()
-        owner = {
+        owner: Owner = {
             "token": self.token, "host": socket.gethostname(), "process": me.pid,
             "started": me.create_time(), "beat": time.time(),
         }  # fmt: skip
@@ -92,7 +104,7 @@ class Workplace:
         """Raise RunFailedError when another ingest took this run for dead, and the place."""
         if not self.is_held():
             raise RunFailedError(
-                f"--out {self.store}: another ingest has taken the place, since for more than "
+                f"--out={self.store}: another ingest has taken the place, since for more than "
                 f"{DEAD_SECONDS:.0f} seconds this one could not write there: wait for the other"
             )
 
@@ -109,7 +121,7 @@ class Workplace:
                     self.store.filesystem.delete_file(info.path)
 
 
-def find_owner(store: Location) -> dict | None:
+def find_owner(store: Location) -> Owner | None:
     """Who works there, or None. Raises UserError when that cannot be read."""
     owner = read_owner(store)
     if owner is None and (store / UNFINISHED).exists():
@@ -118,7 +130,7 @@ def find_owner(store: Location) -> dict | None:
     return owner
 
 
-def read_owner(store: Location) -> dict | None:
+def read_owner(store: Location) -> Owner | None:
     """What ``owner.json`` says, or None where there is none. Raises UserError when it cannot be read.
 
     Of a damaged one, which a dying run left half written, only the time is known.
@@ -128,20 +140,25 @@ def read_owner(store: Location) -> dict | None:
         info = place.filesystem.get_file_info(place.path)
         if info.type != fs.FileType.File:
             return None
-        owner = json.loads(place.read_text())
-        return {name: owner[name] for name in ("token", "host", "process", "started", "beat")}
+        found = json.loads(place.read_text())
+        return {
+            "token": found["token"], "host": found["host"], "process": found["process"],
+            "started": found["started"], "beat": found["beat"],
+        }  # fmt: skip
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(
-            f"--out {store}: whether another ingest is writing there cannot be read ({error}): try again"
+            f"--out={store}: whether another ingest is writing there cannot be read ({error}): try again"
         ) from error
     except (ValueError, KeyError, TypeError):
-        unknown = dict.fromkeys(("token", "host", "process", "started"), "unknown")
-        return unknown | {"beat": (info.mtime_ns or 0) / 1e9}
+        return {
+            "token": "unknown", "host": "unknown", "process": 0, "started": 0.0,
+            "beat": (info.mtime_ns or 0) / 1e9,
+        }  # fmt: skip
 
 
-def is_alive(owner: dict) -> bool:
+def is_alive(owner: Owner) -> bool:
     """Of another process on this host, whether it is there; else, whether it has beaten lately."""
     beats = time.time() - owner["beat"] < DEAD_SECONDS
     if owner["host"] != socket.gethostname():

@@ -6,6 +6,8 @@ In: a name. Out: a Keras model that takes uint8 (batch, size, size, 1) and retur
 
 import importlib
 from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
 
 from chexspark.errors import UserError, closest
 
@@ -18,7 +20,7 @@ class Network:
     """Where a network is built, with which settings, and where its ImageNet weights are."""
 
     module: str
-    settings: dict = field(default_factory=dict)
+    settings: dict[str, int] = field(default_factory=dict)
     weights: str | None = None  # in the layout of Keras applications, without the top
 
 
@@ -40,15 +42,15 @@ def check_model_name(name: str) -> None:
     """Raise UserError unless there is a model of that name."""
     if name not in MODELS:
         raise UserError(
-            f"--model {name!r} is unknown{closest(name, MODELS)} (valid: {', '.join(MODELS)})"
+            f"--model={name!r} is unknown{closest(name, MODELS)} (valid: {', '.join(MODELS)})"
         )
 
 
-def load_model_module(name: str):
+def load_model_module(name: str) -> ModuleType:
     """Import a network's module, and TensorFlow with it."""
     return importlib.import_module(f"chexspark.models.{MODELS[name].module}")
 
 
-def build_model(name: str, size: int, findings: int):
-    """Build a network, with fresh weights from Keras's global seed; TensorFlow is imported."""
+def build_model(name: str, size: int, findings: int) -> Any:
+    """Build a network, a Keras model, with fresh weights from Keras's global seed; TensorFlow is imported."""
     return load_model_module(name).build(size, findings, **MODELS[name].settings)

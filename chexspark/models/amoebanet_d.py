@@ -1,4 +1,4 @@
-"""AmoebaNet-D with 14 logits, of any number of cells and filters. Runs on ranks.
+"""AmoebaNet-D with a logit per finding, of any number of cells and filters. Runs on ranks.
 
 In: uint8 (batch, size, size, 1), size 32 or more. Out: logits (batch, findings).
 
@@ -18,12 +18,17 @@ of parameters. The stem and the normalisation's settings are the code's too. The
 classifier, dropped paths and dropout, which are for training alone, are left out.
 """
 
+from collections.abc import Callable
+
 import tf_keras as keras
 
-from chexspark.models.input_output import TORCH, gray_input, with_logits
+from chexspark.models.input_output import TORCH, KerasTensor, gray_input, with_logits
 
 layers = keras.layers
 STEM_FILTERS = 32
+Pair = int | tuple[int, int]  # height and width
+Operation = Callable[[KerasTensor, int, int, str], KerasTensor]
+Pairs = tuple[tuple[tuple[int, Operation], tuple[int, Operation]], ...]
 
 
 def build(size: int, findings: int, normal_cells: int, filters: int) -> keras.Model:
@@ -44,7 +49,9 @@ def build(size: int, findings: int, normal_cells: int, filters: int) -> keras.Mo
     return with_logits(inputs, features, findings, f"amoebanet-d-{normal_cells}-{filters}")
 
 
-def cell(before, filters: int, name: str, stride: int, pairs, outputs) -> list:
+def cell(
+    before: list, filters: int, name: str, stride: int, pairs: Pairs, outputs: tuple[int, ...]
+) -> list:
     """Add a cell. `before`: what the two cells ahead of it gave; returned: the last of them, and it.
 
     States 0 and 1 are the last and the last but one, brought to `filters` channels and one size;
@@ -62,7 +69,7 @@ def cell(before, filters: int, name: str, stride: int, pairs, outputs) -> list:
     return [last, layers.Concatenate(name=name)([states[i] for i in outputs])]
 
 
-def fit(x, like, filters: int, name: str):
+def fit(x: KerasTensor, like: KerasTensor, filters: int, name: str) -> KerasTensor:
     """Bring an older state to `filters` channels and to the size of `like`."""
     if x.shape[1] == like.shape[1]:
         return x if x.shape[-1] == filters else relu_convolution(x, filters, 1, 1, name)
@@ -79,7 +86,10 @@ def fit(x, like, filters: int, name: str):
     return normalisation(layers.Concatenate(name=f"{name}_both")(halves), name)
 
 
-def convolution(x, filters: int, kernel, stride, name: str, padding: str = "same"):
+def convolution(
+    x: KerasTensor, filters: int, kernel: Pair, stride: Pair, name: str, padding: str = "same"
+) -> KerasTensor:
+    """A convolution without bias, then normalisation; (batch, height, width, channels) in and out."""
     x = layers.Conv2D(
         filters, kernel, stride, padding=padding, use_bias=False, kernel_initializer=initial(),
         name=f"{name}_conv",
@@ -87,51 +97,63 @@ def convolution(x, filters: int, kernel, stride, name: str, padding: str = "same
     return normalisation(x, name)
 
 
-def relu_convolution(x, filters: int, kernel, stride, name: str):
+def relu_convolution(
+    x: KerasTensor, filters: int, kernel: Pair, stride: Pair, name: str
+) -> KerasTensor:
+    """ReLU, convolution, normalisation."""
     return convolution(layers.ReLU(name=f"{name}_relu")(x), filters, kernel, stride, name)
 
 
-def normalisation(x, name: str):
+def normalisation(x: KerasTensor, name: str) -> KerasTensor:
+    """Batch normalisation with the settings of the paper's code."""
     return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
 
-def initial():
+def initial() -> keras.initializers.Initializer:
+    """What kernels start from: the variance of the outputs, as in the paper's code."""
     return keras.initializers.VarianceScaling(2.0, "fan_out")
 
 
 # The operations of a cell: (x, filters, stride, name) → x, of a size that the stride divides.
 
 
-def identity(x, filters, stride, name):
+def identity(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: the input itself."""
     return x
 
 
-def conv_1x1(x, filters, stride, name):
+def conv_1x1(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: a 1 × 1 convolution."""
     return relu_convolution(x, filters, 1, stride, name)
 
 
-def conv_3x3(x, filters, stride, name):
+def conv_3x3(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: a 3 × 3 convolution in a bottleneck."""
     x = relu_convolution(x, filters // 4, 1, 1, f"{name}_in")
     x = relu_convolution(x, filters // 4, 3, stride, f"{name}_3x3")
     return relu_convolution(x, filters, 1, 1, f"{name}_out")
 
 
-def conv_1x7_7x1(x, filters, stride, name):
+def conv_1x7_7x1(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: 1 × 7, then 7 × 1, in a bottleneck."""
     x = relu_convolution(x, filters // 4, 1, 1, f"{name}_in")
     x = relu_convolution(x, filters // 4, (1, 7), (1, stride), f"{name}_1x7")
     x = relu_convolution(x, filters // 4, (7, 1), (stride, 1), f"{name}_7x1")
     return relu_convolution(x, filters, 1, 1, f"{name}_out")
 
 
-def max_2x2(x, filters, stride, name):
+def max_2x2(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: the largest of 2 × 2."""
     return layers.MaxPooling2D(2, stride, padding="same", name=name)(x)
 
 
-def max_3x3(x, filters, stride, name):
+def max_3x3(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: the largest of 3 × 3."""
     return layers.MaxPooling2D(3, stride, padding="same", name=name)(x)
 
 
-def avg_3x3(x, filters, stride, name):
+def avg_3x3(x: KerasTensor, filters: int, stride: int, name: str) -> KerasTensor:
+    """Operation of a cell: the mean of 3 × 3."""
     return layers.AveragePooling2D(3, stride, padding="same", name=name)(x)
 
 

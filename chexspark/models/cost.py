@@ -1,8 +1,9 @@
 """What a network costs, known without training it. Anywhere, but for `count`, which is of a child.
 
-In: a network's name, the size of the images, the batch of one rank. Out: a dict, or JSON:
+In: a network's name, the size of the images, the number of findings, the batch of one rank. Out: its
+`NetworkCost`, or that as JSON:
 
-    python -m chexspark.models.cost densenet121 224 16 [--slots 2] [--precision mixed_float16]
+    python -m chexspark.models.cost densenet121 224 14 16 [--slots 2] [--precision mixed_float16]
 """
 
 import argparse
@@ -11,41 +12,63 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypedDict
 
 from chexspark.errors import RunFailedError
-from chexspark.findings import FINDINGS
 
-KNOWN: dict[tuple, dict] = {}  # what has been counted, by what was given
+
+class NetworkCost(TypedDict):
+    """What `count` finds; parameters are numbers of values."""
+
+    parameters: int
+    trainable: int
+    forward_flops: int  # per image
+    activations_bytes: int
+    checkpoint_bytes: int
+    memory_bytes: int
+
+
+class ToCount(NamedTuple):
+    """A network of `models.MODELS`, and how one rank trains it."""
+
+    name: str
+    size: int  # height and width of the images, pixels
+    findings: int
+    batch: int  # images at a time
+    # Values that are kept per parameter beside the weight: by the optimizer (adam, adamw, lamb, rmsprop: 2;
+    # sgd and lars: 1), and for an average of the weights (1).
+    slots: int = 2
+    precision: str = "float32"  # Keras's policy
+
+
+KNOWN: dict[ToCount, NetworkCost] = {}  # what has been counted
 
 
 @contextlib.contextmanager
-def counted_in_background(
-    name: str, size: int, batch: int, slots: int = 2, precision: str = "float32"
-):
+def counted_in_background(given: ToCount) -> Iterator[Callable[[], NetworkCost]]:
     """Yield a function that returns what `count` says of a network, once that is known.
 
     A child process counts meanwhile, so that TensorFlow is not loaded here; it takes some seconds, and
-    is ended where they are not needed. `slots`: values that are kept per parameter beside the
-    weight, by the optimizer (adam, adamw, lamb, rmsprop: 2; sgd and lars: 1) or for an average of the
-    weights (1). `precision`: Keras's policy. The function raises RunFailedError when the child fails.
+    is ended where they are not needed. The function raises RunFailedError when the child fails.
     """
-    given = name, size, batch, slots, precision
     if given in KNOWN:
         yield lambda: KNOWN[given]
         return
-    command = [sys.executable, "-m", "chexspark.models.cost", name, str(size), str(batch)]
-    command += ["--slots", str(slots), "--precision", precision]
+    command = [sys.executable, "-m", "chexspark.models.cost"]
+    command += map(str, (given.name, given.size, given.findings, given.batch))
+    command += ["--slots", str(given.slots), "--precision", given.precision]
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     child = subprocess.Popen(
         command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
-    def cost() -> dict:
+    def cost() -> NetworkCost:
         said, errors = child.communicate()
         if child.returncode != 0:
             last = (errors.strip().splitlines() or ["no message"])[-1]
             raise RunFailedError(
-                f"{name} at {size}x{size} could not be built to be measured: {last}"
+                f"{given.name} at {given.size}x{given.size} could not be built to be measured: {last}"
             )
         KNOWN[given] = json.loads(said.splitlines()[-1])
         return KNOWN[given]
@@ -57,11 +80,11 @@ def counted_in_background(
             child.kill()
 
 
-def count(model, batch: int, slots: int) -> dict:
-    """Count a built model.
+def count(model: Any, batch: int, slots: int) -> NetworkCost:
+    """Count a built Keras model; `batch` and `slots` as in `ToCount`.
 
-    parameters, trainable: numbers of values. forward_flops: per image, two for a multiplication and
-    its addition, in convolutions and dense layers. activations_bytes: what a step keeps of its
+    forward_flops: two for a multiplication and its addition, in convolutions and dense layers.
+    activations_bytes: what a step keeps of its
     forward pass for the gradient, that is what goes into convolutions, dense layers, normalisations
     and max pools, and what comes out of max pools and ReLUs, each tensor once. memory_bytes: these,
     one tensor of the largest size in passing, and 4 bytes for each parameter, its gradient and each
@@ -84,18 +107,7 @@ def count(model, batch: int, slots: int) -> dict:
         largest = max(largest, values * output.dtype.size)
         if isinstance(layer, (layers.Conv2D, layers.Dense)):
             flops += 2 * values * int(np.prod(layer.kernel.shape[:-1]))
-        keeps = []
-        if isinstance(
-            layer,
-            (layers.Conv2D, layers.Dense, layers.BatchNormalization, layers.MaxPooling2D),
-        ):
-            keeps.append(layer.input)
-        activation = getattr(layer, "activation", keras.activations.linear)
-        if activation is not keras.activations.linear or isinstance(
-            layer, (layers.ReLU, layers.MaxPooling2D)
-        ):
-            keeps.append(output)
-        for tensor in keeps:
+        for tensor in kept_by(layer):
             kept[id(tensor)] = int(np.prod(tensor.shape[1:])) * tensor.dtype.size
     parameters = model.count_params()
     trainable = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
@@ -110,10 +122,25 @@ def count(model, batch: int, slots: int) -> dict:
     }
 
 
+def kept_by(layer: Any) -> list:
+    """The tensors that the gradient of a layer needs of its forward pass."""
+    import tf_keras as keras
+
+    layers, linear = keras.layers, keras.activations.linear
+    of_input = (layers.Conv2D, layers.Dense, layers.BatchNormalization, layers.MaxPooling2D)
+    keeps = [layer.input] if isinstance(layer, of_input) else []
+    activated = getattr(layer, "activation", linear) is not linear
+    if activated or isinstance(layer, (layers.ReLU, layers.MaxPooling2D)):
+        keeps.append(layer.output)
+    return keeps
+
+
 def main(arguments: list[str]) -> None:
+    """Count the network that the arguments name, and print the counts as JSON."""
     parser = argparse.ArgumentParser(prog="python -m chexspark.models.cost")
     parser.add_argument("name")
     parser.add_argument("size", type=int)
+    parser.add_argument("findings", type=int)
     parser.add_argument("batch", type=int)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--precision", default="float32")
@@ -124,7 +151,7 @@ def main(arguments: list[str]) -> None:
     from chexspark.models import build_model
 
     keras.mixed_precision.set_global_policy(given.precision)
-    model = build_model(given.name, given.size, len(FINDINGS))
+    model = build_model(given.name, given.size, given.findings)
     print(json.dumps(count(model, given.batch, given.slots)))
 
 

@@ -1,4 +1,4 @@
-"""DenseNet-121 with 14 logits: CheXNet. Runs on ranks.
+"""DenseNet-121 with a logit per finding: CheXNet. Runs on ranks.
 
 In: uint8 (batch, size, size, 1), size 32 or more (the papers: 224, 256, 320). Out: logits
 (batch, findings). 6,968,206 trainable parameters with 14 findings at any size.

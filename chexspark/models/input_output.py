@@ -3,11 +3,14 @@
 In: the size. Out: one gray channel made three normalised ones, on the device; the whole model.
 """
 
+from typing import Any, TypeAlias
+
 import numpy as np
 import tf_keras as keras
 
 from chexspark.models import LOGITS
 
+KerasTensor: TypeAlias = Any  # what layers take and give; tf_keras does not say its own type
 # Each pixel of 0 to 255 becomes three channels, scale × pixel + offset, as a set of published
 # weights expects. TORCH: ImageNet's mean and standard deviation per channel (RGB, 0–1). CAFFE:
 # ImageNet's mean taken off, blue first, without scaling.
@@ -16,7 +19,9 @@ TORCH = (1 / (255 * DEVIATION), -MEAN / DEVIATION)
 CAFFE = (np.ones(3), -np.array([103.939, 116.779, 123.68]))
 
 
-def gray_input(size: int, normalisation):
+def gray_input(
+    size: int, normalisation: tuple[np.ndarray, np.ndarray]
+) -> tuple[KerasTensor, KerasTensor]:
     """The input, uint8 (batch, size, size, 1), and the three channels made of it, (…, 3)."""
     inputs = keras.Input((size, size, 1), dtype="uint8", name="image")
     # One channel against three scales and offsets makes three.
@@ -24,7 +29,9 @@ def gray_input(size: int, normalisation):
     return inputs, keras.layers.Rescaling(scale, offset, name="normalise")(inputs)
 
 
-def with_logits(inputs, features, findings: int, name: str) -> keras.Model:
+def with_logits(
+    inputs: KerasTensor, features: KerasTensor, findings: int, name: str
+) -> keras.Model:
     """End a network: features (batch, channels) to logits, float32 under mixed precision too."""
     logits = keras.layers.Dense(findings, name=LOGITS, dtype="float32")(features)
     return keras.Model(inputs, logits, name=name)

@@ -1,4 +1,4 @@
-"""ResNet-50 with 14 logits. Runs on ranks.
+"""ResNet-50 with a logit per finding. Runs on ranks.
 
 In: uint8 (batch, size, size, 1), size 32 or more (ImageNet's weights: 224). Out: logits (batch,
 findings). 23,563,278 trainable parameters with 14 findings at any size.

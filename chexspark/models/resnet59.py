@@ -1,4 +1,4 @@
-"""ResNet-59 with 14 logits: a residual network for large X-rays. Runs on ranks.
+"""ResNet-59 with a logit per finding: a residual network for large X-rays. Runs on ranks.
 
 In: uint8 (batch, size, size, 1), size 32 or more (the poster: 896). Out: logits (batch, findings).
 94,252,622 trainable parameters with 14 findings at any size, four times ResNet-50's.
@@ -11,7 +11,7 @@ halvings, from 896 to 7. Which convolution of a block has the stride is not in t
 
 import tf_keras as keras
 
-from chexspark.models.input_output import TORCH, gray_input, with_logits
+from chexspark.models.input_output import TORCH, KerasTensor, gray_input, with_logits
 
 layers = keras.layers
 # Stage: blocks, channels inside a block (out of it four times as many), stride of the first block.
@@ -34,7 +34,7 @@ def build(size: int, findings: int) -> keras.Model:
     return with_logits(inputs, features, findings, "resnet59")
 
 
-def block(x, channels: int, stride: int, name: str):
+def block(x: KerasTensor, channels: int, stride: int, name: str) -> KerasTensor:
     """A bottleneck: 1×1, 3×3, 1×1, and the input added, projected where the shape changes."""
     shortcut = x
     if stride > 1 or x.shape[-1] != EXPANSION * channels:
@@ -49,7 +49,7 @@ def block(x, channels: int, stride: int, name: str):
     return layers.Activation("relu", name=f"{name}_out")(x)
 
 
-def convolution(x, channels: int, kernel: int, stride: int, name: str):
+def convolution(x: KerasTensor, channels: int, kernel: int, stride: int, name: str) -> KerasTensor:
     """A convolution without bias, and its normalisation."""
     x = layers.Conv2D(
         channels, kernel, stride, padding="same", use_bias=False, name=f"{name}_conv",

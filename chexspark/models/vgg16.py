@@ -1,4 +1,4 @@
-"""VGG-16 with 14 logits. Runs on ranks.
+"""VGG-16 with a logit per finding. Runs on ranks.
 
 In: uint8 (batch, size, size, 1), size 32 or more (ImageNet's weights: 224). Out: logits (batch,
 findings). 14,721,870 trainable parameters with 14 findings at any size.

@@ -2,25 +2,61 @@
 
 In: a model and its row of the history. Out: ``model.keras`` and ``best.json``. They wait aside until
 a checkpoint knows of their epoch, so that ``RUN/best`` is always of the history that is continued.
+
+``model.keras`` is what Keras writes, a ZIP archive, with a member more: ``findings.json``, a list of the
+names of its outputs, so that the file by itself says what it is about. Keras passes over it.
 """
 
 import json
 import tempfile
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from chexspark.errors import UserError
+from chexspark.findings import names_fault
 from chexspark.run.folder import RunFolder
+from chexspark.run.history import Row
+from chexspark.storage import Location
 from chexspark.text_files import read_json
 
+FINDINGS_MEMBER = "findings.json"
+LONGEST_MEMBER = 1 << 20  # bytes that are read of a stranger's
 
-def save_best(model, run: RunFolder, figures: dict) -> None:
-    """Write the whole Keras model aside, then the figures of its epoch (its row of the history)."""
+
+def save_best(model: Any, run: RunFolder, figures: Row, findings: Sequence[str]) -> None:
+    """Write the whole Keras `model` aside, then the figures of its epoch (its row of the history).
+
+    `findings`: the names of the model's outputs, in their order.
+    """
     run.waiting.make_directory()
     with tempfile.TemporaryDirectory(prefix="chexspark-") as folder:
         path = Path(folder) / "model.keras"
         model.save(path)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(FINDINGS_MEMBER, json.dumps(list(findings)))
         run.waiting_model.write_bytes(path.read_bytes())
     run.waiting_figures.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def model_findings(place: Location) -> tuple[str, ...] | None:
+    """The names of a ``.keras`` file's outputs, in their order; None where the file does not say.
+
+    Raises UserError for damage.
+    """
+    try:
+        with place.filesystem.open_input_file(place.path) as file, zipfile.ZipFile(file) as archive:
+            if FINDINGS_MEMBER not in archive.namelist():
+                return None
+            with archive.open(FINDINGS_MEMBER) as member:
+                names = json.loads(member.read(LONGEST_MEMBER))
+        fault = names_fault(names) if isinstance(names, list) else "is no list"
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
+        fault = " ".join(str(error).split())
+    if fault:
+        raise UserError(f"{place} is damaged: {FINDINGS_MEMBER} {fault}; copy it again")
+    return tuple(names)
 
 
 def promote(run: RunFolder) -> None:
@@ -34,7 +70,7 @@ def promote(run: RunFolder) -> None:
         run.waiting.delete_directory()
 
 
-def settle(run: RunFolder, history: list[dict]) -> None:
+def settle(run: RunFolder, history: list[Row]) -> None:
     """After a death: promote the model that waits if it is of this history, or delete it."""
     if run.waiting_figures.is_file():
         epoch = read_json(run.waiting_figures, str(run.waiting_figures))["epoch"]

@@ -11,8 +11,9 @@ import json
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Self, TypedDict
 
 import numpy as np
 import xxhash
@@ -20,12 +21,23 @@ from pyarrow.fs import LocalFileSystem
 
 from chexspark.errors import UserError
 from chexspark.run.folder import LAYOUT_VERSION
+from chexspark.run.history import Row
 from chexspark.run.moment import Moment
 from chexspark.storage import Location
 
 KEPT = 2  # the last ones
 ARRAYS, STATE, UNFINISHED = "arrays.npz", "state.json", "unfinished-"
 PATTERN = "step-*"  # of the folders' names
+
+
+class PlateauState(TypedDict):
+    """Fields of `training.schedule.Plateau`."""
+
+    learning_rate: float
+    factor: float
+    patience: int
+    lowest: float
+    stalled: int
 
 
 class State(TypedDict):
@@ -36,9 +48,9 @@ class State(TypedDict):
     steps: int  # of an epoch
     losses: float  # sum over the steps of this epoch so far
     finished: bool
-    plateau: dict  # fields of `training.schedule.Plateau`
+    plateau: PlateauState
     best: tuple[float, float]  # mean AUROC and negative loss of the best epoch
-    history: list[dict]  # rows of ``RUN/history``
+    history: list[Row]  # rows of ``RUN/history``
     seed: int
     global_batch: int  # images per step over all ranks
     world_size: int
@@ -53,14 +65,14 @@ class Checkpoint:
     state: State
 
     def arrays(self) -> list[np.ndarray]:
-        """Read the arrays, in the order in which they were given."""
+        """Read the arrays, of the shapes and in the order in which they were given to `save`."""
         with np.load(io.BytesIO((self.place / ARRAYS).read_bytes()), allow_pickle=False) as file:
             return [file[f"{number:05}"] for number in range(len(file.files))]
 
 
 def moment_of(state: State) -> Moment:
     """Where the run stood."""
-    return Moment(state["epoch"], state["step"], state["steps"])
+    return Moment(state["epoch"], state["step"], state["steps"], state["losses"])
 
 
 def latest(folder: Location, thorough: bool = True) -> Checkpoint | None:
@@ -93,16 +105,28 @@ class Writer:
     """Writes checkpoints in the background, one at a time; keeps the last two.
 
     A write that fails, on a full disk say, is told to `on_problem`, and leaves the checkpoints
-    before it as they are. After one that does not, `then` is called, in the background too.
+    before it as they are. After one that does not, `then` is called, in the background too. A context
+    manager, which waits at its end until what was begun is written.
     """
 
-    def __init__(self, folder: Location, on_problem, then=lambda: None):
+    def __init__(
+        self,
+        folder: Location,
+        on_problem: Callable[[str], None],
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder, self.on_problem, self.then = folder, on_problem, then
-        self.thread = None
+        self.thread: threading.Thread | None = None
         folder.make_directory()
         for name in folder.list_folders():
             if name.startswith(UNFINISHED):  # of a rank that was killed while it wrote
                 (folder / name).delete_directory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
 
     def write(self, step: int, arrays: list[np.ndarray], state: State) -> None:
         """Begin to write ``step-<step>``, after the one before it is done.
@@ -129,7 +153,7 @@ class Writer:
 
 
 def save(folder: Location, step: int, arrays: list[np.ndarray], state: State) -> None:
-    """Write a checkpoint aside, sync it, rename it whole, remove all but the last two."""
+    """Write a checkpoint aside, sync it, rename it whole, remove all but the last two (`KEPT`)."""
     buffer = io.BytesIO()
     np.savez(buffer, **{f"{number:05}": array for number, array in enumerate(arrays)})
     content = buffer.getvalue()
@@ -137,11 +161,12 @@ def save(folder: Location, step: int, arrays: list[np.ndarray], state: State) ->
     # An object store cannot rename folders: there the state, written last, makes it whole.
     aside = place if folder.filesystem.type_name == "s3" else folder / f"{UNFINISHED}{step}"
     aside.delete_directory()
-    state = {"layout_version": LAYOUT_VERSION, **state, "arrays": xxhash.xxh3_64_hexdigest(content)}
+    checksum = xxhash.xxh3_64_hexdigest(content)
+    whole = {"layout_version": LAYOUT_VERSION, **state, "arrays": checksum}
     try:
         aside.make_directory()
         write_synced(aside / ARRAYS, content)
-        write_synced(aside / STATE, (json.dumps(state, indent=1) + "\n").encode())
+        write_synced(aside / STATE, (json.dumps(whole, indent=1) + "\n").encode())
         if aside is not place:
             sync_folder(aside)
             place.delete_directory()

@@ -5,7 +5,9 @@ it. No other module spells these names.
 """
 
 import hashlib
+import posixpath
 from dataclasses import dataclass
+from typing import Any
 
 from chexspark.errors import UserError
 from chexspark.storage import Location, locate
@@ -52,6 +54,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Location:
+        """The folder of the last checkpoints: `checkpoint`."""
         return self.place / "checkpoints"
 
     @property
@@ -61,6 +64,7 @@ class RunFolder:
 
     @property
     def best_model(self) -> Location:
+        """The best epoch's whole Keras model."""
         return self.best / "model.keras"
 
     @property
@@ -75,21 +79,26 @@ class RunFolder:
 
     @property
     def waiting_model(self) -> Location:
+        """See `waiting`."""
         return self.waiting / "model.keras"
 
     @property
     def waiting_figures(self) -> Location:
+        """See `waiting`."""
         return self.waiting / "best.json"
 
     @property
     def tensorboard(self) -> Location:
+        """TensorBoard's files."""
         return self.place / "tensorboard"
 
     @property
     def logs(self) -> Location:
+        """The folder of the ranks' logs."""
         return self.place / "logs"
 
     def log_of(self, rank: int | None) -> Location:
+        """What a rank and its libraries said, text."""
         return self.logs / f"rank-{rank}.log"
 
     # What evaluate, report, explain and export write.
@@ -107,10 +116,12 @@ class RunFolder:
 
     @property
     def report(self) -> Location:
+        """The report, one HTML file."""
         return self.place / "report.html"
 
     @property
     def model_card(self) -> Location:
+        """The model card, Markdown."""
         return self.place / "model_card.md"
 
     @property
@@ -129,11 +140,22 @@ def run_folder(uri: str) -> RunFolder:
     return RunFolder(locate(uri))
 
 
+def run_of_model(place: Location) -> RunFolder | None:
+    """The run whose best model a file would be by its path, ``RUN/best/model.keras``; None for others.
+
+    Whether there is such a run is not looked at.
+    """
+    folder = posixpath.dirname(posixpath.dirname(place.path))
+    uri = posixpath.dirname(posixpath.dirname(place.uri))
+    run = RunFolder(Location(place.filesystem, folder, uri))
+    return run if run.best_model.path == place.path else None
+
+
 def check_model(run: RunFolder) -> None:
     """Raise UserError unless the run has a best model."""
     if not run.best_model.is_file():
         raise UserError(
-            f"--run {run} has no best/model.keras: give a folder that chexspark train wrote"
+            f"--run={run} has no best/model.keras: give a folder that chexspark train wrote"
         )
 
 
@@ -142,11 +164,11 @@ def model_and_digest(run: RunFolder) -> tuple[str, str]:
     return str(run.best_model), hashlib.sha256(run.best_model.read_bytes()).hexdigest()
 
 
-def check_layout(run: RunFolder, version) -> int:
+def check_layout(run: RunFolder, version: Any) -> int:
     """The layout version that a file of the run says. Raises UserError for one not known here."""
     if version not in range(1, LAYOUT_VERSION + 1):
         raise UserError(
-            f"--run {run} has layout version {version!r}, this chexspark reads 1 to "
+            f"--run={run} has layout version {version!r}, this chexspark reads 1 to "
             f"{LAYOUT_VERSION}: use the chexspark that wrote it, or a newer one"
         )
     return version

@@ -1,38 +1,43 @@
 """One row per epoch: ``RUN/history``. Written on rank 0, read on the driver."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import pyarrow as pa
 
 from chexspark.errors import UserError
-from chexspark.findings import FINDINGS
+from chexspark.findings import column_name
 from chexspark.run.folder import RunFolder
 
-AUROC = "val_auroc_"  # and a finding's name
+AUROC = "val_auroc_"  # and a finding's column name
+Row = dict[str, int | float | bool | None]  # an epoch's, by column: see `history_schema`
 
 
-def history_schema() -> pa.Schema:
-    """The columns; epochs are counted from 0, shares are of an epoch's time on rank 0."""
+def history_schema(findings: Sequence[str]) -> pa.Schema:
+    """The columns, of a run on these findings; epochs are counted from 0, shares are of an epoch's time on rank 0."""
     doubles = ["learning_rate", "train_loss", "seconds", "images_per_second", "input_share",
                "compute_share", "allreduce_share", "val_loss", "val_auroc",
-               *(AUROC + name for name in FINDINGS)]  # fmt: skip
+               *(AUROC + column_name(name) for name in findings)]  # fmt: skip
     return pa.schema(
         [("epoch", pa.int32()), ("steps", pa.int32()), *((n, pa.float64()) for n in doubles),
          ("best", pa.bool_())]
     )  # fmt: skip
 
 
-def write_history(run: RunFolder, rows: list[dict]) -> None:
-    run.history.write_table(pa.Table.from_pylist(rows, history_schema()))
+def write_history(run: RunFolder, rows: list[Row], findings: Sequence[str]) -> None:
+    """Write all epochs so far, in place of those that were there."""
+    run.history.write_table(pa.Table.from_pylist(rows, history_schema(findings)))
 
 
 def has_history(run: RunFolder) -> bool:
+    """Whether a run has a history."""
     return run.history.is_directory()
 
 
 def read_history(run: RunFolder) -> pd.DataFrame:
     """All epochs in order. Raises UserError where there are none, or where they are damaged."""
     if not has_history(run):
-        raise UserError(f"--run {run} has no history: give a folder that chexspark train wrote")
+        raise UserError(f"--run={run} has no history: give a folder that chexspark train wrote")
     try:
         table = run.history.read_table().to_pandas()
         return table.sort_values("epoch", ignore_index=True)

@@ -1,9 +1,10 @@
 """Where a run comes from: ``RUN/lineage.json``. Written on rank 0, read on the driver."""
 
 import json
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from chexspark.errors import UserError
+from chexspark.findings import FINDINGS, names_fault
 from chexspark.run.folder import RunFolder
 from chexspark.text_files import read_json
 
@@ -18,13 +19,15 @@ class Placed(TypedDict):
 
 
 class Lineage(TypedDict):
-    """The file's content. A run from before it was recorded lacks `trained_patients`."""
+    """The file's content. A run from before they were recorded lacks `trained_patients`
+    and `findings`, which then are NIH's 14; `read_lineage` puts these in."""
 
     store: str  # path or URI
     store_fingerprint: str
     split_hash: str
     trained_patients: str  # SHA-256 of the table of seen patients
     image_size: int  # pixels
+    findings: list[str]  # in the order of the model's outputs
     chexspark: str
     python: str
     packages: dict[str, str]  # name → version
@@ -35,6 +38,7 @@ NEEDED = {"image_size": int, "store_fingerprint": str}  # by those who read a ru
 
 
 def write_lineage(run: RunFolder, lineage: Lineage) -> None:
+    """Write the file."""
     run.lineage.write_text(json.dumps(lineage, indent=1) + "\n")
 
 
@@ -42,7 +46,7 @@ def read_lineage(run: RunFolder) -> Lineage:
     """Read and check the file. Raises UserError where there is none, or where it is damaged."""
     if not run.lineage.is_file():
         raise UserError(
-            f"--run {run} has no lineage.json: give a folder that chexspark train wrote"
+            f"--run={run} has no lineage.json: give a folder that chexspark train wrote"
         )
     found = read_json(run.lineage, str(run.lineage), "copy the run again")
     for name, kind in NEEDED.items():
@@ -50,4 +54,8 @@ def read_lineage(run: RunFolder) -> Lineage:
             raise UserError(
                 f"{run.lineage} is damaged: {name} is {found.get(name)!r}; copy the run again"
             )
-    return found
+    found.setdefault("findings", list(FINDINGS))
+    fault = names_fault(found["findings"]) if isinstance(found["findings"], list) else "is no list"
+    if fault:
+        raise UserError(f"{run.lineage} is damaged: findings {fault}; copy the run again")
+    return cast(Lineage, found)

@@ -35,7 +35,7 @@ def write_seen_patients(run: RunFolder, store: Location, manifest: Manifest) -> 
 
 
 def read_seen_patients(run: RunFolder) -> dict[str, str] | None:
-    """Patient hash → split, as the run saw them; None where a run has no such table."""
+    """Patient hash → split, as the run saw them; None without a table. Raises UserError for a damaged one."""
     if not run.seen_patients.is_directory():
         return None
     try:

@@ -1,10 +1,12 @@
 """The settings that a run began with: ``RUN/config.yaml``. Runs on the driver.
 
-In: the run and the config asked for. Out: the config to run with, or UserError. Settings of an
-older layout are read under the names of today.
+In: the run and the config asked for. Out: the settings that the run began with, or UserError. In the
+file ``num_proc`` is how many ranks it began with, whatever was asked for. Settings of an older layout
+are read under the names of today.
 """
 
 import dataclasses
+from typing import Any
 
 import yaml
 
@@ -13,6 +15,7 @@ from chexspark.errors import UserError
 from chexspark.run.checkpoint import Checkpoint, latest
 from chexspark.run.folder import LAYOUT_VERSION, RunFolder, check_layout, check_model
 from chexspark.run.lineage import read_lineage
+from chexspark.run.resolved import ResolvedTraining
 from chexspark.settings import build
 from chexspark.store.manifest import Manifest
 from chexspark.text_files import read_yaml
@@ -24,13 +27,14 @@ VERSION = "layout_version"
 RENAMED = {1: {"plan": "dry_run"}}  # by layout version: old name → new name
 
 
-def write_settings(run: RunFolder, config: TrainConfig) -> None:
+def write_settings(run: RunFolder, settings: ResolvedTraining) -> None:
     """Write the effective settings, with the layout version first."""
-    values = {VERSION: LAYOUT_VERSION} | dataclasses.asdict(config)
+    began = {"num_proc": settings.began_with}
+    values = {VERSION: LAYOUT_VERSION} | dataclasses.asdict(settings.config) | began
     run.settings.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
-def read_settings(run: RunFolder) -> tuple[int, dict]:
+def read_settings(run: RunFolder) -> tuple[int, dict[str, Any]]:
     """The layout version and the settings by today's names; 1 and none where there is no file.
 
     Raises UserError for a damaged file, or a layout that is not known here.
@@ -49,51 +53,63 @@ def check_run(run: RunFolder) -> None:
     read_settings(run)
 
 
-def earlier_config(run: RunFolder) -> TrainConfig | None:
-    """The config of the run that is in this folder; none for a new or empty folder.
+def earlier_settings(run: RunFolder) -> ResolvedTraining | None:
+    """The settings of the run that is in this folder; none for a new or empty folder.
 
-    Raises UserError when there are files, but no run, or a run that cannot be resumed here.
+    How many ranks were asked for then is not known, and None. Raises UserError when there are files, but no run, or a run that cannot be resumed here.
     """
     if not run.place.exists():
         return None
     if not run.place.is_directory():
-        raise UserError(f"--run {run} is a file: give a folder")
+        raise UserError(f"--run={run} is a file: give a folder")
     if run.settings.is_file():
         version, values = read_settings(run)
         if version != LAYOUT_VERSION:
             raise UserError(
-                f"--run {run} has layout version {version}, and only runs of version "
+                f"--run={run} has layout version {version}, and only runs of version "
                 f"{LAYOUT_VERSION} are resumed: give a new folder (evaluate, predict and report take "
                 "this one as it is)"
             )
         try:
-            return build(TrainConfig, values)
+            config = build(TrainConfig, values)
+            if config.num_proc is None:
+                raise UserError("num_proc is missing")
         except UserError as error:
             raise UserError(f"{run.settings} is damaged: {error}") from error
+        return ResolvedTraining(dataclasses.replace(config, num_proc=None), config.num_proc)
     # A doctor that was killed may have left a mark.
     if any(not file.base_name.startswith(".") for file in run.place.list_files()):
-        raise UserError(f"--run {run} has files in it, but no run: give a new folder")
+        raise UserError(f"--run={run} has files in it, but no run: give a new folder")
     return None
 
 
-def check_same(run: RunFolder, config: TrainConfig, earlier: TrainConfig) -> None:
+def check_same(run: RunFolder, config: TrainConfig, earlier: ResolvedTraining) -> None:
     """Raise UserError that lists what differs, where the weights would depend on it."""
     changed = [
         f"{name} was {was!r}, now {getattr(config, name)!r}"
-        for name, was in dataclasses.asdict(earlier).items()
+        for name, was in dataclasses.asdict(earlier.config).items()
         if name not in FREE and was != getattr(config, name)
     ]
     if changed:
         raise UserError(
-            f"--run {run} was begun with other settings: {'; '.join(changed)}; give these again to "
+            f"--run={run} was begun with other settings: {'; '.join(changed)}; give these again to "
             "resume it, or a new folder"
         )
 
 
 def check_same_store(run: RunFolder, manifest: Manifest) -> None:
-    """Raise UserError when the run was begun on other images."""
-    if run.lineage.is_file() and read_lineage(run)["store_fingerprint"] != manifest.fingerprint:
-        raise UserError(f"--run {run} was begun on another store: give that, or a new folder")
+    """Raise UserError when the run was begun on other images, or on other findings."""
+    if not run.lineage.is_file():
+        return
+    lineage = read_lineage(run)
+    if tuple(lineage["findings"]) != manifest.findings:
+        began, now = (", ".join(names) for names in (lineage["findings"], manifest.findings))
+        raise UserError(
+            f"--run={run} was begun on other findings ({began}; now {now}): give the store that it "
+            "was begun on, or a new folder"
+        )
+    if lineage["store_fingerprint"] != manifest.fingerprint:
+        raise UserError(f"--run={run} was begun on another store: give that, or a new folder")
 
 
 def last_checkpoint(run: RunFolder) -> Checkpoint | None:

@@ -4,6 +4,7 @@ In: the store and its manifest. Out: nothing, or UserError before a run has begu
 Parquet footers are looked at; the images' bytes are checked by the reader, as it reads them.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -17,14 +18,14 @@ from chexspark.store.schema import parquet_schema
 THREADS = 8  # on an object store a footer is a matter of waiting
 
 
-def check_files(store: Location, manifest: Manifest, splits) -> None:
+def check_files(store: Location, manifest: Manifest, splits: Iterable[str]) -> None:
     """Raise UserError that names the first file which is missing or not what ingest wrote."""
     schema = parquet_schema(manifest.image_size, manifest.schema_version)
     files = [file for split in splits for file in manifest.splits[split].files]
     with ThreadPoolExecutor(THREADS) as pool:
         for fault in pool.map(lambda file: fault_of(store, file, schema), files):
             if fault:
-                raise UserError(f"--data {store}: {fault}; ingest again")
+                raise UserError(f"--data={store}: {fault}; ingest again")
 
 
 def fault_of(store: Location, file: StoreFile, schema: pa.Schema) -> str | None:

@@ -7,11 +7,12 @@ It is JSON, written last and atomically: no manifest, no dataset.
 import dataclasses
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from chexspark.errors import UserError
-from chexspark.findings import FINDINGS
+from chexspark.findings import names_fault
 from chexspark.storage import Location
 from chexspark.text_files import read_json
 
@@ -56,7 +57,7 @@ class Manifest:
 
     schema_version: int
     image_size: int
-    findings: tuple[str, ...]
+    findings: tuple[str, ...]  # in the order of every row's labels
     splits: dict[str, SplitSummary]
     class_weights: dict[str, dict[str, float]]  # finding → weight of a positive, of a negative
     quarantined: dict[str, int]  # reason → images
@@ -67,11 +68,12 @@ class Manifest:
     boxes: int
     split_hash: str  # SHA-256 of which patient is in which split
     fingerprint: str  # SHA-256 of names, labels and pixels, whatever the files' layout
-    sources: dict  # images, labels, and the digests of all input that went in
-    settings: dict
+    sources: dict[str, Any]  # images, labels, and the digests of all input that went in
+    settings: dict[str, Any]
     seconds: float
 
     def write(self, store: Location) -> None:
+        """Write the file, in one step."""
         (store / FILE_NAME).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     def __str__(self) -> str:
@@ -88,13 +90,13 @@ class Manifest:
         )
 
 
-def class_weights(train: SplitSummary) -> dict[str, dict[str, float]]:
+def class_weights(findings: tuple[str, ...], train: SplitSummary) -> dict[str, dict[str, float]]:
     """CheXNet's weights: w+ = |N| / (|P|+|N|) for positives, w− = |P| / (|P|+|N|) for negatives.
 
     Source: Rajpurkar et al. 2017, section 2.1. A finding without known labels weighs 0 and 0.
     """
     weights = {}
-    for finding in FINDINGS:
+    for finding in findings:
         positives, negatives = train.positives[finding], train.negatives[finding]
         known = max(1, positives + negatives)
         weights[finding] = {"positive": negatives / known, "negative": positives / known}
@@ -142,6 +144,10 @@ def read_manifest(store: Location) -> Manifest:
             )
             for name, split in raw["splits"].items()
         }
-        return Manifest(**{**raw, "splits": splits, "findings": tuple(raw["findings"])})
+        manifest = Manifest(**{**raw, "splits": splits, "findings": tuple(raw["findings"])})
+        fault = names_fault(manifest.findings)
+        if fault:
+            raise ValueError(f"findings {fault}")
+        return manifest
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{place} is damaged ({error!r}): ingest again") from error

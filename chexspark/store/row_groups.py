@@ -4,6 +4,7 @@ In: a store and its manifest. Out: images and labels as arrays, checked against 
 checksums. Nothing is unpickled.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ class RowGroup:
 
     uri: str  # of its Parquet file
     number: int  # in the file
+    findings: int  # labels of a row
     rows: int
     checksum: str  # of pixels and labels, as the manifest has it
     column_checksum: str | None  # of the other columns; a store of version 1 has none
@@ -55,17 +57,26 @@ class Piece(NamedTuple):
 
 def row_groups(store: Location, manifest: Manifest, split: str) -> list[RowGroup]:
     """All row groups of a split in the store's order."""
-    return [group for file in manifest.splits[split].files for group in groups_of(store, file)]
+    return [
+        group for file in manifest.splits[split].files for group in groups_of(store, manifest, file)
+    ]
 
 
-def groups_of(store: Location, file: StoreFile) -> list[RowGroup]:
+def groups_of(store: Location, manifest: Manifest, file: StoreFile) -> list[RowGroup]:
     """The row groups of one file."""
     others = file.column_checksums or (None,) * len(file.row_groups)
     known = zip(file.row_groups, file.checksums, others, strict=True)
-    return [RowGroup((store / file.path).uri, number, *each) for number, each in enumerate(known)]
+    uri, findings = (store / file.path).uri, len(manifest.findings)
+    return [RowGroup(uri, number, findings, *each) for number, each in enumerate(known)]
 
 
-def pieces(group: RowGroup, size: int, others: tuple[str, ...] = (), place=None, footers=None):
+def pieces(
+    group: RowGroup,
+    size: int,
+    others: tuple[str, ...] = (),
+    place: Location | None = None,
+    footers: dict[str, pq.FileMetaData] | None = None,
+) -> Iterator[Piece]:
     """Yield a row group of images of `size` × `size` pixels as `Piece`s, in order.
 
     `others`: columns wanted beside images and labels. `place`: the file's `Location`, where the
@@ -74,7 +85,8 @@ def pieces(group: RowGroup, size: int, others: tuple[str, ...] = (), place=None,
     """
     place = place or locate(group.uri)
     footers = {} if footers is None else footers
-    found, first, described = RowGroupChecksum(), 0, []
+    found, first = RowGroupChecksum(), 0
+    described: list[pa.Table] = []
     try:
         with place.filesystem.open_input_file(place.path) as source:
             parquet = pq.ParquetFile(source, metadata=footers.get(group.uri))
@@ -84,7 +96,8 @@ def pieces(group: RowGroup, size: int, others: tuple[str, ...] = (), place=None,
                 max(1, PIECE_BYTES // size**2), row_groups=[group.number], columns=columns,
                 use_threads=False,
             ):  # fmt: skip
-                images, labels = images_of(batch[IMAGE], size), labels_of(batch[LABELS])
+                images = images_of(batch[IMAGE], size)
+                labels = labels_of(batch[LABELS], group.findings)
                 found.add(images, labels)
                 table = pa.Table.from_batches([batch]).drop(list(PIXELS))
                 described += [table] if others else []
@@ -130,7 +143,7 @@ def patients_of_split(store: Location, manifest: Manifest, split: str) -> set[st
     """The patients that a split of the store has images of. Raises DamagedStoreError."""
     found = set()
     for file in manifest.splits[split].files:
-        found.update(checked_column(groups_of(store, file), "patient_id"))
+        found.update(checked_column(groups_of(store, manifest, file), "patient_id"))
     return found
 
 

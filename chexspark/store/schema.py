@@ -8,12 +8,11 @@ fixed length, and reading is a copy. Plain Petastorm opens it; our reader needs 
 import functools
 import io
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
 import xxhash
-
-from chexspark.findings import FINDINGS
 
 IMAGE, LABELS = "image", "labels"
 
@@ -83,12 +82,12 @@ def images_of(column: pa.Array, size: int) -> np.ndarray:
     return rows[:, len(header) :].reshape(-1, size, size)
 
 
-def labels_of(column: pa.Array) -> np.ndarray:
-    """View a label column as int8 (rows, 14). Raises ValueError for another length."""
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    if len(values) != len(column) * len(FINDINGS):
-        raise ValueError(f"a row has not {len(FINDINGS)} labels")
-    return values.reshape(-1, len(FINDINGS))
+def labels_of(column: pa.Array, findings: int) -> np.ndarray:
+    """View a label column as int8 (rows, findings). Raises ValueError for rows of another length."""
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    if not (lengths == findings).all():
+        raise ValueError(f"a row has not {findings} labels")
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, findings)
 
 
 def columns_checksum(table: pa.Table) -> str:
@@ -106,14 +105,15 @@ class RowGroupChecksum:
     Computed with each read: four times as fast as CRC-32, at the speed of memory.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.images, self.labels = xxhash.xxh3_64(), xxhash.xxh3_64()
 
-    def add(self, images, labels: np.ndarray) -> None:
-        """Take the next rows: images uint8 (rows, size, size) or a list, labels int8 (rows, 14)."""
+    def add(self, images: Iterable[np.ndarray], labels: np.ndarray) -> None:
+        """Take the next rows: images uint8 (rows, size, size) or a list, labels int8 (rows, findings)."""
         for image in images:
             self.images.update(image)
         self.labels.update(np.ascontiguousarray(labels))
 
     def hexdigest(self) -> str:
+        """32 digits: the images' checksum, then the labels'."""
         return self.images.hexdigest() + self.labels.hexdigest()

@@ -5,58 +5,68 @@ In: the times of each step. Out: rates, shares, and when it is time to tell the 
 
 import math
 import time
+from typing import TypedDict
 
 EVENT_SECONDS = 0.5  # between two events of steps
+
+
+class EpochTimes(TypedDict):
+    """Columns of the epoch's row of the history. The shares are of the epoch's time on this rank."""
+
+    seconds: float
+    images_per_second: float  # over all ranks; NaN where no step was taken
+    input_share: float
+    allreduce_share: float
+    compute_share: float
 
 
 class Clock:
     """Adds up where the time of an epoch goes. `images`: of a step, over all ranks."""
 
-    def __init__(self, images: float, first: int, losses: float):
-        self.images, self.before, self.steps = images, first, 0
+    def __init__(self, images: float) -> None:
+        self.images, self.steps = images, 0
         self.started = self.told = self.now = time.monotonic()
-        self.first = None  # when the first step, which may have compiled, was done
-        self.loss = self.input = self.allreduce = 0.0
-        self.losses = losses
+        self.first: float | None = None  # when the first step, which may have compiled, was done
+        self.input = self.allreduce = 0.0
 
     def asks(self) -> None:
+        """A batch is asked for."""
         self.now = time.monotonic()
 
     def gets(self) -> None:
+        """It is there."""
         self.input += time.monotonic() - self.now
 
-    def stepped(self, result) -> None:
+    def stepped(self, allreduce_seconds: float) -> None:
+        """A step is done, of which so many seconds went into reducing."""
         self.steps += 1
-        self.loss, self.losses = result.loss, self.losses + result.loss
-        self.allreduce += result.allreduce_seconds
+        self.allreduce += allreduce_seconds
         self.now = time.monotonic()
         self.first = self.first or self.now
 
     @property
-    def mean_loss(self) -> float:
-        return self.losses / (self.before + self.steps)
-
-    @property
     def rate(self) -> float:
         """Images per second over all ranks, from the second step on."""
-        if self.steps < 2:
+        if self.steps < 2 or self.first is None:
             return self.images / max(self.now - self.started, 1e-9)
         return (self.steps - 1) * self.images / (self.now - self.first)
 
     def is_time_to_tell(self) -> bool:
-        if self.now - self.told < EVENT_SECONDS:
-            return False
-        self.told = self.now
-        return True
+        """Whether the driver has not been told for a while."""
+        return self.now - self.told >= EVENT_SECONDS
 
-    def figures(self) -> dict:
-        """The epoch's row of the history. The shares are of the epoch's time on this rank."""
+    def tells(self) -> None:
+        """The driver is told."""
+        self.told = self.now
+
+    def figures(self) -> EpochTimes:
+        """Where the time went until now."""
         seconds = time.monotonic() - self.started
-        shares = {"input_share": self.input / seconds, "allreduce_share": self.allreduce / seconds}
+        input_share, allreduce_share = self.input / seconds, self.allreduce / seconds
         return {
-            "train_loss": self.mean_loss,
             "seconds": seconds,
             "images_per_second": self.steps * self.images / seconds if self.steps else math.nan,
-            **shares,
-            "compute_share": 1 - sum(shares.values()),
+            "input_share": input_share,
+            "allreduce_share": allreduce_share,
+            "compute_share": 1 - input_share - allreduce_share,
         }

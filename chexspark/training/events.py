@@ -1,15 +1,18 @@
-"""What a rank and the driver tell each other while it works. Runs on ranks.
+"""What a rank and the driver tell each other while it works. Runs on ranks and the driver.
 
-In: events by name, with plain values, as JSON lines to the driver. Out: the driver's word to stop.
+In: events, dataclasses of plain values. Out: JSON lines to the driver, and events again there; the
+driver's word to stop. Who speaks is known by the connection, from its first event, `Connected`.
 """
 
+import dataclasses
 import json
 import os
 import socket
 import threading
 import time
 from dataclasses import dataclass
-from typing import TypedDict
+from types import TracebackType
+from typing import Any, Self, get_type_hints
 
 CONNECT_SECONDS = 30
 STOP = b"stop"
@@ -19,49 +22,71 @@ LONGEST_TEXT = 10_000  # characters of one value
 SILENT_SECONDS, ASKED_EVERY, ASKED_TIMES = 4, 2, 3  # a host that is down is noticed after ten
 
 
-class Event(TypedDict):
-    """What every event has; `rank`: who sent it."""
-
-    event: str  # a key of EVENTS
-    rank: int
+@dataclass(frozen=True)
+class Event:
+    """Something that a handler of the driver is told of."""
 
 
+@dataclass(frozen=True)
 class Connected(Event):
     """The first of every rank."""
 
+    rank: int
     host: str
 
 
-class Failed(Event):
-    """A rank ended by an exception; for the rest see `faults.failure_of`."""
+@dataclass(frozen=True)
+class Beat(Event):
+    """The process runs, whatever it waits for."""
 
+
+@dataclass(frozen=True)
+class Alive(Event):
+    """The rank works."""
+
+
+@dataclass(frozen=True)
+class Done(Event):
+    """The last one, of a rank that returns."""
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The last one, of a rank that is ended by an exception; see `faults.failure_of`."""
+
+    rank: int
     host: str
     message: str
-    user_error: bool
-    own: bool
-    may_pass: bool
-    stopped: bool
+    user_error: bool  # a mistake of the user
+    own: bool  # it began here, and not on another rank
+    may_pass: bool  # another attempt may go well
+    stopped: bool  # a stop was heeded
 
 
+@dataclass(frozen=True)
 class Note(Event):
     """A line for the user."""
 
     text: str
 
 
+@dataclass(frozen=True)
 class Problem(Event):
     """A warning of a rank's log."""
 
+    rank: int
     host: str
     text: str
 
 
+@dataclass(frozen=True)
 class Starting(Event):
     """What takes long before the first step."""
 
     what: str
 
 
+@dataclass(frozen=True)
 class Step(Event):
     """A step is done: `step` of `steps` in `epoch`, which counts from 0, of `epochs`."""
 
@@ -75,14 +100,16 @@ class Step(Event):
     seconds_left: float  # of the run
 
 
+@dataclass(frozen=True)
 class Validating(Event):
     """An epoch's steps are done."""
 
     epoch: int
 
 
+@dataclass(frozen=True)
 class Epoch(Event):
-    """An epoch is over: a row of the history, of which these are shown."""
+    """An epoch is over: of its row of the history, what is shown."""
 
     epoch: int
     train_loss: float
@@ -94,6 +121,14 @@ class Epoch(Event):
     best: bool
 
 
+@dataclass(frozen=True)
+class Round(Event):
+    """Of the benchmark: a round begins, counted from 0."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class Waiting(Event):
     """The driver's own: `tasks` and `started` (processes) of `ranks`, in `slots` task slots."""
 
@@ -104,34 +139,52 @@ class Waiting(Event):
     seconds: float  # since the start
 
 
+@dataclass(frozen=True)
 class Placed(Event):
     """The driver's own: all ranks have started; `hosts`: of rank 0, 1 and so on."""
 
-    hosts: list[str]
+    hosts: tuple[str, ...]
 
 
-class Round(Event):
-    """Of the benchmark: a round begins, counted from 0."""
+OF_RANKS: tuple[type[Event], ...] = (
+    Connected, Beat, Alive, Done, Failed, Note, Problem, Starting, Step, Validating, Epoch, Round,
+)  # fmt: skip
+BY_NAME = {kind.__name__.lower(): kind for kind in OF_RANKS}
+TYPES = {kind: get_type_hints(kind) for kind in OF_RANKS}
 
-    round: int
+
+def encode(event: Event) -> bytes:
+    """An event of a rank as a line of JSON; texts that are too long are cut."""
+    values = {
+        name: value[:LONGEST_TEXT] if isinstance(value, str) else value
+        for name, value in dataclasses.asdict(event).items()
+    }
+    return json.dumps({"event": type(event).__name__.lower(), **values}).encode() + b"\n"
 
 
-EVENTS: dict[str, type] = {
-    "connected": Connected,
-    "beat": Event,  # the process runs, whatever it waits for
-    "alive": Event,  # it works
-    "starting": Starting,
-    "note": Note,
-    "problem": Problem,
-    "step": Step,
-    "validating": Validating,
-    "epoch": Epoch,
-    "done": Event,  # the last one, of a rank that returns
-    "failed": Failed,  # the last one, of a rank that does not
-    "waiting": Waiting,
-    "placed": Placed,
-    "round": Round,
-}
+def decode(line: bytes) -> Event:
+    """The event of a rank that a line says. Raises ValueError for any other line."""
+    try:
+        values = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("a line is nested too deeply") from error
+    if not isinstance(values, dict) or values.get("event") not in list(BY_NAME):
+        raise ValueError("a line is no event of a rank")
+    kind = BY_NAME[values.pop("event")]
+    types = TYPES[kind]
+    if values.keys() != types.keys():
+        raise ValueError(f"{kind.__name__} has {', '.join(types) or 'nothing'}, and not {values}")
+    for name, value in values.items():
+        if not fits(value, types[name]):
+            raise ValueError(f"{kind.__name__}.{name} is {value!r}")
+    return kind(**values)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON is of a field's type."""
+    if isinstance(value, bool) or kind is bool:  # Python takes True for 1
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
 
 
 @dataclass(frozen=True)
@@ -165,7 +218,7 @@ class EventSender:
     ends soon after, wherever it hangs itself: no rank outlives its run.
     """
 
-    def __init__(self, address: EventAddress, rank: int):
+    def __init__(self, address: EventAddress, rank: int) -> None:
         self.rank, self.stopping, self.done = rank, threading.Event(), False
         self.lock = threading.Lock()
         self.socket = socket.create_connection((address.host, address.port), CONNECT_SECONDS)
@@ -174,30 +227,33 @@ class EventSender:
         self.socket.sendall(f"{address.token}\n".encode())
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def __enter__(self):
-        self.send("connected", host=socket.gethostname())
+    def __enter__(self) -> Self:
+        self.send(Connected(self.rank, socket.gethostname()))
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.done = True
         if kind is None:
-            self.send("done")
+            self.send(Done())
         self.socket.close()
 
-    def send(self, event: str, **values) -> None:
-        """Send one event; `values` must be JSON. To a driver that is gone nothing is said."""
-        values = {k: v[:LONGEST_TEXT] if isinstance(v, str) else v for k, v in values.items()}
-        line = json.dumps({"event": event, "rank": self.rank, **values})
+    def send(self, event: Event) -> None:
+        """Send one event. To a driver that is gone nothing is said."""
         try:
             with self.lock:
-                self.socket.sendall(f"{line}\n".encode())
+                self.socket.sendall(encode(event))
         except OSError:
             self.stopping.set()
 
     def _beat(self) -> None:
         while not self.done:
-            self.send("beat")
+            self.send(Beat())
             time.sleep(BEAT_SECONDS)
 
     def _listen(self) -> None:

@@ -4,12 +4,25 @@ In: the result of a step, or an exception. Out: nothing, or NotFiniteError with 
 the driver is to know of the exception.
 """
 
+from __future__ import (
+    annotations,  # the types of a step need TensorFlow, and the driver imports this
+)
+
+import socket
+import sys
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from chexspark.data.plan import RankFacts
-from chexspark.errors import UserError
+from chexspark.data.pipeline import StepInputs
+from chexspark.data.reader import SplitReader
+from chexspark.errors import ChexsparkError, UserError
+from chexspark.run.moment import Moment
+from chexspark.training.events import Failed
 
-BROKEN_OFF = ("HorovodInternalError", "UnknownError")  # what a collective that breaks off raises
+if TYPE_CHECKING:
+    from chexspark.training.step import StepResult
+
 IMAGES_NAMED = 8
 MAY_PASS = (OSError, MemoryError)  # what a host or a store may do once, and not again
 
@@ -17,12 +30,9 @@ MAY_PASS = (OSError, MemoryError)  # what a host or a store may do once, and not
 class NotFiniteError(FloatingPointError):
     """A loss or gradient is NaN or infinite. `own`: whether it is this rank's."""
 
-    def __init__(self, message: str, own: bool):
+    def __init__(self, message: str, own: bool) -> None:
         super().__init__(message)
         self.own = own
-
-    def __str__(self):
-        return self.args[0]
 
 
 class NotJoinedError(Exception):
@@ -37,33 +47,45 @@ class StoppedByUserError(Exception):
     own = False
 
 
-def failure_of(error: Exception) -> dict:
-    """What the driver is to know of an exception that ended a rank.
-
-    user_error: a mistake of the user. own: it began here; a collective that breaks off does so because
-    another rank has. may_pass: another attempt may go well. stopped: a stop was heeded.
-    """
+def failure_of(error: Exception, rank: int, log: str) -> Failed:
+    """What the driver is to know of an exception that ended this rank; `log`: where more is said."""
     # What the driver could do before, and this rank cannot now, is no mistake of the user.
     may_pass = isinstance(error, MAY_PASS) or isinstance(error.__cause__, OSError)
     user_error = isinstance(error, UserError) and not may_pass
-    return {
-        "user_error": user_error,
-        "own": getattr(error, "own", type(error).__name__ not in BROKEN_OFF),
-        "may_pass": may_pass,
-        "stopped": isinstance(error, StoppedByUserError),
-        "message": str(error) if user_error or hasattr(error, "own") else repr(error),
-    }
+    # As it was written: the driver knows whether who called speaks of flags or of keywords.
+    said = error.text if isinstance(error, ChexsparkError) else str(error)
+    message = said if user_error or hasattr(error, "own") else repr(error)
+    return Failed(
+        rank=rank,
+        host=socket.gethostname(),
+        message=f"{message} (log: {log})",
+        user_error=user_error,
+        own=getattr(error, "own", not is_of_a_collective(error)),
+        may_pass=may_pass,
+        stopped=isinstance(error, StoppedByUserError),
+    )
 
 
-def check_finite(result, inputs, reader, facts: RankFacts, epoch: int, step: int) -> None:
-    """Raise NotFiniteError when the step's loss or gradients are not finite on any rank."""
+def is_of_a_collective(error: Exception) -> bool:
+    """Whether an exception is what a collective raises that breaks off, because another rank has ended.
+
+    Horovod's operations raise TensorFlow's UnknownError then, its Python functions HorovodInternalError.
+    A process that has not loaded the two cannot have met it: they are not loaded for this.
+    """
+    horovod, tensorflow = (sys.modules.get(n) for n in ("horovod.common.exceptions", "tensorflow"))
+    kinds = [horovod.HorovodInternalError] if horovod else []
+    kinds += [tensorflow.errors.UnknownError] if tensorflow else []
+    return isinstance(error, tuple(kinds))
+
+
+def check_finite(
+    result: StepResult, inputs: StepInputs, reader: SplitReader, rank: int, at: Moment
+) -> None:
+    """Raise NotFiniteError when the loss or gradients of the step at a moment are not finite on any rank."""
     if result.finite:
         return
-    where = f"epoch {epoch + 1}, step {step + 1}"
     if result.finite_here:
-        raise NotFiniteError(
-            f"{where}: loss or gradients of another rank are not finite", own=False
-        )
+        raise NotFiniteError(f"{at}: loss or gradients of another rank are not finite", own=False)
     losses = result.row_losses.numpy()
     real = inputs.rows >= 0
     bad = real & ~np.isfinite(losses)
@@ -72,7 +94,7 @@ def check_finite(result, inputs, reader, facts: RankFacts, epoch: int, step: int
     names = ", ".join(reader.image_names(rows[:IMAGES_NAMED]))
     more = f" and {len(rows) - IMAGES_NAMED} more" if len(rows) > IMAGES_NAMED else ""
     raise NotFiniteError(
-        f"{where}: {what} not finite on rank {facts.rank}, images {names}{more}; lower "
+        f"{at}: {what} not finite on rank {rank}, images {names}{more}; lower "
         "--learning-rate, or give --clip-norm",
         own=True,
     )

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from chexspark.config import TrainConfig
-from chexspark.findings import FINDINGS
 from chexspark.store.manifest import Manifest
 
 
@@ -18,7 +16,7 @@ from chexspark.store.manifest import Manifest
 class Loss:
     """Sigmoid cross-entropy per finding, with weights, focus and smoothing.
 
-    `positive`, `negative`: float32 (14,), weights of the two classes. CheXNet's (Rajpurkar et al.
+    `positive`, `negative`: float32 (findings,), weights of the two classes. CheXNet's (Rajpurkar et al.
     2017, section 2.1) are |N| / (|P|+|N|) and |P| / (|P|+|N|).
     `gamma`: each label's loss times (1 − p)^γ, p the probability given to the truth (Lin et al.
     2017, equation 4, without α). `smoothing`: s moves labels 0 and 1 to s/2 and 1 − s/2.
@@ -29,10 +27,10 @@ class Loss:
     gamma: float = 0.0
     smoothing: float = 0.0
 
-    def per_row(self, labels, logits):
+    def per_row(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         """Losses summed per row, float32 (batch,), unknown labels (−1) left out.
 
-        `labels`: int8 (batch, 14); `logits`: float32 (batch, 14).
+        `labels`: int8 (batch, findings); `logits`: float32 (batch, findings).
         """
         truth = tf.cast(tf.maximum(labels, 0), tf.float32)
         target = truth * (1 - self.smoothing) + self.smoothing / 2 if self.smoothing else truth
@@ -44,18 +42,22 @@ class Loss:
         return tf.reduce_sum(losses * tf.cast(labels >= 0, tf.float32), axis=1)
 
 
-def known_labels(labels, weights):
+def known_labels(labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """How many labels of real rows are known: float32 scalar."""
     return tf.reduce_sum(tf.cast(labels >= 0, tf.float32) * weights[:, None])
 
 
-def make_loss(config: TrainConfig, manifest: Manifest) -> Loss:
-    """The recipe's loss; class weights are those of the store's training images."""
-    weights = {}
-    if config.loss == "weighted":
-        weights = {
-            kind: np.array([manifest.class_weights[f][kind] for f in FINDINGS], np.float32)
-            for kind in ("positive", "negative")
-        }
-    gamma = config.focal_gamma if config.loss == "focal" else 0.0
-    return Loss(**weights, gamma=gamma, smoothing=config.label_smoothing)
+def make_loss(kind: str, gamma: float, smoothing: float, manifest: Manifest) -> Loss:
+    """The recipe's loss: `kind` is one of the setting `loss`, `gamma` and `smoothing` are of `Loss`.
+
+    Class weights are those of the store's training images.
+    """
+    if kind == "focal":
+        return Loss(gamma=gamma, smoothing=smoothing)
+    if kind == "weighted":
+        positive, negative = (
+            np.array([manifest.class_weights[f][sign] for f in manifest.findings], np.float32)
+            for sign in ("positive", "negative")
+        )
+        return Loss(positive, negative, smoothing=smoothing)
+    return Loss(smoothing=smoothing)

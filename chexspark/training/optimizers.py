@@ -11,12 +11,15 @@ and the scales and shifts of normalisation, all of rank 1, are left alone, as in
 (Goyal et al. 2017, section 5.1; You et al. 2019, in the code that its authors published).
 """
 
-import tensorflow as tf
-import tf_keras as keras
+from collections.abc import Callable
+from typing import Any
 
+import tensorflow as tf
+from tf_keras.optimizers import legacy
+
+from chexspark.config import OPTIMIZERS
 from chexspark.errors import UserError, closest
 
-legacy = keras.optimizers.legacy
 TRUST_COEFFICIENT = 0.001  # η of LARS: You, Gitman, Ginsburg 2017, section 5
 LAMB_EPSILON = 1e-6  # the authors' code
 
@@ -32,7 +35,7 @@ def make_optimizer(
 
     `momentum`: of sgd, rmsprop and lars. Raises UserError for an unknown name.
     """
-    makers = {
+    makers: dict[str, Callable[[], legacy.Optimizer]] = {
         "adam": lambda: Adam(weight_decay, learning_rate),
         "adamw": lambda: AdamW(weight_decay, learning_rate),
         "sgd": lambda: SGD(weight_decay, learning_rate, momentum),
@@ -40,34 +43,35 @@ def make_optimizer(
         "lars": lambda: LARS(weight_decay, learning_rate, momentum),
         "lamb": lambda: LAMB(weight_decay, learning_rate, epsilon=LAMB_EPSILON),
     }
-    if name not in makers:
+    if name not in OPTIMIZERS:
+        valid = ", ".join(OPTIMIZERS)
         raise UserError(
-            f"the optimizer {name!r} is unknown{closest(name, makers)} (valid: {', '.join(makers)})"
+            f"the optimizer {name!r} is unknown{closest(name, OPTIMIZERS)} (valid: {valid})"
         )
     optimizer = makers[name]()
     optimizer._create_all_weights(variables)
     return optimizer
 
 
-def is_weight(variable) -> bool:
+def is_weight(variable: tf.Variable) -> bool:
     """Whether a variable is a kernel, and no bias, scale or shift."""
     return variable.shape.rank > 1
 
 
-def norm(tensor):
+def norm(tensor: tf.Tensor) -> tf.Tensor:
     """The Euclidean norm of all elements."""
     return tf.sqrt(2 * tf.nn.l2_loss(tensor))
 
 
-def unless_zero(first, second, ratio):
+def unless_zero(first: tf.Tensor, second: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
     """`ratio`, or 1 where one of two norms is 0: a layer at zero, or one without a gradient."""
     return tf.where((first > 0) & (second > 0), ratio, 1.0)
 
 
-class Decaying:
+class Decaying(legacy.Optimizer):
     """A weight decay, ahead of a Keras class."""
 
-    def __init__(self, weight_decay, *settings, **more):
+    def __init__(self, weight_decay: float, *settings: float, **more: float) -> None:
         super().__init__(*settings, name=type(self).__name__, **more)
         self.weight_decay = weight_decay
 
@@ -75,7 +79,7 @@ class Decaying:
 class WithPenalty(Decaying):
     """Weight decay as the gradient of an L2 penalty, ``g + λw``, which takes the way of gradients."""
 
-    def _resource_apply_dense(self, grad, var, apply_state):
+    def _resource_apply_dense(self, grad: tf.Tensor, var: tf.Variable, apply_state: Any) -> Any:
         if self.weight_decay and is_weight(var):
             grad += self.weight_decay * var
         return super()._resource_apply_dense(grad, var, apply_state)
@@ -88,11 +92,11 @@ class Momentum(legacy.SGD):
     changes from step to step (Goyal et al. 2017, section 3, remark 2).
     """
 
-    def _create_slots(self, var_list):
+    def _create_slots(self, var_list: list) -> None:
         for var in var_list:
             self.add_slot(var, "momentum")
 
-    def _resource_apply_dense(self, grad, var, apply_state):
+    def _resource_apply_dense(self, grad: tf.Tensor, var: tf.Variable, apply_state: Any) -> Any:
         c = apply_state[var.device, var.dtype.base_dtype]
         velocity = self.get_slot(var, "momentum")
         return tf.raw_ops.ResourceApplyMomentum(
@@ -116,7 +120,7 @@ class SGD(WithPenalty, Momentum):
 class AdamW(Decaying, legacy.Adam):
     """Loshchilov and Hutter 2019: Adam, and the weights shrink by ``rate × λ`` per step."""
 
-    def _resource_apply_dense(self, grad, var, apply_state):
+    def _resource_apply_dense(self, grad: tf.Tensor, var: tf.Variable, apply_state: Any) -> Any:
         if self.weight_decay and is_weight(var):
             rate = apply_state[var.device, var.dtype.base_dtype]["lr_t"]
             var.assign_sub(rate * self.weight_decay * var, read_value=False)
@@ -130,7 +134,7 @@ class LARS(Decaying, Momentum):
     all zero has the layer's rate 1, as in the code that TensorFlow published.
     """
 
-    def _resource_apply_dense(self, grad, var, apply_state):
+    def _resource_apply_dense(self, grad: tf.Tensor, var: tf.Variable, apply_state: Any) -> Any:
         c = apply_state[var.device, var.dtype.base_dtype]
         velocity = self.get_slot(var, "momentum")
         if is_weight(var):
@@ -150,7 +154,7 @@ class LAMB(Decaying, legacy.Adam):
     ratio 1, as in the authors' code. Biases and normalisation take Adam's step as it is.
     """
 
-    def _resource_apply_dense(self, grad, var, apply_state):
+    def _resource_apply_dense(self, grad: tf.Tensor, var: tf.Variable, apply_state: Any) -> Any:
         c = apply_state[var.device, var.dtype.base_dtype]
         m, v = self.get_slot(var, "m"), self.get_slot(var, "v")
         if not is_weight(var):

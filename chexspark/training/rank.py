@@ -16,19 +16,21 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 from pyarrow.fs import LocalFileSystem
 
-from chexspark.config import TrainConfig
 from chexspark.data.plan import RankFacts
 from chexspark.run.folder import run_folder
-from chexspark.run.lineage import Lineage, write_lineage
+from chexspark.run.lineage import Lineage, Placed, write_lineage
+from chexspark.run.resolved import ResolvedTraining
 from chexspark.run.seen_patients import write_seen_patients
 from chexspark.storage import Location, locate
-from chexspark.store.manifest import read_manifest
-from chexspark.training.events import EventAddress, EventSender
+from chexspark.store.manifest import Manifest, read_manifest
+from chexspark.training.events import EventAddress, EventSender, Problem, Starting
 from chexspark.training.faults import NotJoinedError, failure_of
 
 CPU_CYCLE_MILLISECONDS = "10"  # Horovod's default of 1 cost a tenth of the rate on two cores
@@ -37,62 +39,67 @@ OTHERS_SECONDS = 2.0  # for the rank that knows more to say so, before this one 
 PACKAGES = ("tensorflow", "tf-keras", "horovod", "pyspark", "petastorm", "pyarrow", "numpy")
 
 
-def run_rank(address: EventAddress, config: TrainConfig) -> dict:
+def run_rank(address: EventAddress, settings: ResolvedTraining) -> Placed:
     """Train as one rank among those that Horovod has started. Returns who ran where."""
     rank = int(os.environ["HOROVOD_RANK"])
-    place = run_folder(config.run).log_of(rank)
+    place = run_folder(settings.config.run).log_of(rank)
     with EventSender(address, rank) as events:
         logging.captureWarnings(True)
         signal.signal(signal.SIGTERM, lambda *_: events.stopping.set())
         try:
             with rank_log(place), traceback_there():
                 logging.getLogger().addHandler(Warnings(events))
-                return train_as_rank(config, events)
+                return train_as_rank(settings, events)
         except Exception as error:
-            failure = failure_of(error)
-            failure["message"] += f" (log: {place})"
-            events.send("failed", host=socket.gethostname(), **failure)
-            if not failure["own"] and not events.stopping.is_set():
+            failure = failure_of(error, rank, str(place))
+            events.send(failure)
+            if not failure.own and not events.stopping.is_set():
                 time.sleep(OTHERS_SECONDS)
             raise
 
 
-def train_as_rank(config: TrainConfig, events: EventSender) -> dict:
+def train_as_rank(settings: ResolvedTraining, events: EventSender) -> Placed:
     """Join the ring and train."""
-    events.send("starting", what="TensorFlow")
-    import horovod.tensorflow as hvd
-
+    events.send(Starting("TensorFlow"))
+    from chexspark.training import horovod_ring
     from chexspark.training.loop import run_epochs
 
-    facts, device, threads = join_ring(config.threads)
-    mine = {"rank": facts.rank, "host": socket.gethostname(), "device": device, "threads": threads}
-    ranks = hvd.allgather_object(mine)
-    manifest = read_manifest(locate(config.data))
+    facts, device, threads = join_ring(settings.config.threads)
+    ring = horovod_ring.HorovodRing()
+    mine = Placed(rank=facts.rank, host=socket.gethostname(), device=device, threads=threads)
+    ranks = ring.gather_objects(mine)
+    store, run = locate(settings.config.data), run_folder(settings.config.run)
+    manifest = read_manifest(store)
     if facts.rank == 0:
-        run = run_folder(config.run)
-        lineage: Lineage = {
-            "store": config.data,
-            "store_fingerprint": manifest.fingerprint,
-            "split_hash": manifest.split_hash,
-            "trained_patients": write_seen_patients(run, locate(config.data), manifest),
-            "image_size": manifest.image_size,
-            "chexspark": version("chexspark"),
-            "python": platform.python_version(),
-            "packages": {name: version(name) for name in PACKAGES},
-            "ranks": ranks,
-        }
-        write_lineage(run, lineage)
-    events.send("starting", what="the model")
-    run_epochs(config, manifest, facts, events)
-    hvd.shutdown()
+        seen = write_seen_patients(run, store, manifest)
+        write_lineage(run, lineage_of(settings.config.data, manifest, seen, ranks))
+    events.send(Starting("the model"))
+    run_epochs(settings, manifest, facts, ring, events)
+    horovod_ring.leave()
     return mine
+
+
+def lineage_of(store: str, manifest: Manifest, seen: str, ranks: list[Placed]) -> Lineage:
+    """Where the run comes from; `seen`: digest of the table of patients that it has seen."""
+    return {
+        "store": store,
+        "store_fingerprint": manifest.fingerprint,
+        "split_hash": manifest.split_hash,
+        "trained_patients": seen,
+        "image_size": manifest.image_size,
+        "findings": list(manifest.findings),
+        "chexspark": version("chexspark"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "ranks": ranks,
+    }
 
 
 def join_ring(threads: int | None) -> tuple[RankFacts, str, int]:
     """Claim this rank's device and start Horovod. Returns who it is, its device, its threads."""
-    import horovod.tensorflow as hvd
     import pyarrow as pa
 
+    from chexspark.training import horovod_ring
     from chexspark.training.devices import claim_device
 
     local_rank, local_size = (int(os.environ[f"HOROVOD_LOCAL_{n}"]) for n in ("RANK", "SIZE"))
@@ -101,13 +108,13 @@ def join_ring(threads: int | None) -> tuple[RankFacts, str, int]:
         # In each cycle all ranks talk, which a CPU that trains has to stop for.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_MILLISECONDS)
     try:
-        hvd.init()
+        facts = horovod_ring.join()
     except ValueError as error:
         raise NotJoinedError(str(error)) from error
     # Arrow's own pool gives large buffers back to the system and takes them again, page by page:
     # reading a row group then costs several times the copy.
     pa.set_memory_pool(pa.system_memory_pool())
-    return RankFacts(hvd.rank(), hvd.size()), device, threads
+    return facts, device, threads
 
 
 class Warnings(logging.Handler):
@@ -115,17 +122,19 @@ class Warnings(logging.Handler):
 
     QUIET = ("tensorflow", "absl", "py")
 
-    def __init__(self, events: EventSender):
+    def __init__(self, events: EventSender) -> None:
         super().__init__(logging.WARNING)
         self.events = events
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send one record to the driver."""
         if record.name.split(".")[0] not in self.QUIET:
-            self.events.send("problem", host=socket.gethostname(), text=record.getMessage())
+            text = record.getMessage()
+            self.events.send(Problem(self.events.rank, socket.gethostname(), text))
 
 
 @contextlib.contextmanager
-def traceback_there():
+def traceback_there() -> Iterator[None]:
     """Write the traceback of an exception into the log before that is closed."""
     try:
         yield
@@ -135,14 +144,14 @@ def traceback_there():
 
 
 @contextlib.contextmanager
-def rank_log(place: Location):
+def rank_log(place: Location) -> Iterator[None]:
     """Send standard output, errors and logging of this process to the end of the file `place`.
 
     On a local file system as it is said; elsewhere, where files cannot grow, every few seconds.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(place.filesystem, LocalFileSystem):
-            file = stack.enter_context(open(place.path, "a"))
+            file: IO[str] = stack.enter_context(open(place.path, "a"))
         else:
             file = stack.enter_context(grown_elsewhere(place))
         saved = os.dup(1), os.dup(2)
@@ -162,7 +171,7 @@ def rank_log(place: Location):
 
 
 @contextlib.contextmanager
-def grown_elsewhere(place: Location):
+def grown_elsewhere(place: Location) -> Iterator[IO[str]]:
     """A local file that starts with what is at `place`, and goes there whenever it has grown."""
     over = threading.Event()
     with tempfile.NamedTemporaryFile("w", suffix=".log") as file:

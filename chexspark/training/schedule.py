@@ -7,11 +7,9 @@ import itertools
 import math
 from dataclasses import dataclass
 
-from chexspark.config import TrainConfig
+from chexspark.config import SCALINGS, SCHEDULES
 from chexspark.errors import UserError
-
-KINDS = ("constant", "plateau", "cosine", "cyclic")
-SCALINGS = ("none", "linear", "sqrt")
+from chexspark.run.resolved import ResolvedTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +40,11 @@ class Schedule:
     cycle_steps: int | None = None
     trough: float = 0.25
 
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(f"the schedule {self.kind!r} is unknown (valid: {', '.join(KINDS)})")
+    def __post_init__(self) -> None:
+        if self.kind not in SCHEDULES:
+            raise UserError(
+                f"the schedule {self.kind!r} is unknown (valid: {', '.join(SCHEDULES)})"
+            )
         if self.scaling not in SCALINGS:
             raise UserError(
                 f"the scaling {self.scaling!r} is unknown (valid: {', '.join(SCALINGS)})"
@@ -79,7 +79,7 @@ class Schedule:
         """The share of the full rate, `step` steps after the warm-up."""
         if self.kind == "cosine":
             return (1 + math.cos(math.pi * step / (self.total_steps - self.warmup_steps))) / 2
-        if self.kind == "cyclic":
+        if self.kind == "cyclic" and self.cycle_steps:
             cycle, within = divmod(step, self.cycle_steps)
             way = 2 * within / self.cycle_steps  # 0 at the start, 1 at the peak, 2 at the end
             end = self.trough if way <= 1 else self.trough / 2
@@ -108,19 +108,15 @@ def rate_chart(schedule: Schedule, width: int = 60, height: int = 8) -> str:
     return "\n".join(rows)
 
 
-def steps_per_epoch(config: TrainConfig, images: int) -> int:
-    """Steps that read every one of `images` once, at the run's global batch."""
-    return -(-images // (config.batch_size * config.num_proc))
-
-
-def make_schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
-    """The config's schedule, in steps."""
+def make_schedule(settings: ResolvedTraining, steps_per_epoch: int) -> Schedule:
+    """The run's schedule, in steps."""
+    config = settings.config
     return Schedule(
         kind=config.schedule,
         base=config.learning_rate,
         total_steps=config.epochs * steps_per_epoch,
         scaling=config.scale_learning_rate,
-        world_size=config.num_proc,
+        world_size=settings.began_with,
         warmup_steps=round(config.warmup_epochs * steps_per_epoch),
         cycle_steps=max(2, round(config.cycle_epochs * steps_per_epoch)),
     )

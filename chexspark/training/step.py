@@ -10,15 +10,16 @@ divided by it. They are reduced in groups, each as soon as the backward pass has
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
-import horovod.tensorflow as hvd
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
 from chexspark.data.augmentation import DRAWS, NO_AUGMENTATION, Augmentation, augment
 from chexspark.data.pipeline import StepInputs
-from chexspark.findings import FINDINGS
 from chexspark.training.loss import Loss, known_labels
+from chexspark.training.ring import Ring
 
 GROUP_BYTES = 4 << 20  # of gradients, reduced together
 FIRST_SCALE, SCALE_STEPS = 2.0**15, 2000  # Keras's defaults for a dynamic loss scale
@@ -47,19 +48,23 @@ class StepResult:
     applied: bool  # not, where a loss scale had to be lowered
     stopping: bool  # some rank was asked to stop
     allreduce_seconds: float  # from this rank's last gradient to the last one reduced
-    row_losses: object  # tensor float32 (batch,), this rank's
+    row_losses: tf.Tensor  # float32 (batch,), this rank's
 
 
 class Steps:
-    """The compiled steps of one model and optimizer, with what they remember."""
+    """The compiled steps of one model and optimizer, with what they remember.
+
+    The model takes uint8 (batch, size, size, 1) and returns logits (batch, findings); the batch is of
+    `batch_size` rows of this rank. `ring`: the ranks whose batches are one.
+    """
 
     def __init__(
-        self, model: keras.Model, optimizer, batch_size: int, size: int,
+        self, model: keras.Model, optimizer: Any, batch_size: int, ring: Ring,
         augmentation: Augmentation = NO_AUGMENTATION, loss: Loss | None = None,
         settings: StepSettings | None = None,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         self.model, self.optimizer, self.batch_size = model, optimizer, batch_size
-        self.augmentation = augmentation
+        self.ring, self.augmentation = ring, augmentation
         self.fp16 = settings is not None and settings.compression == "fp16"
         self.loss, self.settings = loss or Loss(), settings or StepSettings()
         self.statistics = [v for v in model.non_trainable_variables if v.dtype.is_floating]
@@ -69,8 +74,8 @@ class Steps:
         self.good_steps = tf.Variable(0, trainable=False)
         self.stop = tf.Variable(0.0, trainable=False)
         self.input_specs = [
-            tf.TensorSpec((batch_size, size, size, 1), tf.uint8),
-            tf.TensorSpec((batch_size, len(FINDINGS)), tf.int8),
+            tf.TensorSpec((batch_size, *model.input_shape[1:]), tf.uint8),
+            tf.TensorSpec((batch_size, model.output_shape[-1]), tf.int8),
             tf.TensorSpec((batch_size,), tf.float32),
         ]
         self.compile()
@@ -88,21 +93,25 @@ class Steps:
         """What is remembered beside model and optimizer."""
         return [*self.averages, self.scale, self.good_steps]
 
-    def _part(self, images, labels, weights, count):
+    def _part(
+        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, count: tf.Tensor
+    ) -> tuple[list, tf.Tensor]:
         """Gradients of the (scaled) loss of some rows, and each row's loss."""
         with tf.GradientTape() as tape:
             rows = self.loss.per_row(labels, self.model(images, training=True)) * weights
             total = tf.reduce_sum(rows) / count * self.scale
         return tape.gradient(total, self.variables), rows
 
-    def _all_parts(self, images, labels, weights, count):
+    def _all_parts(
+        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, count: tf.Tensor
+    ) -> tuple[list, tf.Tensor]:
         """The same for the whole batch, in `accumulate` parts one after the other."""
         parts = self.settings.accumulate
         if parts == 1:
             return self._gradients(images, labels, weights, count)
         cut = [tf.reshape(t, (parts, -1, *t.shape[1:])) for t in (images, labels, weights)]
 
-        def work(part, rows, *sums):
+        def work(part: tf.Tensor, rows: tf.TensorArray, *sums: tf.Tensor) -> tuple:
             gradients, found = self._gradients(*(t[part] for t in cut), count)
             rows = rows.write(part, found)
             return (part + 1, rows, *(s + g for s, g in zip(sums, gradients, strict=True)))
@@ -111,7 +120,10 @@ class Steps:
         _, rows, *sums = tf.while_loop(lambda part, *_: part < parts, work, start)
         return sums, tf.reshape(rows.stack(), [-1])
 
-    def _train_step(self, images, labels, weights, draws):
+    def _train_step(
+        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, draws: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Figures, float64 (5,): see `train`; and the loss of each row."""
         images = augment(images, draws, self.augmentation)
         count = self._sum([known_labels(labels, weights)], "count")[0]
         count = tf.maximum(count, 1.0)
@@ -133,53 +145,56 @@ class Steps:
         flags = [tf.cast(flag, tf.float64) for flag in (everywhere, here, stops > 0)]
         return tf.stack([tf.cast(loss, tf.float64), *flags, reduced - ready]), rows
 
-    def _now(self):
+    def _now(self) -> tf.Tensor:
         """The time in seconds, float64."""
         if self.settings.deterministic:  # then TensorFlow refuses its own
             return tf.numpy_function(time.time, [], tf.float64)
         return tf.timestamp()
 
-    def _reduce(self, gradients, figures):
+    def _reduce(self, gradients: list, figures: tf.Tensor) -> tuple[list, list]:
         """Sum over the ranks, in groups from the last layer to the first."""
-        groups, filled = [[]], 0
+        groups: list[list[int]] = [[]]
+        filled = 0
         for number in reversed(range(len(gradients))):
             if filled >= GROUP_BYTES:
                 groups, filled = [*groups, []], 0
             groups[-1].append(number)
             filled += self.variables[number].shape.num_elements() * 4
-        reduced = [None] * len(gradients)
+        reduced = list(gradients)
         for index, group in enumerate(groups):
             found = self._sum([gradients[n] for n in group], f"gradients_{index}", compressed=True)
             for number, gradient in zip(group, found, strict=True):
                 reduced[number] = gradient
         return reduced, tf.unstack(self._sum([figures], "figures")[0])
 
-    def _sum(self, tensors, name: str, compressed: bool = False):
+    def _sum(self, tensors: list, name: str, compressed: bool = False) -> list:
         """Sum each tensor over the ranks."""
-        wire = hvd.Compression.fp16 if compressed and self.fp16 else hvd.Compression.none
-        return hvd.grouped_allreduce(tensors, op=hvd.Sum, name=name, compression=wire)
+        return self.ring.sum_tensors(tensors, name, half=compressed and self.fp16)
 
-    def _apply(self, gradients):
+    def _apply(self, gradients: list) -> tf.Tensor:
         """Move weights and averages; returns nothing of use, for `tf.cond`."""
         if self.settings.scale_loss:
             gradients = [g / self.scale for g in gradients]
         if self.settings.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.settings.clip_norm)
         self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+        decay = self.settings.ema or 0.0  # without it nothing is tracked
         for average, variable in zip(self.averages, self.tracked, strict=True):
-            average.assign_sub((1 - self.settings.ema) * (average - variable))
+            average.assign_sub((1 - decay) * (average - variable))
         if self.settings.scale_loss:
             grown = self.good_steps + 1 >= SCALE_STEPS
             self.scale.assign(tf.where(grown, self.scale * 2, self.scale))
             self.good_steps.assign(tf.where(grown, 0, self.good_steps + 1))
         return tf.constant(True)
 
-    def _lower_scale(self):
+    def _lower_scale(self) -> tf.Tensor:
         self.scale.assign(tf.maximum(self.scale / 2, 1.0))
         self.good_steps.assign(0)
         return tf.constant(False)
 
-    def _score_step(self, images, labels, weights):
+    def _score_step(
+        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         logits = self.model(images, training=False)
         loss = tf.reduce_sum(self.loss.per_row(labels, logits) * weights)
         return logits, loss, known_labels(labels, weights)
@@ -196,7 +211,7 @@ class Steps:
             bool(stopping), seconds, rows,
         )  # fmt: skip
 
-    def score(self, inputs: StepInputs):
-        """Return logits float32 (batch, 14), this rank's sum of losses, and its count of labels."""
+    def score(self, inputs: StepInputs) -> tuple[np.ndarray, float, float]:
+        """Return logits float32 (batch, findings), this rank's sum of losses, and its count of labels."""
         logits, loss, count = self._score(inputs.images, inputs.labels, inputs.weights)
         return logits.numpy(), float(loss), float(count)

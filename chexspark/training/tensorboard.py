@@ -5,12 +5,14 @@ In: figures by step and epoch, a batch of images. Out: event files in ``RUN/tens
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import tensorflow as tf
 from pyarrow.fs import LocalFileSystem
 
-from chexspark.findings import FINDINGS
+from chexspark.run.history import Row
 from chexspark.storage import Location
 
 GRID = 16  # augmented images shown
@@ -23,7 +25,7 @@ class TensorBoard:
     each epoch.
     """
 
-    def __init__(self, place: Location):
+    def __init__(self, place: Location) -> None:
         self.place, self.stack = place, contextlib.ExitStack()
         if isinstance(place.filesystem, LocalFileSystem):
             self.folder = Path(place.path)
@@ -32,10 +34,10 @@ class TensorBoard:
         self.writer = tf.summary.create_file_writer(str(self.folder))
         self.stack.callback(self.writer.close)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.stack.close()
 
     def step(self, step: int, **figures: float) -> None:
@@ -44,7 +46,7 @@ class TensorBoard:
             for name, value in figures.items():
                 tf.summary.scalar(f"step/{name}", value)
 
-    def epoch(self, row: dict) -> None:
+    def epoch(self, row: Row) -> None:
         """Write a row of the history, and bring the files to where they belong."""
         with self.writer.as_default(row["epoch"]):
             for name, value in row.items():
@@ -55,10 +57,13 @@ class TensorBoard:
             for file in self.folder.iterdir():
                 (self.place / file.name).write_bytes(file.read_bytes())
 
-    def images(self, images, labels) -> None:
-        """Write the first images of a batch, uint8 (batch, size, size, 1), as the network sees them."""
+    def images(self, images: tf.Tensor, labels: tf.Tensor, findings: Sequence[str]) -> None:
+        """Write the first images of a batch, uint8 (batch, size, size, 1), as the network sees them.
+
+        `labels`: int8 (batch, findings), in the order of `findings`.
+        """
         names = [
-            ", ".join(f for f, label in zip(FINDINGS, row, strict=True) if label == 1) or "none"
+            ", ".join(f for f, label in zip(findings, row, strict=True) if label == 1) or "none"
             for row in labels.numpy()[:GRID]
         ]
         with self.writer.as_default(0):
@@ -69,4 +74,5 @@ class TensorBoard:
 
 
 def group_of(name: str) -> str:
+    """Under which heading TensorBoard shows a figure."""
     return "auroc" if "auroc" in name else "loss" if "loss" in name else "epoch"

@@ -1,0 +1,148 @@
+"""From scores to the tables of an evaluation. Runs on the driver.
+
+In: the predictions of a split, those of a validation split, those of another model. Out:
+``OUT/metrics``, ``OUT/subgroups`` and ``OUT/comparison``, written and told.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import pandas as pd
+
+from chexspark.errors import UserError, spoken
+from chexspark.evaluation import tables
+from chexspark.evaluation.comparison import comparison_records
+from chexspark.evaluation.metrics import Fitted, Measured, fit, metric_records
+from chexspark.evaluation.predictions import labelled_scores, labels_of, listed, scores_of
+from chexspark.evaluation.scores import Scores, read_scores
+from chexspark.evaluation.subgroups import Group, groups_of
+from chexspark.evaluation.tables import ComparisonRow
+from chexspark.findings import shared
+from chexspark.run.folder import COMPARISON, METRICS, SUBGROUPS, RunFolder, run_folder
+
+log = logging.getLogger(__name__)
+
+GIVEN = "given"  # the split of scores that come as a file
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The predictions of a validation split, of all findings that are scored."""
+
+    table: pd.DataFrame
+    name: str  # in words
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The predictions of a split."""
+
+    split: str  # of the store, or GIVEN
+    table: pd.DataFrame  # in the form of ``RUN/predictions``
+    findings: tuple[str, ...]
+    validation: Validation | None  # where thresholds and temperature come from
+    left_out: str | None = None  # which other findings there were, in words
+
+
+@dataclass(frozen=True)
+class Against:
+    """The predictions of another model."""
+
+    name: str  # a path, or words
+    table: pd.DataFrame  # image_index and scores
+    findings: tuple[str, ...]
+
+
+def measure(scored: Scored, resamples: int) -> tuple[list[Group], Measured]:
+    """Metrics of all images and of the groups of patients that the table knows.
+
+    `resamples`: of the patients, for the intervals.
+    """
+    fitted: list[Fitted] | None = None
+    if scored.validation is not None:
+        table = scored.validation.table
+        fitted = fit(labels_of(table, scored.findings), scores_of(table, scored.findings))
+    groups = groups_of(scored.table)
+    rows = labelled_scores(scored.table, scored.findings)
+    return groups, metric_records(rows, resamples, groups, fitted)
+
+
+def write_metrics(scored: Scored, resamples: int, out: RunFolder) -> Measured:
+    """Write metrics and subgroups, say what came of it, and return it."""
+    groups, measured = measure(scored, resamples)
+    tables.write_split(out, METRICS, scored.split, measured.whole)
+    rows = tables.subgroup_rows(groups, measured.groups)
+    tables.write_split(out, SUBGROUPS, scored.split, rows)
+    fitted_on = None if scored.validation is None else scored.validation.name
+    warnings = tables.warnings_text(groups, measured.groups)
+    facts = tables.read_evaluation(out)[scored.split]
+    tables.write_evaluation(out, scored.split, {
+        **facts, "metrics": True, "bootstrap": resamples, "fitted_on": fitted_on,
+        "left_out": scored.left_out, "warnings": warnings,
+    })  # fmt: skip
+    log.info("%s", tables.metrics_text(measured.whole, scored.split))
+    for line in warnings:
+        log.warning("%s", line)
+    chosen = f"thresholds and temperature: from {fitted_on}"
+    if fitted_on is None:
+        chosen = "no thresholds and no temperature, which need a validation split"
+        chosen += " (--validation-predictions)" * (scored.split == GIVEN)
+    log.info("%s\n%s", spoken(chosen), out.table(METRICS))
+    return measured
+
+
+def read_against(
+    given: Scores, split: str, findings: tuple[str, ...], fingerprint: str | None
+) -> Against:
+    """The scores of the other model: an evaluated run's of the same split, or scores as they are.
+
+    `fingerprint`: of the store that is scored, if it is one. Raises UserError where there are none of
+    these images or of any of these findings.
+    """
+    name = given if isinstance(given, str) else "a DataFrame"
+    place = run_folder(given) if isinstance(given, str) else None
+    if place is None or not (place.lineage.is_file() or place.evaluation.is_file()):
+        found = read_scores(given, "--against", findings)
+        return Against(name, found.table, found.findings)
+    facts = tables.read_evaluation(place)
+    for one in (split, GIVEN):
+        if one not in facts or (
+            fingerprint and facts[one].get("store_fingerprint") not in (None, fingerprint)
+        ):
+            continue
+        theirs = shared([findings, facts[one]["findings"]])
+        if not theirs:
+            raise UserError(
+                f"--against={place} was scored on {listed(facts[one]['findings'])}, none of which is "
+                f"scored here ({listed(findings)})"
+            )
+        table = tables.read_predictions(place, one, theirs)
+        if table is not None:
+            return Against(name, table, theirs)
+    raise UserError(
+        f"--against={place} has no predictions of the {split} split of this store: run "
+        f"chexspark evaluate --run={place} first"
+    )
+
+
+def write_comparison(scored: Scored, against: Against, resamples: int, out: RunFolder) -> None:
+    """Compare with another model on the images and findings that both have: written and told.
+
+    Raises UserError where they have no image in common.
+    """
+    findings, name = against.findings, against.name
+    other, table = against.table.set_index("image_index"), scored.table
+    both = table[table["image_index"].isin(other.index)]
+    if both.empty:
+        raise UserError(f"--against={name} has none of the images that were scored")
+    if len(both) < max(len(table), len(other)):
+        log.warning("note: compared on the %s images that both have (of %s and %s)",
+                    *(f"{len(each):,}" for each in (both, table, other)))  # fmt: skip
+    left_out = [finding for finding in scored.findings if finding not in findings]
+    if left_out:
+        log.warning("note: compared without %s, of which %s has no scores", listed(left_out), name)
+    second = scores_of(other.loc[both["image_index"]], findings)
+    records = comparison_records(labelled_scores(both, findings), second, resamples)
+    rows = [ComparisonRow(**record, images=len(both), other=name) for record in records]
+    tables.write_split(out, COMPARISON, scored.split, rows)
+    log.info("%s", tables.comparison_text(records, name))

@@ -1,0 +1,44 @@
+"""One rank's batches of the training split, epoch by epoch. Runs on ranks.
+
+In: the split's reader, the run's settings, who this rank is. Out: `StepInputs` from any step of an
+epoch on.
+"""
+
+from collections.abc import Generator
+
+import numpy as np
+
+from chexspark.data.augmentation import random_numbers
+from chexspark.data.pipeline import StepInputs, tensors
+from chexspark.data.plan import FILLER, RankFacts, training_plan
+from chexspark.data.reader import SplitReader
+from chexspark.run.resolved import ResolvedTraining
+
+
+class Feed:
+    """What a rank trains on."""
+
+    def __init__(self, reader: SplitReader, settings: ResolvedTraining, facts: RankFacts) -> None:
+        self.reader, self.settings, self.facts = reader, settings, facts
+        self.images = sum(reader.row_groups)
+
+    def plan(self, epoch: int) -> np.ndarray:
+        """The rank's rows of an epoch, int64 (steps, rows of a step); −1 where there is filler."""
+        plan = training_plan(
+            self.reader.row_groups, self.settings.global_batch, self.facts,
+            self.settings.config.seed, epoch,
+        )  # fmt: skip
+        more = self.settings.rows_per_rank(self.facts.world_size) - plan.shape[1]
+        return np.pad(plan, ((0, 0), (0, more)), constant_values=FILLER)
+
+    def batches(self, epoch: int, first: int = 0) -> Generator[StepInputs, None, None]:
+        """The batches of an epoch from the step `first` on. Raises DamagedStoreError."""
+        plan = self.plan(epoch)
+        begin = first
+        while begin and (plan[begin : begin + 1] == FILLER).all():
+            begin -= 1  # a step without rows of its own repeats an image of an earlier one
+        draws = random_numbers(self.settings.config.seed, epoch, self.images)
+        batches = tensors(self.reader.batches(plan[begin:]), draws)
+        for _ in range(first - begin):
+            next(batches)
+        return batches
