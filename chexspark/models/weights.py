@@ -217,12 +217,10 @@ def what_was_taken(
         of_all = f"all {len(taken)} findings" if not left and len(taken) > 1 else listed(taken)
         line += f"; {LOGITS} of {of_all} taken by name"
     if left and taken:
-        fresh = [*fresh, f"{LOGITS} of {listed(left)}"]
+        fresh = [f"{LOGITS} of {listed(left)}", *fresh]
     elif left:
-        fresh = [
-            *fresh,
-            LOGITS if named_there else f"{LOGITS} (the file does not say its findings)",
-        ]
+        why = "" if named_there else " (the file does not say its findings)"
+        fresh = [LOGITS + why, *fresh]
     return f"{line}; fresh: {listed(fresh)}" if fresh else line
 
 
