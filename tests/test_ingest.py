@@ -4,15 +4,18 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from petastorm import make_reader
 
 from chexspark import ingest
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import prepare
 from chexspark.ingestion.labels import read_labels
+from chexspark.petastorm_imports import petastorm_imports
 from chexspark.storage import locate
 from chexspark.store.manifest import SPLITS, class_weights, read_manifest
+
+with petastorm_imports():
+    from petastorm import make_reader
 
 
 def settings(release, out, **more):

@@ -15,11 +15,13 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 from pyspark.sql import SparkSession
 
 from chexspark.data.reader import SplitReader
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.job import ingest
+from chexspark.petastorm_imports import petastorm_imports
 from chexspark.phantom import draw_phantom
 from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
@@ -93,9 +95,10 @@ def write_batch_reader_form(folder: Path) -> None:
 
 def write_petastorm_png(spark: SparkSession, folder: Path, size: int) -> None:
     """A Petastorm dataset as its documentation makes one, images in its PNG codec."""
-    from petastorm.codecs import CompressedImageCodec, NdarrayCodec
-    from petastorm.etl.dataset_metadata import materialize_dataset
-    from petastorm.unischema import Unischema, UnischemaField, dict_to_spark_row
+    with petastorm_imports():
+        from petastorm.codecs import CompressedImageCodec, NdarrayCodec
+        from petastorm.etl.dataset_metadata import materialize_dataset
+        from petastorm.unischema import Unischema, UnischemaField, dict_to_spark_row
 
     schema = Unischema(
         "Png",
@@ -110,6 +113,6 @@ def write_petastorm_png(spark: SparkSession, folder: Path, size: int) -> None:
         for image, label in zip(images, labels, strict=True)
     ]
     url = (folder / "petastorm-png").as_uri()
-    with materialize_dataset(spark, url, schema, row_group_size_mb=4):
+    with materialize_dataset(spark, url, schema, 4, filesystem_factory=LocalFileSystem):
         frame = spark.createDataFrame(rows, schema.as_spark_schema())
         frame.coalesce(2).write.parquet(url)

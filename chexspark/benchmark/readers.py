@@ -24,6 +24,7 @@ from chexspark.data.augmentation import random_numbers
 from chexspark.data.pipeline import StepInputs, tensors
 from chexspark.data.plan import RankFacts, training_plan
 from chexspark.data.reader import SplitReader
+from chexspark.petastorm_imports import petastorm_imports
 from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
 from chexspark.store.schema import images_of, labels_of
@@ -114,8 +115,9 @@ class Ways:
 
     def petastorm(self, place: Path) -> Iterator:
         """Batches of a Petastorm dataset, in the way that its documentation gives."""
-        from petastorm import make_reader
-        from petastorm.tf_utils import make_petastorm_dataset
+        with petastorm_imports():
+            from petastorm import make_reader
+            from petastorm.tf_utils import make_petastorm_dataset
 
         with make_reader(place.as_uri(), schema_fields=["image", "labels"], num_epochs=1) as reader:
             data = make_petastorm_dataset(reader).map(lambda row: (row.image, row.labels))
@@ -123,8 +125,9 @@ class Ways:
 
     def make_batch_reader(self) -> Iterator:
         """Petastorm make_batch_reader → tf.data, raw pixels"""
-        from petastorm import make_batch_reader
-        from petastorm.tf_utils import make_petastorm_dataset
+        with petastorm_imports():
+            from petastorm import make_batch_reader
+            from petastorm.tf_utils import make_petastorm_dataset
 
         def decode(rows: Any) -> tuple[tf.Tensor, tf.Tensor]:
             pixels = tf.io.decode_raw(rows.image, tf.uint8)

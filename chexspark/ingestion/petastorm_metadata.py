@@ -12,13 +12,16 @@ import posixpath
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from petastorm.codecs import NdarrayCodec
-from petastorm.etl.dataset_metadata import ROW_GROUPS_PER_FILE_KEY, UNISCHEMA_KEY
-from petastorm.unischema import Unischema, UnischemaField
 
+from chexspark.petastorm_imports import petastorm_imports
 from chexspark.storage import Location
 from chexspark.store.manifest import StoreFile
 from chexspark.store.schema import IMAGE, LABELS, parquet_schema
+
+with petastorm_imports():
+    from petastorm.codecs import NdarrayCodec
+    from petastorm.etl.dataset_metadata import ROW_GROUPS_PER_FILE_KEY, UNISCHEMA_KEY
+    from petastorm.unischema import Unischema, UnischemaField
 
 
 def unischema(size: int, findings: int) -> Unischema:
