@@ -4,19 +4,23 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 horovod_version=0.28.1
-venv=$PWD/.venv
+venv=$(realpath -m "${CHEXSPARK_VENV:-.venv}")
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/chexspark
+spark=4
 gpu=no
 
 help() {
   cat <<'TEXT'
-./build.sh setup [--gpu]  install everything into .venv; --gpu builds Horovod with NCCL
+./build.sh setup [--spark 3.5|4] [--gpu]
+                          install everything into .venv: for a cluster of Spark 3.5, or of Spark 4 (if
+                          nothing is said); --gpu builds Horovod with NCCL. What was chosen stays so
 ./build.sh demo           set-up, then ingest, train, evaluate and report on synthetic X-rays (demo/)
 ./build.sh test [ARGS]    set-up, then the quick tests, two at a time; or pytest with ARGS
+./build.sh configure-gpu  set-up, then Horovod's build for GPUs as far as its configuration
 ./build.sh lint           ruff and mypy, in an environment of their own: needs no Java, no compiler
 ./build.sh help           this text
 
-Then: . .venv/bin/activate
+Then: . .venv/bin/activate. Another folder instead of .venv: CHEXSPARK_VENV=FOLDER ./build.sh …
 TEXT
 }
 
@@ -67,21 +71,30 @@ check_machine() {
 
 # --- the stack ----------------------------------------------------------------------------
 
-# What the stack was installed from: the lock, and the functions below that install it.
+# What the stack was installed from: the locks, and the functions below that install it.
 stack_stamp() {
-  { cat conf/requirements.lock; echo $horovod_version; declare -f install_stack install_horovod build_horovod; } |
-    sha256sum | cut -d' ' -f1
+  { cat $(locks); horovod_key; declare -f install_stack install_horovod; } | sha256sum | cut -d' ' -f1
 }
+# What Horovod is built from and against, but for TensorFlow: its sources' changes, its build.
+horovod_key() {
+  {
+    cat conf/build/patch_horovod.py
+    declare -f build_horovod unpack_horovod build_path horovod_settings
+    [ $gpu = no ] || { cat conf/gpu.lock conf/build/cuda.lock; declare -f gpu_settings; }
+  } | sha256sum | cut -c1-8
+}
+locks() { echo "conf/spark-$spark.lock"; [ $gpu = no ] || echo conf/gpu.lock; }
 package_stamp() { cat pyproject.toml setup.py | sha256sum | cut -d' ' -f1; }
 
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check -qq "$@"; }
 
 install_stack() {
-  say "installing the locked stack into .venv"
+  say "installing the locked stack for Spark $spark into $venv"
   rm -rf "$venv"
   "$(find_python)" -m venv "$venv"
-  pip install -r conf/requirements.lock
-  [ $gpu = no ] || pip install -c conf/requirements.lock 'tensorflow[and-cuda]'
+  # The locks are whole. Petastorm asks for setuptools<70, which has known holes, and needs none.
+  pip install --no-deps -r "conf/spark-$spark.lock"
+  [ $gpu = no ] || pip install --no-deps -r conf/gpu.lock
   install_horovod
 }
 
@@ -102,7 +115,7 @@ install_horovod() {
   local operations=gloo tensorflow wheels
   [ $gpu = no ] || operations=nccl
   tensorflow=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("tensorflow"))')
-  wheels=$cache/horovod-$horovod_version-tensorflow-$tensorflow-py311-$(uname -m)-g++$(g++ -dumpversion)-$operations
+  wheels=$cache/horovod-$horovod_version-tensorflow-$tensorflow-py311-$(uname -m)-g++$(g++ -dumpversion)-$operations-$(horovod_key)
   if ! ls "$wheels"/horovod-*.whl >/dev/null 2>&1; then
     say "building Horovod $horovod_version with $operations (minutes; kept in $cache)"
     mkdir -p "$cache"
@@ -115,23 +128,72 @@ install_horovod() {
   pip install --no-deps "$wheels"/horovod-*.whl
 }
 
+# Build the wheel in the folder $1; all else there is removed.
 build_horovod() {
-  export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
-  export HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 HOROVOD_CPU_OPERATIONS=GLOO
-  export CMAKE_POLICY_VERSION_MINIMUM=3.5 MAKEFLAGS=-j$(nproc) CXXFLAGS="-include cstdint ${CXXFLAGS:-}"
-  if [ $gpu = yes ]; then
-    command -v nvcc >/dev/null || [ -n "${HOROVOD_CUDA_HOME:-}" ] ||
-      fail "--gpu needs CUDA's nvcc: install the CUDA 12 toolkit, or set HOROVOD_CUDA_HOME to it"
-    export HOROVOD_GPU=CUDA HOROVOD_GPU_OPERATIONS=NCCL
-    export HOROVOD_NCCL_HOME=${HOROVOD_NCCL_HOME:-$venv/lib/python3.11/site-packages/nvidia/nccl}
-  fi
   local log=$1/build.log
+  unpack_horovod "$1"
+  horovod_settings "$1"
   # Without pip's own cache, which does not know what a wheel was built against.
-  if ! PATH=$venv/bin:$PATH pip wheel --no-cache-dir --no-deps --no-build-isolation --no-binary horovod \
-    --wheel-dir "$1" "horovod==$horovod_version" >"$log" 2>&1; then
+  if ! PATH=$(build_path "$1") pip wheel --no-cache-dir --no-deps --no-build-isolation \
+    --wheel-dir "$1" "$1/horovod-$horovod_version" >"$log" 2>&1; then
     tail -30 "$log" >&2
     fail "Horovod did not build; the whole log: $log"
   fi
+  rm -rf "$1"/horovod-$horovod_version "$1"/cuda* "$1"/nccl
+}
+
+# Horovod's sources, changed for today's TensorFlow, in $1.
+unpack_horovod() {
+  PATH=$(build_path "$1") pip download --no-cache-dir --no-deps --no-build-isolation --no-binary horovod \
+    --dest "$1" "horovod==$horovod_version" >"$1/download.log" 2>&1 || { cat "$1/download.log" >&2; return 1; }
+  tar xzf "$1/horovod-$horovod_version.tar.gz" -C "$1"
+  rm "$1/horovod-$horovod_version.tar.gz" "$1/download.log"
+  "$venv/bin/python" conf/build/patch_horovod.py "$1/horovod-$horovod_version"
+}
+
+build_path() { echo "$1/cuda/bin:$venv/bin:$PATH"; }
+
+horovod_settings() {
+  export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
+  export HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_MPI=1 HOROVOD_CPU_OPERATIONS=GLOO
+  export CMAKE_POLICY_VERSION_MINIMUM=3.5 MAKEFLAGS=-j$(nproc) CXXFLAGS="-include cstdint ${CXXFLAGS:-}"
+  [ $gpu = no ] || gpu_settings "$1"
+}
+
+# The machine's CUDA toolkit, or else one assembled in $1/cuda from PyPI: nvcc is there from CUDA 13
+# on, libraries and headers are those of TensorFlow's CUDA 12, but for nvcc's own headers.
+gpu_settings() {
+  local packages=$venv/lib/python3.11/site-packages/nvidia
+  if ! command -v nvcc >/dev/null && [ -z "${HOROVOD_CUDA_HOME:-}" ]; then
+    say "no nvcc on PATH, no HOROVOD_CUDA_HOME: taking nvcc 13 from PyPI (its code needs driver 580, no V100)"
+    pip install --no-deps --target "$1/cuda-packages" -r conf/build/cuda.lock
+    mkdir -p "$1/cuda"
+    cp -r "$1"/cuda-packages/nvidia/{cuda_runtime,cuda_cccl,cu13}/. "$1/cuda"
+    ln -s lib "$1/cuda/lib64"
+    ln -s libcudart.so.12 "$1/cuda/lib/libcudart.so"
+    export HOROVOD_CUDA_HOME=$1/cuda
+  fi
+  # The wheels have no names without a version.
+  mkdir -p "$1/nccl/lib"
+  ln -s "$packages/nccl/include" "$1/nccl/include"
+  ln -s "$packages/nccl/lib/libnccl.so.2" "$1/nccl/lib/libnccl.so"
+  export HOROVOD_GPU=CUDA HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_LINK=SHARED HOROVOD_NCCL_HOME=$1/nccl
+  export HOROVOD_BUILD_CUDA_CC_LIST=${HOROVOD_BUILD_CUDA_CC_LIST:-75,80,86,89,90}
+}
+
+# Horovod's build for GPUs as far as cmake's configuration: compilers, CUDA and NCCL are found.
+configure_gpu() {
+  setup
+  local aside
+  aside=$(mktemp -d)
+  [ -d "$venv/lib/python3.11/site-packages/nvidia/nccl" ] || pip install --no-deps -r <(grep nccl conf/gpu.lock)
+  gpu=yes
+  unpack_horovod "$aside"
+  horovod_settings "$aside"
+  PATH=$(build_path "$aside") cmake -S "$aside/horovod-$horovod_version" -B "$aside/build" \
+    -DCMAKE_BUILD_TYPE=RelWithDebInfo "-DCMAKE_LIBRARY_OUTPUT_DIRECTORY_RELWITHDEBINFO=$aside/out" \
+    "-DPYTHON_EXECUTABLE=$venv/bin/python"
+  rm -rf "$aside"
 }
 
 activate() {
@@ -140,16 +202,30 @@ activate() {
   unset SPARK_HOME PYTHONPATH  # another Spark's would be taken before the one in .venv
 }
 
+# What is chosen now, or else what the environment was set up with.
+choose() {
+  local before after
+  if read -r before after _ 2>/dev/null <"$venv/.chexspark" && [ -f "conf/spark-$before.lock" ]; then
+    spark=$before gpu=$after
+  fi
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --gpu) gpu=yes ;;
+      --spark)
+        [ -f "conf/spark-${2:-}.lock" ] || fail "--spark is 3.5 or 4, not '${2:-}'"
+        spark=$2
+        shift
+        ;;
+      *) fail "setup knows --spark and --gpu, not '$1'" ;;
+    esac
+    shift
+  done
+}
+
 setup() {
-  case ${1:-} in
-    '') ;;
-    --gpu) gpu=yes ;;
-    *) fail "setup knows --gpu, not '$1'" ;;
-  esac
+  choose "$@"
   local wanted
-  wanted=$(stack_stamp)-$gpu
-  # Once built for GPUs, a plain `demo` or `test` leaves it so.
-  if [ $gpu = no ] && [ "$(cat "$venv/.chexspark" 2>/dev/null)" = "$(stack_stamp)-yes" ]; then wanted=$(stack_stamp)-yes; fi
+  wanted="$spark $gpu $(stack_stamp)"
   if [ "$(cat "$venv/.chexspark" 2>/dev/null)" = "$wanted" ]; then
     install_package
     configure_spark
@@ -163,7 +239,7 @@ setup() {
     say "two ranks on Spark, one allreduce"
     spark-submit --master 'local[2]' chexspark/cluster/smoke_test.py
     echo "$wanted" >"$venv/.chexspark"
-    say "set up; activate it with: . .venv/bin/activate"
+    say "set up; activate it with: . $venv/bin/activate"
   fi
 }
 
@@ -207,9 +283,10 @@ lint() {
 }
 
 case ${1:-help} in
-  setup) shift; setup "$@"; say "chexspark is set up in .venv" ;;
+  setup) shift; setup "$@"; say "chexspark is set up in $venv" ;;
   demo) demo ;;
   test) shift; run_tests "$@" ;;
+  configure-gpu) configure_gpu ;;
   lint) lint ;;
   help | -h | --help) help ;;
   *) help >&2; fail "there is no '$1'" ;;
