@@ -154,7 +154,7 @@ def spark_failure(text: str) -> str:
     where = re.search(r"\(TID \d+\) \((\S+) executor (\S+)\)", text)
     place = f"executor {where[2]} on {where[1]}" if where else "the executors"
     if found := re.search(
-        r"Python in worker has different version (.+?) than that in driver (.+?),", text
+        r"Python in worker has different version:? (.+?) than that in driver:? (.+?),", text
     ):
         worker, driver = (".".join(re.findall(r"\d+", version)) for version in found.groups())
         return (

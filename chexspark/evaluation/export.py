@@ -16,8 +16,9 @@ from pyspark.sql import SparkSession
 from chexspark.arguments import takes
 from chexspark.config import ExportConfig
 from chexspark.errors import RunFailedError
-from chexspark.evaluation.inference import Model, load_keras, quiet_errors
+from chexspark.evaluation.inference import Model, load_keras
 from chexspark.evaluation.runs import best_model, check_fit
+from chexspark.evaluation.task_device import quiet_errors, task_device
 from chexspark.extras import check_extra
 from chexspark.models import LOGITS
 from chexspark.run.folder import run_folder
@@ -89,7 +90,7 @@ def write_formats(
 
     Raises RunFailedError for a format that gives other logits than the model.
     """
-    keras_model = load_keras(model)
+    keras_model = load_keras(model, task_device())
     images = read_row_group(group, size).images[:IMAGES, ..., None].copy()
     expected = np.asarray(keras_model(images, training=False))
     writers: dict[str, Callable[..., tuple[Path, Logits]]] = {

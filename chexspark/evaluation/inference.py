@@ -6,11 +6,9 @@ A task reads one row group with pyarrow, checks it as training does, and hands A
 Python worker that Spark keeps for its tasks loads the models once.
 """
 
-import contextlib
 import functools
 import gc
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +18,14 @@ from pyspark.sql import DataFrame, SparkSession
 
 from chexspark.errors import RunFailedError
 from chexspark.evaluation.predictions import label_column, probability_column
+from chexspark.evaluation.task_device import task_device
 from chexspark.session import task_slots
 from chexspark.storage import locate
 from chexspark.store.row_groups import RowGroup, read_row_group
 
 STORED_COLUMNS = {"image_index": "string", "patient_id": "string", "view_position": "string",
          "sex": "string", "age": "smallint", "follow_up": "smallint"}  # fmt: skip
+DEVICES = 8  # GPUs of a host
 MIN_TASKS, TASKS_PER_SLOT = 32, 4  # a task costs 0.2 s beside the model; progress comes by tasks
 
 Batches = Iterable[pa.RecordBatch]
@@ -95,9 +95,10 @@ def score_split(
 def probabilities_of(images: np.ndarray, scorer: Scorer) -> np.ndarray:
     """The mean probability over models and, with `flip`, mirror images: float64 (rows, findings).
 
-    `images`: uint8 (rows, size, size). Raises RunFailedError as `load_keras` does.
+    `images`: uint8 (rows, size, size). Raises RunFailedError as `task_device` and `load_keras` do.
     """
-    models = load_models(scorer.models)
+    device = task_device()
+    models = load_models(scorer.models, device)
     import tensorflow as tf
 
     views = [images, images[:, :, ::-1]] if scorer.flip else [images]
@@ -108,23 +109,26 @@ def probabilities_of(images: np.ndarray, scorer: Scorer) -> np.ndarray:
         for model, place in zip(models, places, strict=True):
             for view in views:
                 pixels = np.ascontiguousarray(view[part, ..., None])
-                total[part] += sigmoid(model(tf.constant(pixels)).numpy()[:, place])
+                with tf.device(device):
+                    logits = model(tf.constant(pixels)).numpy()
+                total[part] += sigmoid(logits[:, place])
     return total / (len(models) * len(views))
 
 
-@functools.lru_cache(maxsize=1)
-def load_models(models: tuple[Model, ...]) -> tuple[Callable, ...]:
-    """Compiled functions uint8 (n, size, size, 1) → logits (n, findings of the model)."""
-    loaded = [load_keras(model) for model in models]
+@functools.lru_cache(maxsize=DEVICES)
+def load_models(models: tuple[Model, ...], device: str) -> tuple[Callable, ...]:
+    """Compiled functions uint8 (n, size, size, 1) → logits (n, findings of the model), on a device."""
+    loaded = [load_keras(model, device) for model in models]
     import tensorflow as tf
 
-    compiled = tuple(
-        tf.function(
-            functools.partial(model, training=False),
-            input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)],
-        ).get_concrete_function()
-        for model in loaded
-    )
+    with tf.device(device):
+        compiled = tuple(
+            tf.function(
+                functools.partial(model, training=False),
+                input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)],
+            ).get_concrete_function()
+            for model in loaded
+        )
     # Spark collects garbage after every task: 0.4 s over TensorFlow's objects, unless they are set aside.
     gc.freeze()
     return compiled
@@ -132,23 +136,15 @@ def load_models(models: tuple[Model, ...]) -> tuple[Callable, ...]:
 
 # Once per Python worker, which runs many tasks; the digest tells a model from one before it.
 @functools.lru_cache(maxsize=8)
-def load_keras(model: Model) -> Any:
-    """Load a ``model.keras`` in a Spark task, on the cores that the task has: a Keras model.
+def load_keras(model: Model, device: str) -> Any:
+    """Load a ``model.keras`` in a Spark task, onto a device (`task_device`): a Keras model.
 
     Raises RunFailedError where its outputs are not as many as the run's findings.
     """
-    from pyspark import TaskContext
+    import tensorflow as tf
+    import tf_keras as keras
 
-    # A task that took more threads than its cores would take them from its neighbours.
-    context = TaskContext.get()
-    os.environ["TF_NUM_INTRAOP_THREADS"] = str(context.cpus() if context else 1)
-    os.environ["TF_NUM_INTEROP_THREADS"] = "1"
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # the workers of a host share its GPUs
-    with quiet_errors():
-        import tf_keras as keras
-
-    with locate(model.uri).local_copy() as path:
+    with locate(model.uri).local_copy() as path, tf.device(device):
         loaded = keras.models.load_model(path, compile=False, safe_mode=True)
     outputs = loaded.output_shape[-1]
     if outputs != len(model.findings):
@@ -157,16 +153,3 @@ def load_keras(model: Model) -> Any:
             f"{len(model.findings)} findings: one of the two was changed; copy the run again"
         )
     return loaded
-
-
-@contextlib.contextmanager
-def quiet_errors() -> Iterator[None]:
-    """Keep what C++ libraries write to standard error while they load off the driver's screen."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)

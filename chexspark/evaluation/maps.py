@@ -19,7 +19,7 @@ from pyspark.sql import SparkSession
 
 from chexspark.evaluation import tables
 from chexspark.evaluation.examples import choose_examples, example_row
-from chexspark.evaluation.inference import Model, load_keras, sigmoid
+from chexspark.evaluation.inference import DEVICES, Model, load_keras, sigmoid
 from chexspark.evaluation.localisation import (
     localisation_records,
     localisation_text,
@@ -27,6 +27,7 @@ from chexspark.evaluation.localisation import (
 )
 from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.store_split import StoreSplit
+from chexspark.evaluation.task_device import task_device
 from chexspark.findings import UNKNOWN
 from chexspark.models import LOGITS
 from chexspark.run.folder import EXAMPLES, LOCALISATION, RunFolder
@@ -107,10 +108,10 @@ def map_layers(model: Any) -> tuple[Any, Any] | NoMaps:
     return before.input, logits
 
 
-@functools.lru_cache(maxsize=1)
-def load_mapper(model: Model) -> Callable[[np.ndarray], ImageMaps] | NoMaps:
+@functools.lru_cache(maxsize=DEVICES)
+def load_mapper(model: Model, device: str) -> Callable[[np.ndarray], ImageMaps] | NoMaps:
     """A function uint8 (n, size, size) → maps and probabilities. Raises as `load_keras` does."""
-    keras_model = load_keras(model)
+    keras_model = load_keras(model, device)
     import tensorflow as tf
     import tf_keras as keras
 
@@ -124,7 +125,8 @@ def load_mapper(model: Model) -> Callable[[np.ndarray], ImageMaps] | NoMaps:
     run = tf.function(functools.partial(twin, training=False), input_signature=[signature])
 
     def mapper(images: np.ndarray) -> ImageMaps:
-        last, outputs = run(np.ascontiguousarray(images[..., None]))
+        with tf.device(device):
+            last, outputs = run(np.ascontiguousarray(images[..., None]))
         maps = np.einsum("nhwc,cf->nfhw", last.numpy().astype(np.float32), kernel)
         return ImageMaps(maps, sigmoid(outputs.numpy()))
 
@@ -133,7 +135,7 @@ def load_mapper(model: Model) -> Callable[[np.ndarray], ImageMaps] | NoMaps:
 
 def map_images(images: np.ndarray, mapper: Mapper) -> ImageMaps | NoMaps:
     """Maps and probabilities of uint8 (n, size, size), in batches."""
-    map_batch = load_mapper(mapper.model)
+    map_batch = load_mapper(mapper.model, task_device())
     if isinstance(map_batch, NoMaps):
         return map_batch
     starts = range(0, len(images), mapper.batch_size)

@@ -239,10 +239,15 @@ def numbers(column: pd.Series, keys: pd.Series, where: str) -> np.ndarray:
     if wrong.any():
         first = int(np.argmax(wrong))
         raise UserError(
-            f"{where}: {int(wrong.sum()):,} scores are not numbers, the first {column.iloc[first]!r} of "
+            f"{where}: {int(wrong.sum()):,} scores are not numbers, the first {plain(column.iloc[first])!r} of "
             f"{keys.iloc[first]}: mend them, or leave these images out"
         )
     return values
+
+
+def plain(cell: Any) -> Any:
+    """A cell as Python's own value: numpy's own say their type where they are shown."""
+    return cell.item() if isinstance(cell, np.generic) else cell
 
 
 def as_float(value: Any) -> float:
@@ -284,7 +289,7 @@ def own_label(table: pd.DataFrame, column: str, name: str) -> np.ndarray:
     if wrong.any():
         raise UserError(
             f"{name}, column {column}: a label must be 1, 0, or -1 or nothing where it is not known; "
-            f"there is {cells[wrong].iloc[0]!r}"
+            f"there is {plain(cells[wrong].iloc[0])!r}"
         )
     return truth.to_numpy(np.int8)
 
