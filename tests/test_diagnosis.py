@@ -154,3 +154,15 @@ def test_a_container_that_would_be_killed(spark, monkeypatch):
     (warning,) = diagnosis.container_warnings(together, overhead)
     assert "its 2 ranks need 1.4 GiB" in warning and "memoryOverhead=1400m" in warning
     assert diagnosis.container_warnings(together, 2 << 30) == []
+
+
+def test_a_spark_that_is_not_the_environment_s():
+    assert diagnosis.spark_faults("4.3.0", "4.3.0") == []
+    (fault,) = diagnosis.spark_faults("4.3.0", "3.5.9")
+    assert fault.startswith(
+        "Spark here is 3.5.9, but pyspark of this Python is 4.3.0: run ./build.sh"
+    )
+    newer = facts(0, versions=VERSIONS | {"pyspark": "4.3.0"})
+    older = facts(1, "b", versions=VERSIONS | {"pyspark": "3.5.9"})
+    (fault,) = diagnosis.package_faults([newer, older], newer["versions"])
+    assert "setup --spark 3.5, or 4" in fault

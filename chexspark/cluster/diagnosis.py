@@ -14,6 +14,7 @@ PROCESS_BYTES = 700 << 20  # resident memory of a rank with TensorFlow and Horov
 CHECKPOINT_BYTES = 85 << 20  # DenseNet-121's weights and Adam's two values for each, float32
 CHECKPOINTS = 4  # the last two, the best, and one in the writing
 SAME_ENVIRONMENT = "run ./build.sh setup, of the same chexspark, at the same path on every host"
+OF_THE_CLUSTER = "run ./build.sh setup --spark 3.5, or 4, on every host, as the cluster's Spark is"
 GPU_SETTINGS = "--conf spark.executor.resource.gpu.amount=N --conf spark.task.resource.gpu.amount=1"
 
 
@@ -101,9 +102,8 @@ def package_faults(ranks: list[PlaceFacts], driver_versions: dict[str, str | Non
             if version is None:
                 found.append(f"{package} is missing on {host}: {SAME_ENVIRONMENT}")
             elif version != expected:
-                found.append(
-                    f"{package} on {host} is {version}, {whose} is {expected}: {SAME_ENVIRONMENT}"
-                )
+                remedy = OF_THE_CLUSTER if package == "pyspark" else SAME_ENVIRONMENT
+                found.append(f"{package} on {host} is {version}, {whose} is {expected}: {remedy}")
     for host in dict.fromkeys(r["host"] for r in ranks if not r["driver_python"]):
         found.append(
             f"{host} has no {sys.executable}, the driver's Python, with which Horovod starts ranks: "
@@ -116,6 +116,13 @@ def package_faults(ranks: list[PlaceFacts], driver_versions: dict[str, str | Non
             "with HOROVOD_WITH_TENSORFLOW=1, as ./build.sh setup does"
         )
     return found
+
+
+def spark_faults(pyspark: str | None, session: str) -> list[str]:
+    """A Spark that is not the environment's: of ``SPARK_HOME``, say. `session`: the version that runs."""
+    if pyspark is None or pyspark == session:
+        return []
+    return [f"Spark here is {session}, but pyspark of this Python is {pyspark}: {OF_THE_CLUSTER}"]
 
 
 def gpu_faults(ranks: list[PlaceFacts]) -> list[str]:

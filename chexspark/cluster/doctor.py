@@ -149,6 +149,7 @@ def examine(
         faults.append(failure)
     else:
         expected = probe.versions()
+        faults += diagnosis.spark_faults(expected["pyspark"], spark.version)
         faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], network)
     warnings = [
         *diagnosis.data_warnings(train.images, row_groups, num_proc, batch_size),
