@@ -163,7 +163,7 @@ horovod_settings() {
 # The machine's CUDA toolkit, or else one assembled in $1/cuda from PyPI: nvcc is there from CUDA 13
 # on, libraries and headers are those of TensorFlow's CUDA 12, but for nvcc's own headers.
 gpu_settings() {
-  local packages=$venv/lib/python3.11/site-packages/nvidia
+  local nccl=$venv/lib/python3.11/site-packages/nvidia/nccl
   if ! command -v nvcc >/dev/null && [ -z "${HOROVOD_CUDA_HOME:-}" ]; then
     say "no nvcc on PATH, no HOROVOD_CUDA_HOME: taking nvcc 13 from PyPI (its code needs driver 580, no V100)"
     pip install --no-deps --target "$1/cuda-packages" -r conf/build/cuda.lock
@@ -173,10 +173,14 @@ gpu_settings() {
     ln -s libcudart.so.12 "$1/cuda/lib/libcudart.so"
     export HOROVOD_CUDA_HOME=$1/cuda
   fi
+  if [ ! -d "$nccl" ]; then
+    pip install --no-deps --target "$1/cuda-nccl" -r <(grep nccl conf/gpu.lock)
+    nccl=$1/cuda-nccl/nvidia/nccl
+  fi
   # The wheels have no names without a version.
   mkdir -p "$1/nccl/lib"
-  ln -s "$packages/nccl/include" "$1/nccl/include"
-  ln -s "$packages/nccl/lib/libnccl.so.2" "$1/nccl/lib/libnccl.so"
+  ln -s "$nccl/include" "$1/nccl/include"
+  ln -s "$nccl/lib/libnccl.so.2" "$1/nccl/lib/libnccl.so"
   export HOROVOD_GPU=CUDA HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_NCCL_LINK=SHARED HOROVOD_NCCL_HOME=$1/nccl
   export HOROVOD_BUILD_CUDA_CC_LIST=${HOROVOD_BUILD_CUDA_CC_LIST:-75,80,86,89,90}
 }
@@ -186,7 +190,6 @@ configure_gpu() {
   setup
   local aside
   aside=$(mktemp -d)
-  [ -d "$venv/lib/python3.11/site-packages/nvidia/nccl" ] || pip install --no-deps -r <(grep nccl conf/gpu.lock)
   gpu=yes
   unpack_horovod "$aside"
   horovod_settings "$aside"
