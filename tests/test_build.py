@@ -48,7 +48,7 @@ def test_the_horovod_that_is_installed_is_the_one_that_is_changed():
     assert b"\0$ORIGIN/../../nvidia/nccl/lib\0" in content, (
         "NCCL is found beside it, wherever it is"
     )
-    assert b"HorovodAllreduce" in content and b"CallbackHVDAllreduce" not in content
+    assert b"HorovodAllreduce" in content and b"CustomCallInstruction" not in content
     assert not re.search(rb"/[^\0]*/site-packages/nvidia", content)
 
 
