@@ -19,6 +19,7 @@ In: nothing. Out: Petastorm's modules, imported; pyarrow, numpy and all others a
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
 
@@ -95,6 +96,9 @@ class View(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+    def __reduce__(self) -> tuple:
+        return import_module, (self.__name__,)  # in a Spark task it is the module itself
 
 
 def module(name: str, **names: Any) -> ModuleType:

@@ -1,6 +1,7 @@
 """Petastorm is imported on today's pyarrow and numpy, and nothing else notices."""
 
 import importlib.metadata
+import pickle
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ def test_others_see_pyarrow_and_numpy_as_they_are():
     assert not hasattr(pa, "localfs") and not hasattr(pa.parquet, "ParquetDatasetPiece")
     theirs = petastorm.tf_utils.np
     assert theirs.unicode_ is np.str_ and theirs.uint8 is np.uint8
+    assert pickle.loads(pickle.dumps(theirs)) is np
 
 
 def test_petastorm_still_needs_it():
