@@ -75,6 +75,14 @@ class StoppedError(ChexsparkError):
     """
 
 
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Names for a message: the first of many, and how many there are."""
+    names = list(names)
+    if len(names) <= most:
+        return ", ".join(names)
+    return ", ".join(names[:most]) + f", … ({len(names):,} in all)"
+
+
 def closest(word: str, valid: Iterable[str]) -> str:
     """Return ``"; did you mean X?"`` when `word` looks like one of `valid`, else an empty string."""
     match = difflib.get_close_matches(word, list(valid), n=1)

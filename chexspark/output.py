@@ -5,6 +5,7 @@ up logging itself. ``logging.getLogger("chexspark").setLevel("ERROR")`` silences
 progress line with them.
 """
 
+import contextlib
 import logging
 import sys
 
@@ -16,10 +17,8 @@ class Screen(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        try:
+        with contextlib.suppress(OSError):  # of a screen that is gone, which ends no job
             print(self.format(record), file=sys.stdout, flush=True)
-        except OSError:  # a screen that is gone ends no job
-            self.handleError(record)
 
 
 def show_output(always: bool = False) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chexspark import ingest, read_store
-from chexspark.errors import UserError
+from chexspark.errors import UserError, listed
 from chexspark.findings import FINDINGS, column_name, find, names_fault, shared
 from chexspark.ingestion.label_findings import COLUMNS
 from chexspark.ingestion.labels import label_findings, read_boxes, read_labels
@@ -126,6 +126,11 @@ def test_boxes_of_other_findings_are_left_alone(tmp_path):
         UserError, match="line 3: 'lung opacity' is no finding; did you mean Lung O"
     ):
         read_boxes(write(tmp_path, text.replace("Nodule", "lung opacity")), ("Lung Opacity",))
+
+
+def test_many_names_are_not_all_said():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(map(str, range(1500)), 2) == "0, 1, … (1,500 in all)"
 
 
 @pytest.fixture(scope="module")

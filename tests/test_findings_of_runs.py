@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 
 from chexspark import evaluate, explain, export, ingest, predict, report
 from chexspark.errors import RunFailedError, UserError
-from chexspark.evaluation.runs import shared_findings
+from chexspark.evaluation.runs import best_model, shared_findings
 from chexspark.evaluation.tables import read_evaluation, read_split
 from chexspark.findings import FINDINGS
 from chexspark.run.folder import RunFolder, run_folder
@@ -230,3 +231,16 @@ def test_an_evaluation_from_before_findings_were_named_is_of_nih_s(tmp_path):
         run.evaluation.write_text(json.dumps({"test": facts}))
         with pytest.raises(UserError, match=r"evaluation\.json is damaged: "):
             read_evaluation(run)
+
+
+def test_a_model_that_says_other_findings_than_its_run_is_refused(untrained_run, tmp_path):
+    """Or what is Mass to the one would be scored as Edema."""
+    run = tmp_path / "run"
+    shutil.copytree(untrained_run(0, ("Mass", "Edema")).path, run)
+    assert best_model(run_folder(str(run))).findings == ("Mass", "Edema"), "it says none"
+    with zipfile.ZipFile(run / "best" / "model.keras", "a") as archive:
+        archive.writestr("findings.json", json.dumps(["Edema", "Mass"]))
+    with pytest.raises(
+        UserError, match="lineage names the findings Mass, Edema, and its best model"
+    ):
+        best_model(run_folder(str(run)))

@@ -114,7 +114,7 @@ def test_the_lineage_says_the_findings_of_an_older_run(run, tmp_path, uri):
     lineage = {"image_size": 8, "store_fingerprint": "x", "findings": [*FINDINGS[:13], "Fracture"]}
     (place / "lineage.json").write_text(json.dumps(lineage))
     line = load_weights(tiny(seed=2), "resnet59", str(tmp_path / uri), FINDINGS)
-    assert line.endswith(", … taken by name; fresh: logits of Hernia")
+    assert line.endswith(", … (13 in all) taken by name; fresh: logits of Hernia")
     del lineage["findings"]  # of before runs had any but NIH's
     (place / "lineage.json").write_text(json.dumps(lineage))
     line = load_weights(tiny(seed=2), "resnet59", str(tmp_path / uri), FINDINGS)

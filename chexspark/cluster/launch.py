@@ -239,7 +239,7 @@ def run_ranks(
                     env=ENVIRONMENT | (environment or {}), use_gloo=True, stderr=errors, verbose=0,
                     start_timeout=START_TIMEOUT,
                 )  # fmt: skip
-            except Exception as error:
+            except Exception as error:  # Horovod raises bare ones; `why` finds the reason
                 failed = error
             finally:
                 ranks.over.set()

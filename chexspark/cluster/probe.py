@@ -327,7 +327,7 @@ def in_background(function: Callable[..., Any], *arguments: Any) -> Callable[[fl
     def work() -> None:
         try:
             values.append(function(*arguments))
-        except Exception as error:
+        except Exception as error:  # what a place cannot do is what is looked for
             values.append(" ".join(f"{type(error).__name__}: {error}".split()))
 
     thread = threading.Thread(target=work, daemon=True)

@@ -39,7 +39,7 @@ def turn(spark: SparkSession) -> Iterator[None]:
 
 
 def wait_for_turn(spark: SparkSession) -> None:
-    """Return when the lock is held. Raises StoppedError when Spark's application ends. Raises StoppedError when Spark's application ends."""
+    """Return when the lock is held. Raises StoppedError when Spark's application ends."""
     with ProgressLine() as line, signals_to(signal.default_int_handler):
         line.say("another training runs in this session: waiting for it to end")
         while not LOCK.acquire(timeout=LOOK_SECONDS):

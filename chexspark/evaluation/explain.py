@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.config import ExplainConfig
-from chexspark.errors import UserError, closest
+from chexspark.errors import UserError, closest, listed
 from chexspark.evaluation.inference import Model
 from chexspark.evaluation.localisation import box_fractions
 from chexspark.evaluation.maps import (
@@ -24,7 +24,6 @@ from chexspark.evaluation.maps import (
     map_stored,
 )
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
-from chexspark.evaluation.predictions import listed
 from chexspark.evaluation.runs import best_model, check_fit
 from chexspark.findings import UNKNOWN, column_name, find
 from chexspark.ingestion.images import BadImageError, StoredImage, decode, prepare

@@ -9,7 +9,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from chexspark.arguments import takes
 from chexspark.config import EvaluateConfig
-from chexspark.errors import UserError, spoken
+from chexspark.errors import UserError, listed, spoken
 from chexspark.evaluation import tables
 from chexspark.evaluation.inference import Scorer
 from chexspark.evaluation.maps import Mapper, write_maps
@@ -21,7 +21,6 @@ from chexspark.evaluation.measuring import (
     write_comparison,
     write_metrics,
 )
-from chexspark.evaluation.predictions import listed
 from chexspark.evaluation.runs import (
     best_model,
     check_fit,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from chexspark.errors import UserError, spoken
+from chexspark.errors import UserError, listed, spoken
 from chexspark.evaluation import tables
 from chexspark.evaluation.comparison import comparison_records
 from chexspark.evaluation.metrics import Fitted, Measured, fit, metric_records
-from chexspark.evaluation.predictions import labelled_scores, labels_of, listed, scores_of
+from chexspark.evaluation.predictions import labelled_scores, labels_of, scores_of
 from chexspark.evaluation.scores import Scores, read_scores
 from chexspark.evaluation.subgroups import Group, groups_of
 from chexspark.evaluation.tables import ComparisonRow

@@ -4,15 +4,13 @@ In: a table in the form of ``RUN/predictions`` and the names of its findings. Ou
 and its labels and scores as arrays.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from chexspark.findings import LABEL, PROBABILITY, column_name
-
-MOST_LISTED = 12  # names in a message
 
 
 def probability_column(finding: str) -> str:
@@ -57,11 +55,3 @@ def labelled_scores(table: pd.DataFrame, findings: tuple[str, ...]) -> LabelledS
     return LabelledScores(
         findings, labels_of(table, findings), scores_of(table, findings), patients
     )
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a message: at most a dozen, and how many there are."""
-    names = list(names)
-    if len(names) <= MOST_LISTED:
-        return ", ".join(names)
-    return ", ".join(names[:MOST_LISTED]) + f", … ({len(names)} in all)"

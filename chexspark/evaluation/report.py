@@ -9,9 +9,8 @@ from jinja2 import Environment, PackageLoader
 
 from chexspark.arguments import takes
 from chexspark.config import ReportConfig
-from chexspark.errors import UserError
+from chexspark.errors import UserError, listed
 from chexspark.evaluation import plots, sections, tables
-from chexspark.evaluation.predictions import listed
 from chexspark.evaluation.sections import Evaluated, Trained
 from chexspark.evaluation.tables import AGAIN, SplitFacts
 from chexspark.findings import MEAN

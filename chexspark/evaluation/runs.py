@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from chexspark.errors import UserError
+from chexspark.errors import UserError, listed
 from chexspark.evaluation import seen_patients_check
 from chexspark.evaluation.inference import Model
-from chexspark.evaluation.predictions import listed
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.findings import shared
+from chexspark.run.best import model_findings
 from chexspark.run.folder import RunFolder, model_and_digest, run_folder
 from chexspark.run.lineage import read_lineage
 from chexspark.run.seen_patients import read_seen_patients
@@ -39,9 +39,18 @@ def different_runs(names: Sequence[str]) -> list[RunFolder]:
 
 
 def best_model(run: RunFolder) -> Model:
-    """The run's best model, with its digest and the findings of its outputs."""
+    """The run's best model, with its digest and the findings of its outputs.
+
+    Raises UserError where the model itself says others: one of the two is not this run's.
+    """
     uri, digest = model_and_digest(run)
-    return Model(uri, digest, tuple(read_lineage(run)["findings"]))
+    findings, said = tuple(read_lineage(run)["findings"]), model_findings(run.best_model)
+    if said not in (None, findings):
+        raise UserError(
+            f"--run={run}: its lineage names the findings {listed(findings)}, and its best model "
+            f"{listed(said)}: one of the two was changed; copy the run again"
+        )
+    return Model(uri, digest, findings)
 
 
 def shared_findings(holders: Mapping[str, Sequence[str]]) -> Shared:

@@ -16,10 +16,9 @@ import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from chexspark.errors import UserError
+from chexspark.errors import UserError, listed
 from chexspark.evaluation.predictions import (
     label_column,
-    listed,
     probability_column,
 )
 from chexspark.evaluation.subgroups import COLUMNS as DESCRIPTIONS

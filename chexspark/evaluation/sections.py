@@ -11,12 +11,13 @@ from typing import Any, TypedDict, cast
 import numpy as np
 import pandas as pd
 
+from chexspark.errors import listed
 from chexspark.evaluation import calibration, plots
 from chexspark.evaluation.examples import KINDS
 from chexspark.evaluation.localisation import Localisation, best_thresholds
 from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
-from chexspark.evaluation.predictions import label_column, listed, probability_column
+from chexspark.evaluation.predictions import label_column, probability_column
 from chexspark.evaluation.published_aurocs import are_published, published_beside
 from chexspark.evaluation.tables import SplitFacts, SubgroupRow
 from chexspark.findings import MEAN

@@ -23,7 +23,7 @@ def task_device() -> str:
     context = TaskContext.get()
     resources = context.resources() if context else {}
     assigned = list(resources["gpu"].addresses) if "gpu" in resources else []
-    visible = visible_gpus(context.cpus() if context else 1)
+    visible = load_tensorflow(context.cpus() if context else 1)
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     shown = [name.strip() for name in names.split(",") if name.strip()]
     number = gpu_of_task(assigned, shown, visible, context.partitionId() if context else 0)
@@ -31,11 +31,10 @@ def task_device() -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def visible_gpus(threads: int) -> int:
-    """How many GPUs TensorFlow sees here, each of which then takes memory as it needs it.
+def load_tensorflow(threads: int) -> int:
+    """Load TensorFlow, once in a process; return how many GPUs it sees, each of which takes memory as needed.
 
-    The first call loads TensorFlow, on so many threads: a task that took more than its cores would take
-    them from its neighbours.
+    `threads`: a task that took more than its cores would take them from its neighbours.
     """
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
     os.environ["TF_NUM_INTEROP_THREADS"] = "1"

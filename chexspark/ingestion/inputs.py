@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from chexspark.config import IngestConfig
-from chexspark.errors import UserError
+from chexspark.errors import UserError, listed
 from chexspark.ingestion.labels import Boxes, Labels, read_boxes, read_labels
 from chexspark.ingestion.sources import SourceFile, find_sources
 from chexspark.ingestion.splits import assign_splits, split_source
@@ -84,20 +84,15 @@ def left_alone_notes(config: IngestConfig, labels: Labels, boxes: Boxes | None) 
     notes = []
     if labels.left_alone:
         notes.append(f"--labels={config.labels}: not asked for and left alone: "
-                     f"{listing(labels.left_alone)}")  # fmt: skip
+                     f"{listed(labels.left_alone, LISTED)}")  # fmt: skip
     if labels.lacking:
-        notes.append(f"--labels={config.labels} has no column of {listing(labels.lacking)}: unknown "
+        notes.append(f"--labels={config.labels} has no column of {listed(labels.lacking, LISTED)}: unknown "
                      "in all images (name the findings that it has: --findings=A,B,…)")  # fmt: skip
     if boxes is not None and boxes.left_alone:
         number = sum(boxes.left_alone.values())
         notes.append(f"--boxes={config.boxes}: {number:,} boxes are of findings that the store does not "
-                     f"have, and are left alone: {listing(tuple(boxes.left_alone))}")  # fmt: skip
+                     f"have, and are left alone: {listed(boxes.left_alone, LISTED)}")  # fmt: skip
     return notes
-
-
-def listing(names: tuple[str, ...]) -> str:
-    """The names, the first of many."""
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED:,} more" if len(names) > LISTED else "")  # fmt: skip
 
 
 def refuse(found: list[tuple[str, str]], allowed: bool, where: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chexspark.errors import UserError, closest
+from chexspark.errors import UserError, closest, listed
 from chexspark.findings import (
     FINDINGS,
     NO_FINDING,
@@ -124,7 +124,7 @@ def check_lacking(
         similar = spelled.get(plain_spelling(finding))
         hint = f"; did you mean {similar}?" if similar else closest(finding, columns)
         if asked or similar:
-            rest = f" (columns: {', '.join(columns[:12])}{', …' * (len(columns) > 12)})"
+            rest = f" (columns: {listed(columns)})"
             what = f"--findings={finding}: " if asked else ""
             raise UserError(f"{what}{where} has no column {finding}{hint or rest}")
 
@@ -132,8 +132,10 @@ def check_lacking(
 def words_of(header: list[str], rows: Rows) -> list[str]:
     """The words of NIH's column of findings, in the order in which they come."""
     column = header.index(NIH_COLUMN)
-    words = (word.strip() for _, row in rows for word in row[column : column + 1])
-    return list(dict.fromkeys(w.strip() for cell in words for w in cell.split("|") if w.strip()))
+    words = (
+        word.strip() for _, row in rows if len(row) > column for word in row[column].split("|")
+    )
+    return list(dict.fromkeys(filter(None, words)))
 
 
 def from_words(

@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from chexspark.errors import UserError
+from chexspark.errors import UserError, listed
 from chexspark.findings import find
 from chexspark.models import LOGITS, MODELS
 from chexspark.run.best import model_findings
@@ -31,7 +31,6 @@ from chexspark.run.lineage import read_lineage
 from chexspark.storage import Location, locate
 
 HDF5_MARK, ZIP_MARK = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
-NAMED = 8  # layers and findings that a line names
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
 
 
@@ -111,7 +110,7 @@ def load_weights(model: Any, name: str, uri: str, findings: Sequence[str]) -> st
 
 
 def load_imagenet(model: Any, name: str, place: Location, path: str) -> str:
-    """Load a file of Keras applications into all layers but the logits. Raises UserError where it does not fit. Raises UserError where it does not fit."""
+    """Load a file of Keras applications into all layers but the logits. Raises UserError where it does not fit."""
     import tf_keras as keras
 
     trunk = keras.Model(model.inputs, model.get_layer(LOGITS).input)
@@ -222,11 +221,6 @@ def what_was_taken(
         why = "" if named_there else " (the file does not say its findings)"
         fresh = [LOGITS + why, *fresh]
     return f"{line}; fresh: {listed(fresh)}" if fresh else line
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first names of a list."""
-    return ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
 
 
 def unreadable(place: Location, error: Exception) -> UserError:

@@ -4,7 +4,7 @@ import json
 from typing import TypedDict, cast
 
 from chexspark.errors import UserError
-from chexspark.findings import FINDINGS, names_fault
+from chexspark.findings import names_fault, of_file
 from chexspark.run.folder import RunFolder
 from chexspark.text_files import read_json
 
@@ -54,7 +54,7 @@ def read_lineage(run: RunFolder) -> Lineage:
             raise UserError(
                 f"{run.lineage} is damaged: {name} is {found.get(name)!r}; copy the run again"
             )
-    found.setdefault("findings", list(FINDINGS))
+    found["findings"] = of_file(found)
     fault = names_fault(found["findings"]) if isinstance(found["findings"], list) else "is no list"
     if fault:
         raise UserError(f"{run.lineage} is damaged: findings {fault}; copy the run again")

@@ -50,7 +50,7 @@ def run_rank(address: EventAddress, settings: ResolvedTraining) -> Placed:
             with rank_log(place), traceback_there():
                 logging.getLogger().addHandler(Warnings(events))
                 return train_as_rank(settings, events)
-        except Exception as error:
+        except Exception as error:  # told to the driver, whatever it is, and raised again
             failure = failure_of(error, rank, str(place))
             events.send(failure)
             if not failure.own and not events.stopping.is_set():
@@ -138,7 +138,7 @@ def traceback_there() -> Iterator[None]:
     """Write the traceback of an exception into the log before that is closed."""
     try:
         yield
-    except Exception:
+    except Exception:  # of any kind, and raised again
         traceback.print_exc()
         raise
 
