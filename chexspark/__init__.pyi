@@ -111,6 +111,7 @@ def train(
     focal_gamma: float = ...,
     label_smoothing: float = ...,
     ema: float | None = ...,
+    best_by: str = ...,
     early_stop: int | None = ...,
     learning_rate: float = ...,
     learning_rate_from_weights: bool = ...,

@@ -106,8 +106,11 @@ class TrainConfig:
     ema: float | None = setting(
         "validate and keep a moving average of the weights, with this decay per step", "recipe",
         None, above=0, maximum=0.99999)  # fmt: skip
+    best_by: str = setting(
+        "what of the validation split makes an epoch the best: the highest mean AUROC, or the lowest "
+        "loss", "recipe", "auroc", choices=("auroc", "loss"))  # fmt: skip
     early_stop: int | None = setting(
-        "stop after so many epochs without a better validation AUROC", "recipe", None, minimum=1
+        "stop after so many epochs without a better one", "recipe", None, minimum=1
     )
     learning_rate: float = setting(
         "at one rank, before scaling, warm-up and schedule", "schedule", 1e-3, above=0

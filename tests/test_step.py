@@ -144,6 +144,58 @@ def test_a_loss_scale_that_is_too_high_is_lowered_and_the_step_left_out(one):
     assert steps.train(given).applied and int(steps.good_steps) == 1
 
 
+def statistics_of(facts, ring, *, sync=False, parts=1, rows_each=None):
+    """Mean and variance of the normalisation, of this rank's share of all batches but filler."""
+    from chexspark.training.batch_norm import Statistics, synchronised
+
+    model = make_model(True)
+    model = synchronised(model, ring) if sync else model
+    share = ROWS // facts.world_size
+    mine = slice(facts.rank * share, (facts.rank + 1) * share)
+    weights = np.ones((STEPS, ROWS), np.float32) if rows_each is None else rows_each
+    Statistics(model, parts).recompute(
+        [as_tensors(Batch(images[mine], labels[mine], w[mine], np.arange(share)))
+         for images, labels, w in zip(IMAGES, LABELS, weights, strict=True)], ring,
+    )  # fmt: skip
+    layer = model.get_layer("normalisation")
+    return layer.moving_mean.numpy(), layer.moving_variance.numpy()
+
+
+def moments_of(images):
+    """The mean and variance, by numpy, of what the normalisation of `make_model` gets."""
+    kernel, bias = make_model(True).get_layer("convolution").get_weights()
+    pixels = images.reshape(-1, SIZE, SIZE).astype(np.float64) / 255
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (3, 3), (1, 2))
+    values = np.einsum("nxyij,ijc->nxyc", windows, kernel[:, :, 0].astype(np.float64)) + bias
+    return values.mean((0, 1, 2)), values.var((0, 1, 2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"sync": True}, {"parts": 4}])
+def test_statistics_are_the_moments_of_all_batches(one, settings):
+    for found, expected in zip(
+        statistics_of(ALONE, one, **settings), moments_of(IMAGES), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_batches_of_filler_do_not_count_for_statistics(one):
+    weights = np.ones((STEPS, ROWS), np.float32)
+    weights[1] = 0
+    found = statistics_of(ALONE, one, rows_each=weights)
+    for ours, expected in zip(found, moments_of(IMAGES[[0, 2]]), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_statistics_follow_batches_where_a_normalisation_is_trained():
+    from chexspark.training.batch_norm import Statistics
+
+    model = make_model(True)
+    assert Statistics(model).follow_batches
+    assert not Statistics(make_model(False)).follow_batches
+    model.get_layer("normalisation").trainable = False
+    assert not Statistics(model).follow_batches
+
+
 def test_two_ranks_are_one_rank_with_twice_the_batch(spark, one):
     """Without normalisation over a batch, with it synchronised, and in the ways of computing."""
     import sys
@@ -162,14 +214,19 @@ def test_two_ranks_are_one_rank_with_twice_the_batch(spark, one):
         from chexspark.training.horovod_ring import HorovodRing, join
 
         facts, ring = join(), HorovodRing()
-        return {name: three_steps(facts, ring, **settings) for name, settings in variants.items()}
+        found = {name: three_steps(facts, ring, **settings) for name, settings in variants.items()}
+        return found, [statistics_of(facts, ring, sync=sync) for sync in (False, True)]
 
     module = sys.modules[__name__]
     cloudpickle.register_pickle_by_value(module)
     try:
-        first, second = run_ranks(spark, rank, (variants,), 2, lambda event: None)
+        ranks = run_ranks(spark, rank, (variants,), 2, lambda event: None)
     finally:
         cloudpickle.unregister_pickle_by_value(module)
+    (first, second), statistics = zip(*ranks, strict=True)
+    for of_rank in statistics:
+        for found in of_rank:
+            np.testing.assert_allclose(found, moments_of(IMAGES), rtol=1e-5)
     for name, settings in variants.items():
         alone = {
             k: v for k, v in settings.items() if k not in ("accumulate", "compression", "sync")
@@ -243,7 +300,6 @@ def test_a_ring_of_one_that_says_nothing_is_horovod_s_of_one(one):
         assert ring.from_first(None) is None and ring.from_first([1]) == [1]
         model = make_model(False)
         before = model.get_weights()
-        ring.average(model.variables)
         ring.copy_first(model.variables)
         for now, was in zip(model.get_weights(), before, strict=True):
             np.testing.assert_array_equal(now, was)

@@ -118,26 +118,6 @@ def test_validation_scores_every_row_once(store, manifest, tiny_model):
     assert found.loss == pytest.approx(losses.mean(), rel=1e-4)
 
 
-def test_each_rank_s_statistics_are_kept():
-    import tf_keras as keras
-
-    from chexspark.training.statistics import all_statistics, take_statistics
-
-    values = [np.array([1.0, 2.0], np.float32), np.array([[3.0], [4.0]], np.float32)]
-    variables = [keras.backend.variable(value) for value in values]
-    found = all_statistics(variables, Alone())
-    assert found.tolist() == [[1, 2, 3, 4]]
-    take_statistics(variables, found * 2, ALONE)
-    assert [v.numpy().tolist() for v in variables] == [[2, 4], [[6], [8]]]
-    # Written by three ranks, taken up by one: the mean of all.
-    of_three = np.concatenate([found, found * 2, found * 6])
-    take_statistics(variables, of_three, ALONE)
-    assert [v.numpy().tolist() for v in variables] == [[3, 6], [[9], [12]]]
-    take_statistics(variables, of_three, RankFacts(2, 3))
-    assert [v.numpy().tolist() for v in variables] == [[6, 12], [[18], [24]]]
-    take_statistics([], all_statistics([], Alone()), ALONE)
-
-
 class Driver:
     """Takes the events of a rank; says stop at the first of a kind."""
 
@@ -253,15 +233,21 @@ def test_a_run_is_on_the_findings_of_its_store(own_store, tmp_path, findings):
     )
 
 
-def test_the_best_epoch_is_that_of_the_best_score():
+EPOCHS = [(0.5, 0.7), (0.5, 0.8), (0.5, 0.6), (math.nan, 0.1), (0.6, 0.9), (0.4, 0.1), (0.7, 0.1)]
+
+
+@pytest.mark.parametrize(
+    "best_by, better, best",
+    [("auroc", [0, 2, 4, 6], (0.7, -0.1)), ("loss", [0, 2, 3, 5, 6], (-0.1, 0.7))],
+)
+def test_the_best_epoch_is_that_of_the_best_score(best_by, better, best):
     record = Record(Plateau(1.0, 0.1, 1))
-    for mean, loss, best in ((0.5, 0.7, True), (0.5, 0.8, False), (0.5, 0.6, True),
-                             (math.nan, 0.1, False), (0.6, 0.9, True)):  # fmt: skip
-        score = score_of(mean, loss)
-        assert (score > record.best) is best
-        record.add({"epoch": len(record.history), "best": best}, score)
-    assert [row["best"] for row in record.history] == [False, False, False, False, True]
-    assert record.best == (0.6, -0.9)
+    for epoch, (mean, loss) in enumerate(EPOCHS):
+        score = score_of(mean, loss, best_by)
+        assert (score > record.best) is (epoch in better)
+        record.add({"epoch": epoch, "best": epoch in better}, score)
+    assert [row["epoch"] for row in record.history if row["best"]] == [6]
+    assert record.best == best
 
 
 @pytest.mark.parametrize(
@@ -301,6 +287,81 @@ def test_a_rank_s_batches_begin_at_any_step(store, manifest):
                 np.testing.assert_array_equal(ours.images.numpy()[real], whole.images.numpy()[real])
         rows += [row for row in plan.ravel() if row != FILLER]
     assert sorted(rows) == list(range(feed.images))
+
+
+def test_a_sample_is_of_neighbouring_steps_unchanged(store, manifest):
+    from chexspark.training.feed import Feed
+
+    reader = SplitReader(store, manifest, "train")
+
+    def rows_of(epoch, most, seed=0):
+        given = {"data": "d", "run": "r", "batch_size": 7, "flip": True, "seed": seed}
+        settings = ResolvedTraining(build(TrainConfig, given), 2)
+        feeds = [Feed(reader, settings, RankFacts(rank, 3)) for rank in range(3)]
+        batches = [list(feed.sample(epoch, most)) for feed in feeds]
+        assert {len(of_rank) for of_rank in batches} == {min(most, len(feeds[0].plan(epoch)))}
+        assert not any(batch.draws.numpy().any() for of_rank in batches for batch in of_rank)
+        steps = [set(np.concatenate(rows)) - {FILLER} for rows in
+                 zip(*([batch.rows for batch in of_rank] for of_rank in batches), strict=True)]  # fmt: skip
+        whole = [set(step.ravel()) - {FILLER} for step in
+                 np.concatenate([feed.plan(epoch) for feed in feeds], 1)]  # fmt: skip
+        first = whole.index(steps[0])
+        assert steps == whole[first : first + most]
+        return steps
+
+    assert rows_of(0, 2) == rows_of(0, 2)
+    assert len({str(rows_of(epoch, 2, seed)) for epoch in range(3) for seed in range(2)}) == 6
+    assert sum(map(len, rows_of(0, 1000))) == sum(reader.row_groups)
+
+
+def normalised_network(name, size, findings):
+    import tf_keras as keras
+
+    inputs = keras.Input((size, size, 1), dtype="uint8")
+    x = keras.layers.Conv2D(4, 3, name="convolution")(keras.layers.Rescaling(1 / 255)(inputs))
+    x = keras.layers.BatchNormalization(name="normalisation")(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+    return keras.Model(inputs, keras.layers.Dense(findings, name="logits")(x))
+
+
+def test_the_statistics_of_the_saved_model_are_of_its_weights(
+    store, manifest, tmp_path, monkeypatch
+):
+    import tf_keras as keras
+
+    from chexspark.training.faults import StoppedByUserError
+
+    monkeypatch.setattr("chexspark.training.setup.build_model", normalised_network)
+    recipe = {"epochs": 2, "optimizer": "sgd", "ema": 0.9, "best_by": "loss"}
+    clean = make_training(store, manifest, tmp_path / "clean", Driver(), **recipe)
+    clean.epochs()
+    run = run_folder(str(tmp_path / "clean"))
+    (best,) = [row["epoch"] for row in clean.record.history if row["best"]]
+    saved = keras.models.load_model(run.best_model.path)
+    sample = np.concatenate(
+        [b.images.numpy()[b.rows != FILLER] for b in clean.feed.sample(best, 32)]
+    )
+    values = keras.Model(saved.inputs, saved.get_layer("convolution").output)(sample)
+    values = values.numpy().astype(np.float64)
+    normalisation = saved.get_layer("normalisation")
+    np.testing.assert_allclose(normalisation.moving_mean, values.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(normalisation.moving_variance, values.var((0, 1, 2)), rtol=1e-4)
+    # A run that was stopped while it validated comes to the same, bit for bit.
+    with pytest.raises(StoppedByUserError, match="while validating"):
+        make_training(store, manifest, tmp_path / "run", Driver(Validating), **recipe).epochs()
+    again = make_training(store, manifest, tmp_path / "run", Driver(), **recipe)
+    again.epochs()
+    for ours, theirs in zip(again.network.variables(), clean.network.variables(), strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_statistics_of_a_frozen_trunk_stay_as_they_are(store, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr("chexspark.training.setup.build_model", normalised_network)
+    training = make_training(store, manifest, tmp_path / "run", Driver(), freeze_epochs=1)
+    normalisation = training.network.steps.model.get_layer("normalisation")
+    normalisation.moving_mean.assign([1.0, 2.0, 3.0, 4.0])
+    training.epochs()
+    assert normalisation.moving_mean.numpy().tolist() == [1, 2, 3, 4]
 
 
 def test_a_network_is_saved_with_the_weights_of_its_synchronised_twin(tiny_model):

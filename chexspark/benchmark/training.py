@@ -113,8 +113,6 @@ def measure_start(folder: Path, store: str, ranks: int) -> StartFound:
 
     Raises RunFailedError when the job fails.
 
-    Raises RunFailedError when the job fails.
-
     It runs on a Spark session of its own, of as many local slots as ranks; who has one here would do
     well to stop it before, since it takes memory.
     """

@@ -202,10 +202,11 @@ def tell_best(run: RunFolder) -> pd.DataFrame:
     best = best_epoch(history)
     auroc = auroc_text(best["val_auroc"])
     log.info(
-        "best epoch %d of %d, validation AUROC %s: %s",
+        "best epoch %d of %d, validation AUROC %s, loss %.4f: %s",
         best["epoch"] + 1,
         len(history),
         auroc,
+        best["val_loss"],
         run.best,
     )
     return history

@@ -49,7 +49,9 @@ class State(TypedDict):
     losses: float  # sum over the steps of this epoch so far
     finished: bool
     plateau: PlateauState
-    best: tuple[float, float]  # mean AUROC and negative loss of the best epoch
+    best: tuple[
+        float, float
+    ]  # mean AUROC and negative loss of the best epoch, by `best_by` the first
     history: list[Row]  # rows of ``RUN/history``
     seed: int
     global_batch: int  # images per step over all ranks

@@ -18,7 +18,6 @@ from chexspark.training.network import Network
 from chexspark.training.record import Record
 from chexspark.training.ring import Ring
 from chexspark.training.schedule import Plateau
-from chexspark.training.statistics import all_statistics, take_statistics
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +48,13 @@ class Checkpoints:
         self.stack.close()
 
     def write(self, at: Moment, record: Record, finished: bool = False) -> None:
-        """Write where the run stands; all ranks call it. What is written may change afterwards."""
-        statistics = all_statistics(self.network.steps.statistics, self.ring)
+        """Write where the run stands; all ranks may call it. What is written may change afterwards."""
         if self.writer is None:
             return
         state = state_of(at, record, self.settings, self.facts.world_size, finished)
         arrays = [variable.numpy() for variable in self.network.variables()]
         number = at.epoch * state["steps"] + at.step
-        self.writer.write(number, [*arrays, statistics], state)
+        self.writer.write(number, arrays, state)
         if finished:
             self.writer.wait()
             promote(self.run)  # whatever has become of its checkpoint
@@ -75,13 +73,12 @@ class Checkpoints:
         state: State | None = self.ring.from_first(found.state if found else None)
         if state is None:
             return None
-        statistics, variables = None, self.network.variables()
+        variables = self.network.variables()
         if found:
-            *arrays, statistics = found.arrays()
+            arrays = found.arrays()[: len(variables)]  # earlier versions have an array more
             for variable, array in zip(variables, arrays, strict=True):
                 variable.assign(array)
         self.ring.copy_first(variables)
-        take_statistics(self.network.steps.statistics, self.ring.from_first(statistics), self.facts)
         return moment_of(state), record_of(state)
 
 
@@ -104,5 +101,5 @@ def state_of(
 
 def record_of(state: State) -> Record:
     """What the run had come to."""
-    auroc, negative_loss = state["best"]
-    return Record(Plateau(**state["plateau"]), state["history"], (auroc, negative_loss))
+    first, second = state["best"]
+    return Record(Plateau(**state["plateau"]), state["history"], (first, second))

@@ -14,6 +14,8 @@ from chexspark.data.plan import FILLER, RankFacts, training_plan
 from chexspark.data.reader import SplitReader
 from chexspark.run.resolved import ResolvedTraining
 
+STREAM = 2  # keeps the draw of a sample apart from those of order and augmentation
+
 
 class Feed:
     """What a rank trains on."""
@@ -33,12 +35,27 @@ class Feed:
 
     def batches(self, epoch: int, first: int = 0) -> Generator[StepInputs, None, None]:
         """The batches of an epoch from the step `first` on. Raises DamagedStoreError."""
+        draws = random_numbers(self.settings.config.seed, epoch, self.images)
+        return self.between(self.plan(epoch), first, None, draws)
+
+    def sample(self, epoch: int, most: int) -> Generator[StepInputs, None, None]:
+        """Up to `most` batches of an epoch, one after the other, unchanged. Raises DamagedStoreError.
+
+        Which ones depends on seed and epoch. They are neighbours: so only their row groups are read.
+        """
         plan = self.plan(epoch)
+        random = np.random.Generator(np.random.PCG64([self.settings.config.seed, epoch, STREAM]))
+        first = int(random.integers(max(0, len(plan) - most) + 1))
+        return self.between(plan, first, first + most, None)
+
+    def between(
+        self, plan: np.ndarray, first: int, end: int | None, draws: np.ndarray | None
+    ) -> Generator[StepInputs, None, None]:
+        """The batches of the steps `first` to `end` of a plan, int64 (steps, rows)."""
         begin = first
         while begin and (plan[begin : begin + 1] == FILLER).all():
             begin -= 1  # a step without rows of its own repeats an image of an earlier one
-        draws = random_numbers(self.settings.config.seed, epoch, self.images)
-        batches = tensors(self.reader.batches(plan[begin:]), draws)
+        batches = tensors(self.reader.batches(plan[begin:end]), draws)
         for _ in range(first - begin):
             next(batches)
         return batches

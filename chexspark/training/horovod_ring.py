@@ -52,9 +52,3 @@ class HorovodRing(Ring):
     def copy_first(self, variables: list) -> None:
         """Rank 0's values."""
         hvd.broadcast_variables(variables, root_rank=0)
-
-    def average(self, variables: list) -> None:
-        """The mean of all ranks' values."""
-        averages = hvd.grouped_allreduce([v.value() for v in variables], op=hvd.Average)
-        for variable, average in zip(variables, averages, strict=True):
-            variable.assign(average)

@@ -20,6 +20,7 @@ from chexspark.run.moment import Moment
 from chexspark.run.resolved import ResolvedTraining
 from chexspark.storage import locate
 from chexspark.store.manifest import Manifest
+from chexspark.training.batch_norm import Statistics
 from chexspark.training.checkpoints import Checkpoints
 from chexspark.training.clock import Clock, EpochTimes
 from chexspark.training.events import Epoch, EventSender
@@ -29,12 +30,13 @@ from chexspark.training.record import Record, none_if_nan, score_of, validation_
 from chexspark.training.ring import Ring
 from chexspark.training.schedule import Plateau, make_schedule
 from chexspark.training.setup import make_network
-from chexspark.training.statistics import average_statistics
 from chexspark.training.telling import Teller
 from chexspark.training.tensorboard import TensorBoard
 from chexspark.training.validation import Validation, averaged_weights, validate
 
 log = logging.getLogger(__name__)
+
+STATISTICS_STEPS = 32  # whose batches normalisation takes its statistics of
 
 
 class Training:
@@ -52,6 +54,7 @@ class Training:
         self.run = run_folder(config.run)
         self.teller = Teller(events, facts.rank, config.epochs)
         self.network, loaded = make_network(settings, manifest, facts, ring)
+        self.statistics = Statistics(self.network.steps.model, config.accumulate)
         if loaded:
             self.teller.note(loaded)
         cache = Cache(config.cache_mb << 20)
@@ -92,8 +95,6 @@ class Training:
         """Train from a moment of an epoch to its end, and validate."""
         trained = self.train_epoch(at)
         self.teller.validating(at.epoch)
-        if at.step < self.steps_per_epoch:  # or it has been done before
-            average_statistics(self.network.steps.statistics, self.ring)
         try:
             self.after_epoch(trained)
         except StoppedByUserError:
@@ -103,8 +104,11 @@ class Training:
     def after_epoch(self, trained: "TrainedEpoch") -> None:
         """Validate, keep the model if it is the best so far, write the history."""
         with averaged_weights(self.network.steps):
+            if self.statistics.follow_batches:
+                sample = self.feed.sample(trained.at.epoch, STATISTICS_STEPS)
+                self.statistics.recompute(sample, self.ring, self.teller.alive)
             found = self.validate()
-            score = score_of(found.mean, found.loss)
+            score = score_of(found.mean, found.loss, self.config.best_by)
             is_best = score > self.record.best
             row = history_row(trained, found, is_best, self.findings)
             if is_best and self.facts.rank == 0:

@@ -13,7 +13,7 @@ from chexspark.findings import column_name
 from chexspark.run.history import AUROC, Row
 from chexspark.training.schedule import Plateau
 
-Score = tuple[float, float]  # mean AUROC, and the negative loss between those that are equal in it
+Score = tuple[float, float]  # of two epochs the greater is the better
 
 
 @dataclass
@@ -38,9 +38,13 @@ class Record:
         return patience is not None and since >= patience
 
 
-def score_of(mean_auroc: float, loss: float) -> Score:
-    """What epochs are compared by; no AUROC is worse than any."""
-    return -math.inf if math.isnan(mean_auroc) else mean_auroc, -loss
+def score_of(mean_auroc: float, loss: float, best_by: str) -> Score:
+    """What epochs are compared by: ``auroc`` or ``loss``, and the other where they are equal in it.
+
+    No AUROC is worse than any.
+    """
+    auroc = -math.inf if math.isnan(mean_auroc) else mean_auroc
+    return (auroc, -loss) if best_by == "auroc" else (-loss, auroc)
 
 
 def none_if_nan(value: float) -> float | None:

@@ -41,10 +41,6 @@ class Ring(abc.ABC):
     def copy_first(self, variables: list) -> None:
         """Give variables the values that they have on rank 0."""
 
-    @abc.abstractmethod
-    def average(self, variables: list) -> None:
-        """Give variables the mean of their values over the ranks."""
-
 
 class Alone(Ring):
     """A ring of one rank."""
@@ -70,7 +66,4 @@ class Alone(Ring):
         return value
 
     def copy_first(self, variables: list) -> None:
-        """They have these values."""
-
-    def average(self, variables: list) -> None:
         """They have these values."""

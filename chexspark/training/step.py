@@ -67,7 +67,6 @@ class Steps:
         self.ring, self.augmentation = ring, augmentation
         self.fp16 = settings is not None and settings.compression == "fp16"
         self.loss, self.settings = loss or Loss(), settings or StepSettings()
-        self.statistics = [v for v in model.non_trainable_variables if v.dtype.is_floating]
         self.tracked = model.trainable_variables if self.settings.ema else []
         self.averages = [tf.Variable(v, trainable=False) for v in self.tracked]
         self.scale = tf.Variable(FIRST_SCALE if self.settings.scale_loss else 1.0, trainable=False)
