@@ -80,7 +80,7 @@ horovod_key() {
   {
     cat conf/build/patch_horovod.py
     declare -f build_horovod unpack_horovod build_path horovod_settings
-    [ $gpu = no ] || { cat conf/gpu.lock conf/build/cuda.lock; declare -f gpu_settings; }
+    [ $gpu = no ] || { cat conf/gpu.lock conf/build/cuda.lock; declare -f gpu_settings note_nvcc; }
   } | sha256sum | cut -c1-8
 }
 locks() { echo "conf/spark-$spark.lock"; [ $gpu = no ] || echo conf/gpu.lock; }
@@ -133,6 +133,7 @@ build_horovod() {
   local log=$1/build.log
   unpack_horovod "$1"
   horovod_settings "$1"
+  [ $gpu = no ] || note_nvcc "$1" >"$1/horovod-$horovod_version/horovod/nvcc.py"
   # Without pip's own cache, which does not know what a wheel was built against.
   if ! PATH=$(build_path "$1") pip wheel --no-cache-dir --no-deps --no-build-isolation \
     --wheel-dir "$1" "$1/horovod-$horovod_version" >"$log" 2>&1; then
@@ -140,6 +141,13 @@ build_horovod() {
     fail "Horovod did not build; the whole log: $log"
   fi
   rm -rf "$1"/horovod-$horovod_version "$1"/cuda* "$1"/nccl
+}
+
+# What the doctor holds a host's driver against.
+note_nvcc() {
+  local nvcc=${HOROVOD_CUDA_HOME:+$HOROVOD_CUDA_HOME/bin/}nvcc
+  printf '"""The CUDA compiler that Horovod was built by."""\n\nVERSION = "%s"\n' \
+    "$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')"
 }
 
 # Horovod's sources, changed for today's TensorFlow, in $1.

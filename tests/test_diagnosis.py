@@ -14,7 +14,8 @@ ROOM = 64 << 30
 def facts(rank, host="a", **changes):
     """What a healthy task finds, one of two on two hosts unless told otherwise."""
     return {
-        "rank": rank, "host": host, "executor": str(rank), "gpus": [], "visible_gpus": [],
+        "rank": rank, "host": host, "executor": str(rank), "gpus": [],
+        "visible_gpus": changes.get("gpus", []), "horovod_nvcc": None, "nvidia_driver": None,
         "memory_bytes": ROOM, "temp_disk": {"/tmp": ROOM}, "run_disk": {}, "run_kept": 0, "versions": VERSIONS,
         "horovod_library": True, "driver": None, "driver_python": True,
         "interfaces": {"eth0": "10.0.0.1"}, "reached": {1 - rank: [["eth0", "eth0"]]},
@@ -58,6 +59,13 @@ CASES = {
     "GPUs for some": (
         [facts(0, gpus=["0"]), facts(1, "b")],
         r"ranks on b have no GPU, those on a have: keep to executors that have GPUs"),
+    "a GPU that is not there": (
+        [facts(0, gpus=["7"], visible_gpus=[]), facts(1, gpus=["8"], visible_gpus=[])],
+        r"Spark gives GPU \d of a to a rank, but the system shows no GPU there: check Spark's GPU"),
+    "a driver that is too old": (
+        [facts(0, visible_gpus=["0"], horovod_nvcc="13.0", nvidia_driver="570.86.15"),
+         facts(1, "b", visible_gpus=["0"], horovod_nvcc="13.0", nvidia_driver="580.65.06")],
+        r"driver on a is 570.86.15, and Horovod was built by nvcc 13.0, whose code needs 580 or later"),
     "too little memory": (
         [facts(0, memory_bytes=1 << 30), facts(1, memory_bytes=1 << 30)],
         r"a has 1.0 GiB of free memory, but its 2 ranks need 1.4 GiB: lower --batch-size"),
@@ -107,6 +115,19 @@ def test_each_fault_is_one_line(name):
 )
 def test_what_is_well_is_no_fault(ranks):
     assert diagnosis.diagnose(ranks, 2, VERSIONS, "/store", "/run") == []
+
+
+def test_gpus_that_are_not_used_well_are_told_and_no_fault():
+    on_gpu = {"visible_gpus": ["0"], "nvidia_driver": "535.54.03"}
+    well = [facts(0, **on_gpu, horovod_nvcc="12.4"), facts(1, "b", **on_gpu, horovod_nvcc="12.4")]
+    assert diagnosis.driver_faults(well) == diagnosis.gpu_warnings(well) == []
+    assert diagnosis.gpu_warnings([WELL, facts(1, "b")]) == []
+    unseen = [facts(0, horovod_nvcc="13.0"), facts(1, "b", horovod_nvcc="13.0")]
+    (warning,) = diagnosis.gpu_warnings(unseen)
+    assert "built for GPUs, but none is seen on a, b: ranks train on the CPU" in warning
+    (warning,) = diagnosis.gpu_warnings([facts(0, **on_gpu), facts(1, "b", **on_gpu)])
+    assert "Horovod on a, b was built without NCCL" in warning
+    assert diagnosis.gpu_warnings([facts(0, **on_gpu)]) == [], "one rank has nobody to talk to"
 
 
 def test_checkpoints_that_are_there_make_room_for_others():

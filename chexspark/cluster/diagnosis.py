@@ -15,6 +15,9 @@ CHECKPOINT_BYTES = 85 << 20  # DenseNet-121's weights and Adam's two values for 
 CHECKPOINTS = 4  # the last two, the best, and one in the writing
 SAME_ENVIRONMENT = "run ./build.sh setup, of the same chexspark, at the same path on every host"
 OF_THE_CLUSTER = "run ./build.sh setup --spark 3.5, or 4, on every host, as the cluster's Spark is"
+# NVIDIA's driver, at least, for code of a CUDA release: CUDA's release notes, table 2 ("CUDA Toolkit and
+# Minimum Required Driver Version for CUDA Minor Version Compatibility").
+LEAST_DRIVER = {"12": 525, "13": 580}
 GPU_SETTINGS = "--conf spark.executor.resource.gpu.amount=N --conf spark.task.resource.gpu.amount=1"
 
 
@@ -31,6 +34,7 @@ def diagnose(
         *silent_ranks(ranks, num_proc),
         *package_faults(ranks, driver_versions),
         *gpu_faults(ranks),
+        *driver_faults(ranks),
         *memory_faults(ranks, cost),
         *disk_faults(ranks, cost),
         *network_faults(ranks),
@@ -148,6 +152,45 @@ def gpu_faults(ranks: list[PlaceFacts]) -> list[str]:
         found.append(
             f"ranks on {', '.join(without)} have no GPU, those on {', '.join(having)} have: keep to "
             f"executors that have GPUs ({GPU_SETTINGS})"
+        )
+    return found
+
+
+def driver_faults(ranks: list[PlaceFacts]) -> list[str]:
+    """GPUs that Spark deals out and the system does not have; drivers too old for Horovod's code."""
+    found = []
+    for r in {r["host"]: r for r in ranks if r["gpus"] and not r["visible_gpus"]}.values():
+        found.append(
+            f"Spark gives GPU {r['gpus'][0]} of {r['host']} to a rank, but the system shows no GPU there: "
+            "check Spark's GPU discovery script, the driver, and what the container is given"
+        )
+    for r in {r["host"]: r for r in ranks}.values():
+        nvcc, driver = r["horovod_nvcc"], r["nvidia_driver"]
+        least = LEAST_DRIVER.get(nvcc.split(".")[0], 0) if nvcc else 0
+        if driver and int(driver.split(".")[0]) < least:
+            found.append(
+                f"NVIDIA's driver on {r['host']} is {driver}, and Horovod was built by nvcc {nvcc}, whose "
+                f"code needs {least} or later: update the driver, or run ./build.sh setup --gpu where a "
+                "CUDA toolkit of the driver's age is on PATH"
+            )
+    return found
+
+
+def gpu_warnings(ranks: list[PlaceFacts]) -> list[str]:
+    """GPUs that are not used as well as they could be, or not at all."""
+    found = []
+    hosts = {r["host"]: r for r in ranks}.values()
+    unseen = [r["host"] for r in hosts if r["horovod_nvcc"] and not r["visible_gpus"]]
+    if unseen and not any(r["gpus"] for r in ranks):
+        found.append(
+            f"Horovod was built for GPUs, but none is seen on {', '.join(unseen)}: ranks train on the CPU "
+            "there (nvidia-smi, in a task, tells more)"
+        )
+    slow = [r["host"] for r in hosts if r["visible_gpus"] and not r["horovod_nvcc"]]
+    if slow and len(ranks) > 1:
+        found.append(
+            f"Horovod on {', '.join(slow)} was built without NCCL: gradients go from GPU to GPU by way of "
+            "the CPU; run ./build.sh setup --gpu"
         )
     return found
 

@@ -153,6 +153,7 @@ def examine(
         faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], network)
     warnings = [
         *diagnosis.data_warnings(train.images, row_groups, num_proc, batch_size),
+        *diagnosis.gpu_warnings(ranks),
         *diagnosis.container_warnings(ranks, container_overhead(spark), network),
     ]
     return Examination(num_proc, tuple(ranks), tuple(faults), tuple(warnings))

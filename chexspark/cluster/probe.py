@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import tempfile
@@ -34,6 +35,7 @@ ANSWER_SECONDS = 20.0  # for a process that was reached to say who it is: its ho
 CHECK_SECONDS = 60.0  # for store and run to answer
 ALIKE_SECONDS = 10.0  # that tasks which have met may differ in finishing
 CONNECTIONS = 64  # that one rank tries at a time
+DRIVER_VERSION = "/sys/module/nvidia/version"
 LIMITS = (  # of a container's memory: the most, what is taken, and where it says what of that is cache
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
@@ -86,6 +88,8 @@ class PlaceFacts(TypedDict, total=False):
     run_kept: int  # checkpoints that are in the run already
     versions: dict[str, str | None]  # package → version; None where it is missing
     horovod_library: bool  # Horovod was built for TensorFlow
+    horovod_nvcc: str | None  # the CUDA compiler's version, where Horovod was built for GPUs
+    nvidia_driver: str | None  # its version; None where no driver is loaded
     met: bool  # the task ran at the same time as the others
     driver: str | None  # why the driver was not reached, at which address
     driver_python: bool  # the driver's Python is there
@@ -128,6 +132,8 @@ def look_around(rank: int, gpus: list[str]) -> PlaceFacts:
         "temp_disk": {folder: shutil.disk_usage(folder).free},
         "versions": versions(),
         "horovod_library": horovod_library(),
+        "horovod_nvcc": horovod_nvcc(),
+        "nvidia_driver": nvidia_driver(),
     }
 
 
@@ -206,6 +212,22 @@ def horovod_library() -> bool:
         folder = importlib.metadata.distribution("horovod").locate_file("horovod/tensorflow")
         return bool(glob.glob(os.path.join(str(folder), "mpi_lib*.so")))
     return False
+
+
+def horovod_nvcc() -> str | None:
+    """The version of nvcc that Horovod's code for GPUs is of, which ``build.sh`` has noted; or None."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, OSError):
+        noted = importlib.metadata.distribution("horovod").locate_file("horovod/nvcc.py")
+        found = re.search(r'VERSION = "([\d.]+)"', Path(str(noted)).read_text())
+        return found[1] if found else None
+    return None
+
+
+def nvidia_driver() -> str | None:
+    """The version of the driver that is loaded, as its kernel module says."""
+    with contextlib.suppress(OSError):
+        return Path(DRIVER_VERSION).read_text().strip()
+    return None
 
 
 def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
