@@ -125,7 +125,11 @@ class TrainConfig:
         "multiply it by the number of ranks, or its root", "schedule", "none",
         choices=SCALINGS)  # fmt: skip
     warmup_epochs: float = setting(
-        "in which the learning rate rises to its full height", "schedule", 0.0, minimum=0
+        "in which the learning rate rises to where the schedule begins: its full height, or the trough "
+        "of a cyclic one",
+        "schedule",
+        0.0,
+        minimum=0,
     )
     cycle_epochs: float = setting("length of a cycle of the cyclic schedule", "schedule", 2.0,
                                   above=0, only_with={"schedule": ("cyclic",)})  # fmt: skip

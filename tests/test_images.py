@@ -1,5 +1,6 @@
 import io
 import zlib
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -35,9 +36,29 @@ def test_gray_values_survive_every_mode(mode):
     assert found == mode
 
 
-def test_sixteen_bits_become_eight():
-    image = Image.fromarray(RAMP.astype(np.uint16) * 257)
-    np.testing.assert_array_equal(decode(encoded(image))[0], RAMP)
+SIXTEEN = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+NEAREST = np.array([round(Fraction(v * 255, 65535)) for v in range(65536)]).reshape(256, 256)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [SIXTEEN, np.dstack([SIXTEEN] * 3), np.dstack([*[SIXTEEN] * 3, SIXTEEN[::-1]])],
+    ids=["gray", "RGB", "RGBA"],
+)
+def test_sixteen_bits_become_the_nearest_of_eight(values):
+    pixels, _ = decode(cv2.imencode(".png", values)[1].tobytes())
+    np.testing.assert_array_equal(pixels, NEAREST)
+    assert abs((pixels - SIXTEEN / 257).mean()) < 1e-12 and (pixels[0, 0], pixels[-1, -1]) == (
+        0,
+        255,
+    )
+
+
+def test_a_sixteen_bit_dicom_becomes_the_nearest_of_eight():
+    content = dicom(SIXTEEN, BitsStored=16, HighBit=15)
+    np.testing.assert_array_equal(decode(content, "chest.dcm")[0], NEAREST)
+    windowed = dicom(SIXTEEN, BitsStored=16, HighBit=15, WindowCenter=32768, WindowWidth=65536)
+    np.testing.assert_array_equal(decode(windowed, "chest.dcm")[0], NEAREST)
 
 
 def test_shrinking_by_area_is_the_mean_of_each_block():

@@ -21,6 +21,7 @@ PNG, JPEG, DICOM = "PNG", "JPEG", "DICOM"
 EXTENSIONS = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".dcm": DICOM}
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
+PNG_DEPTH = 24  # the byte that says how many bits a sample has
 
 
 class BadImageError(Exception):
@@ -113,16 +114,27 @@ def decode_picture(content: bytes, kind: str) -> tuple[np.ndarray, str]:
     check_dimensions(*image.size)
     if kind == PNG:
         check_png(content)
-    if image.mode.startswith("I"):  # 16 bits, which Pillow may hold in 32
-        return (np.asarray(image).clip(0, 65535) // 257).astype(np.uint8), image.mode
-    if image.mode == "L" and kind == PNG:  # nearly all of NIH's, and faster than through Pillow
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    deep = (
+        kind == PNG and content[PNG_DEPTH] == 16
+    )  # of colours, Pillow would drop the lower 8 bits
+    if deep or (kind == PNG and image.mode == "L"):  # nearly all of NIH's: faster than Pillow
+        flag = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_GRAYSCALE
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
         if pixels is None:
             raise BadImageError("cannot be decoded: the PNG's pixels are damaged")
-        return pixels, image.mode
+        return (eight_bits(pixels) if deep else pixels), image.mode
     if image.mode == "L":
         return np.asarray(image), image.mode
     return np.asarray(image.convert("RGB").convert("L")), image.mode
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    """Bring 16 bits to the nearest of 8: uint16 (height, width), or (height, width, BGR or BGRA).
+
+    0 stays 0, 65535 becomes 255. Returns uint8 (height, width); alpha is left out.
+    """
+    gray = values if values.ndim == 2 else cv2.cvtColor(values[..., :3], cv2.COLOR_BGR2GRAY)
+    return ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 257 is 65535 / 255
 
 
 def shrink(pixels: np.ndarray, size: int) -> np.ndarray:

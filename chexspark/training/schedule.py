@@ -18,9 +18,11 @@ class Schedule:
 
     `base`: the rate of one rank. `total_steps`: of the whole run. All but these two may be left
     out. `scaling`: what `world_size` ranks multiply it by: their number (``linear``, Goyal et al.
-    2017), its root (``sqrt``, Krizhevsky 2014), or nothing. `warmup_steps`: how long the rate rises
+    2017), its root (``sqrt``, Krizhevsky 2014), or nothing. `warmup_steps`: how long the warm-up rises
     linearly from `base` to the scaled rate (Goyal et al. 2017, section 2.2); where nothing is
-    scaled, it rises from ``base / warmup_steps`` to `base`. Then the shape begins:
+    scaled, it rises from ``base / warmup_steps`` to `base`. It is multiplied by the shape's first
+    value: 1, but `trough` where the shape is cyclic, so there the warm-up ends at `trough` times the
+    scaled rate. Then the shape begins:
 
     - ``constant``, and ``plateau``, for which the caller multiplies by a `Plateau` that starts at 1;
     - ``cosine``: half a cosine down to 0 at `total_steps` (Loshchilov and Hutter 2017, one cycle);
