@@ -16,13 +16,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from chexspark.arguments import takes
 from chexspark.config import PhantomConfig
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS, NO_FINDING
+from chexspark.ingestion.images import SYNTHETIC
 from chexspark.progress import ProgressLine
 from chexspark.storage import Location, locate
 
@@ -171,7 +173,7 @@ def write_release(config: PhantomConfig) -> Location:
             name = f"{patient:08}_{follow_up:03}.png"
             findings = [f for f in FINDINGS if random.random() < PREVALENCE]
             pixels, places = draw_phantom(config.size, findings, random)
-            (out / "images" / name).write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+            (out / "images" / name).write_bytes(png(pixels))
             view = "PA" if random.random() < 0.6 else "AP"
             entries.append(
                 [name, "|".join(findings) or NO_FINDING, follow_up, patient, f"{person['age']:03}Y",
@@ -194,6 +196,15 @@ def write_release(config: PhantomConfig) -> Location:
         (out / name).write_text("".join(f"{image}\n" for image in images))
     log.info(f"{config.images:,} phantoms of {patient:,} patients: {out}")
     return out
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """An 8-bit gray image (height, width) as a PNG that says of itself that it is synthetic."""
+    text = PngInfo()
+    text.add_text(*SYNTHETIC)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
 
 
 def csv_text(rows: Iterable[list]) -> str:

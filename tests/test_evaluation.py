@@ -1,5 +1,6 @@
 """Scores of runs, of ensembles and of strangers; and what is refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,11 @@ from sklearn.metrics import roc_auc_score
 
 from chexspark import evaluate, report
 from chexspark.errors import RunFailedError, UserError
+from chexspark.evaluation.inference import Model, Scorer
 from chexspark.evaluation.job import Evaluation
 from chexspark.evaluation.localisation import enlarge, overlap, pointed_box, points_at
+from chexspark.evaluation.scoring import Scoring, earlier_scores
+from chexspark.evaluation.store_split import StoreSplit
 from chexspark.evaluation.tables import read_evaluation, read_predictions, read_split
 from chexspark.findings import FINDINGS
 from chexspark.run.folder import RunFolder, run_folder
@@ -60,6 +64,21 @@ def test_thresholds_come_from_validation_which_is_scored_once(
     evaluate(spark, data=store.path, run=runs[0].path, bootstrap=100)
     assert "/val" not in capsys.readouterr().out.split("thresholds and temperature")[0]
     assert "val split" in read_evaluation(RunFolder(runs[0]))["test"]["fitted_on"]
+
+
+def test_scores_of_versions_that_did_not_ask_what_is_synthetic_are_still_taken(
+    evaluated, runs, store, manifest, tmp_path
+):
+    shutil.copytree(runs[0].path, tmp_path / "run")
+    out = run_folder(str(tmp_path / "run"))
+    said = json.loads(out.evaluation.read_text())
+    assert said["val"].pop("synthetic") is said["test"]["synthetic"] is True
+    out.evaluation.write_text(json.dumps(said))
+    models = tuple(Model("", digest, FINDINGS) for digest in said["val"]["models"])
+    scoring = Scoring(tuple(said["val"]["runs"]), Scorer(models, FINDINGS, False, 8), out)
+    real = dataclasses.replace(manifest, synthetic=0)
+    assert earlier_scores(StoreSplit(store, real, "val"), scoring) is not None
+    assert earlier_scores(StoreSplit(store, manifest, "val"), scoring) is None
 
 
 def test_subgroups_and_localisation_stand_beside_the_metrics(evaluated, runs):

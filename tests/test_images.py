@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from chexspark.ingestion.dicom import window_range
+from chexspark.ingestion.duplicates import NEAR_BITS
 from chexspark.ingestion.images import (
     BadImageError,
     decode,
@@ -17,7 +18,7 @@ from chexspark.ingestion.images import (
     prepare,
     shrink,
 )
-from chexspark.phantom import draw_phantom
+from chexspark.phantom import draw_phantom, write_release
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
 
@@ -175,20 +176,43 @@ def test_a_bad_dicom_is_refused_with_its_reason(content, reason):
         prepare(content, 32, "chest.dcm")
 
 
-def test_the_perceptual_hash_knows_the_picture_and_not_its_brightness():
-    random = np.random.default_rng(0)
-    one, other = (
-        cv2.resize(random.integers(50, 200, (8, 8)).astype(np.uint8), (256, 256)) for _ in "ab"
-    )
+def phantom(size, seed):
+    return draw_phantom(size, [], np.random.Generator(np.random.PCG64(seed)))[0]
 
+
+def again(pixels, change):
+    """An X-ray as somebody else's copy of it may be."""
+    size = len(pixels)
+    if change == "JPEG":
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=70)
+        return np.asarray(Image.open(buffer))
+    if change == "smaller":
+        return np.asarray(Image.fromarray(pixels).resize((size // 2, size // 2), Image.BILINEAR))
+    return np.clip(pixels * 1.1 - 20, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("change", ["JPEG", "smaller", "contrast"])
+def test_the_perceptual_hash_knows_a_copy_and_tells_patients_apart(change):
     def differ(a, b):
-        return bin((perceptual_hash(a) ^ perceptual_hash(b)) & (2**64 - 1)).count("1")
+        return (int(perceptual_hash(a), 16) ^ int(perceptual_hash(b), 16)).bit_count()
 
-    assert differ(one, one + 20) <= 2 and differ(one, other) > 10
+    one, other = phantom(256, 0), phantom(256, 1)
+    assert differ(one, again(one, change)) <= NEAR_BITS < differ(one, other)
+    assert len(perceptual_hash(one)) == 64
+
+
+def test_a_phantom_says_that_it_is_one_whatever_it_is_called(tmp_path):
+    write_release(out=str(tmp_path), images=1, size=32)
+    (drawn,) = (path.read_bytes() for path in (tmp_path / "images").iterdir())
+    copied = encoded(Image.open(io.BytesIO(drawn)))  # by an editor that drops what a file says
+    assert prepare(drawn, 32, "real.png").synthetic and not prepare(copied, 32).synthetic
+    np.testing.assert_array_equal(prepare(drawn, 32).pixels, prepare(copied, 32).pixels)
+    assert not prepare(encoded(Image.fromarray(RAMP), "JPEG"), 32).synthetic
 
 
 def test_a_negative_looks_inverted():
-    chest, _ = draw_phantom(64, [], np.random.Generator(np.random.PCG64(0)))
+    chest = phantom(64, 0)
     assert not looks_inverted(chest) and looks_inverted(255 - chest)
 
 

@@ -257,6 +257,7 @@ def test_appending_adds_what_is_new_and_moves_no_patient(spark, release, store, 
     whole = ingest(spark, **settings(release, out.path, append=True))
     expected = read_manifest(store)
     assert (whole.fingerprint, whole.split_hash) == (expected.fingerprint, expected.split_hash)
+    assert (first.synthetic, whole.synthetic, expected.synthetic) == (70, 96, 96)
     for split in SPLITS:
         assert whole.splits[split].positives == expected.splits[split].positives
         assert (
@@ -300,13 +301,41 @@ def test_unknown_labels_stay_unknown(spark, release, tmp_path):
 
 
 def test_pictures_alike_in_different_patients_are_paired():
-    hashes = [0, 0b11, 0b111, -1, 0]
+    a = np.random.default_rng(0).integers(0, 2, 256)
+    b, c = flipped(a, 15), flipped(a, 25)
+    hashes = [as_hash(bits) for bits in (a, b, c, 1 - a, a)]
     pairs = duplicate_pairs(list("abcde"), ["1", "2", "3", "4", "1"], [9, 8, 7, 6, 9], hashes)
     assert [tuple(pair.values()) for pair in pairs] == [
         ("a", "b", "near"), ("b", "c", "near"), ("b", "e", "near"),
     ]  # fmt: skip
-    pairs = duplicate_pairs(list("ab"), ["1", "2"], [5, 5], [3, 3])
+    pairs = duplicate_pairs(list("ab"), ["1", "2"], [5, 5], hashes[::4])
     assert [tuple(pair.values()) for pair in pairs] == [("a", "b", "exact")]
+    assert duplicate_pairs([], [], [], []) == []
+
+
+def flipped(bits, number):
+    """Other bits in `number` places, spread over the hash."""
+    changed = bits.copy()
+    changed[np.arange(number) * 10] ^= 1
+    return changed
+
+
+def as_hash(bits):
+    return np.packbits(bits).tobytes().hex()
+
+
+def test_every_pair_of_up_to_15_bits_is_found_and_nearly_all_of_24():
+    random = np.random.default_rng(1)
+    for bits, expected in ((15, 300), (24, 280), (25, 0)):
+        one = random.integers(0, 2, (300, 256))
+        other = one.copy()
+        for row in other:
+            row[random.permutation(256)[:bits]] ^= 1
+        names = [f"{copy}{i:03}" for copy in "ab" for i in range(300)]
+        hashes = [as_hash(row) for row in (*one, *other)]
+        pairs = duplicate_pairs(names, names, list(range(600)), hashes)
+        assert {pair["image"][1:] for pair in pairs} == {pair["other"][1:] for pair in pairs}
+        assert expected <= len(pairs) <= (300 if expected else 0)
 
 
 def test_another_living_run_is_not_touched(spark, release, tmp_path):

@@ -28,10 +28,12 @@ from chexspark.run.settings import (
 )
 from chexspark.settings import build
 from chexspark.storage import locate
+from chexspark.store.check import check_files
 from chexspark.store.manifest import SCHEMA_VERSION, read_manifest
 from chexspark.store.row_groups import read_row_group, row_groups
 
 OLD = Path(__file__).parent / "fixtures" / "layout1"
+SCHEMA_2 = Path(__file__).parent / "fixtures" / "schema2" / "store"  # as commit 4252d38 wrote it
 
 
 @pytest.fixture
@@ -40,21 +42,28 @@ def old(tmp_path):
     return Path(shutil.copytree(OLD, tmp_path / "old"))
 
 
-def test_a_store_of_schema_1_is_read(old):
-    assert SCHEMA_VERSION == 2
-    manifest = read_manifest(locate(str(old / "store")))
-    assert manifest.schema_version == 1 and manifest.findings == FINDINGS
-    groups = row_groups(locate(str(old / "store")), manifest, "train")
+@pytest.mark.parametrize("version, store", [(1, OLD / "store"), (2, SCHEMA_2)])
+def test_a_store_of_an_earlier_schema_is_read(version, store):
+    assert SCHEMA_VERSION == 3
+    manifest = read_manifest(locate(str(store)))
+    assert manifest.schema_version == version and manifest.findings == FINDINGS
+    assert manifest.synthetic == 0, "was not counted then"
+    check_files(locate(str(store)), manifest, ("train", "val", "test"))
+    groups = row_groups(locate(str(store)), manifest, "train")
     read = [read_row_group(group, 32, ("image_index",)) for group in groups]
     assert sum(len(piece.images) for piece in read) == manifest.splits["train"].images
 
 
-def test_a_store_of_schema_1_is_not_added_to(old):
-    write_release(out=str(old / "nih"), images=60, size=32)
-    settings = {"size": 32, "rows_per_group": 10, "out": str(old / "store"), "append": True}
-    with pytest.raises(UserError, match="has schema version 1, and this chexspark writes 2"):
-        ingest(None, images=str(old / "nih" / "images"),
-               labels=str(old / "nih" / "Data_Entry_2017.csv"), **settings)  # fmt: skip
+@pytest.mark.parametrize("version, store", [(1, OLD / "store"), (2, SCHEMA_2)])
+def test_a_store_of_an_earlier_schema_is_not_added_to(version, store, tmp_path):
+    shutil.copytree(store, tmp_path / "store")
+    write_release(out=str(tmp_path / "nih"), images=60, size=32)
+    settings = {"size": 32, "rows_per_group": 10, "out": str(tmp_path / "store"), "append": True}
+    with pytest.raises(
+        UserError, match=f"has schema version {version}, and this chexspark writes 3"
+    ):
+        ingest(None, images=str(tmp_path / "nih" / "images"),
+               labels=str(tmp_path / "nih" / "Data_Entry_2017.csv"), **settings)  # fmt: skip
 
 
 def test_a_run_of_layout_1_is_scored_as_it_was_then(spark, old):

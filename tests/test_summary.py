@@ -21,7 +21,7 @@ def kept(name, patient="1", split="train", labels=()):
     values = np.zeros(len(FINDINGS), np.int8)
     for finding, value in dict(labels).items():
         values[FINDINGS.index(finding)] = value
-    return Kept(name, patient, split, values.tobytes(), "L", False, 0, 0)
+    return Kept(name, patient, split, values.tobytes(), "L", False, "00" * 32, 0)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def facts_of(split: StoreSplit, scoring: Scoring) -> SplitFacts:
         "models": [model.digest for model in scorer.models], "flip": scorer.flip,
         "store": str(split.store), "store_fingerprint": manifest.fingerprint,
         "split_hash": manifest.split_hash, "data": data_of(manifest),
+        "synthetic": manifest.synthetic > 0,
     }  # fmt: skip
 
 

@@ -76,6 +76,7 @@ class SplitFacts(TypedDict, total=False):
     store_fingerprint: str
     split_hash: str
     data: dict[str, str]  # what the store holds, in words
+    synthetic: bool  # whether images of the store say that they are; False where nobody looked
     seconds: float
     # Of scores that were there already.
     scores: str
@@ -161,7 +162,7 @@ def damaged(what: str, error: Exception) -> UserError:
 
 
 def read_evaluation(out: RunFolder) -> dict[str, SplitFacts]:
-    """Split → what was scored, `findings` always among it; empty where nothing was.
+    """Split → what was scored, `findings` and `synthetic` always among it; empty where nothing was.
 
     Raises UserError for a damaged file.
     """
@@ -172,6 +173,7 @@ def read_evaluation(out: RunFolder) -> dict[str, SplitFacts]:
         if not isinstance(facts, dict):
             raise UserError(f"{out.evaluation} is damaged: {split} is no object; {AGAIN}")
         facts["findings"] = of_file(facts)
+        facts.setdefault("synthetic", False)
         fault = (
             names_fault(facts["findings"]) if isinstance(facts["findings"], list) else "is no list"
         )

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from chexspark.extras import check_extra
+from chexspark.ingestion.duplicates import HASH_SIDE
 
 MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make a fifth of it
 MIN_SIDE = 16
@@ -22,6 +23,7 @@ EXTENSIONS = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".dcm": DICOM}
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH = 24  # the byte that says how many bits a sample has
+SYNTHETIC = ("Source", "synthetic chest X-ray (chexspark phantom)")  # a PNG's text: keyword, text
 
 
 class BadImageError(Exception):
@@ -39,7 +41,8 @@ class StoredImage:
     pixel_mean: float  # of `pixels`, 0–255
     pixel_std: float
     inverted: bool  # it looks like a negative: a hint, nothing is changed
-    perceptual_hash: int  # 64 bits; near images differ in few
+    perceptual_hash: str  # 256 bits in hex; near images differ in few
+    synthetic: bool  # the file says so
 
 
 def kind_of(content: bytes) -> str | None:
@@ -137,6 +140,17 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
     return ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 257 is 65535 / 255
 
 
+def is_synthetic(content: bytes) -> bool:
+    """Whether an image file says of itself that it is a phantom, whatever it is called.
+
+    Raises what Pillow raises for a damaged PNG.
+    """
+    if kind_of(content) != PNG:
+        return False
+    keyword, text = SYNTHETIC
+    return Image.open(io.BytesIO(content), formats=(PNG,)).info.get(keyword) == text
+
+
 def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8 (height, width) to (size, size): by area when smaller, so without aliasing."""
     if pixels.shape == (size, size):
@@ -146,12 +160,16 @@ def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(pixels, (size, size), interpolation=method)
 
 
-def perceptual_hash(pixels: np.ndarray) -> int:
-    """Signs of the 8 × 8 lowest frequencies against their median, as 64 bits (pHash; Zauner 2010)."""
-    small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA)
-    low = cv2.dct(small.astype(np.float32))[:8, :8].ravel()
-    bits = np.packbits(low > np.median(low[1:]))
-    return int.from_bytes(bits.tobytes(), "big", signed=True)
+def perceptual_hash(pixels: np.ndarray) -> str:
+    """Signs of the 16 × 16 lowest frequencies against their median, 256 bits as 64 digits in hex.
+
+    `pixels`: uint8 (height, width). The 8 × 8 of its source (pHash; Zauner 2010) do not tell chests
+    apart.
+    """
+    side = 4 * HASH_SIDE
+    small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+    low = cv2.dct(small.astype(np.float32))[:HASH_SIDE, :HASH_SIDE].ravel()
+    return np.packbits(low > np.median(low[1:])).tobytes().hex()
 
 
 def looks_inverted(pixels: np.ndarray) -> bool:
@@ -192,4 +210,5 @@ def prepare(content: bytes, size: int, name: str = "") -> StoredImage:
         deviation,
         looks_inverted(pixels),
         perceptual_hash(pixels),
+        is_synthetic(content),
     )

@@ -94,6 +94,7 @@ def summarise(
         },
         settings=layout_settings(config),
         seconds=0.0,
+        synthetic=(before.synthetic if before else 0) + sum(r.synthetic for r in results),
     )
     tables = {
         QUARANTINE: table_of(all_refused, QUARANTINE_SCHEMA),
@@ -229,6 +230,12 @@ def summary_text(manifest: Manifest, out: Location, results: list[TaskResult]) -
     if converted:
         lines.append(
             "converted to 8-bit gray: " + ", ".join(f"{n:,} {m}" for m, n in converted.items())
+        )
+    if manifest.synthetic:
+        images = sum(split.images for split in manifest.splits.values())
+        lines.append(
+            f"{manifest.synthetic:,} of {images:,} images are synthetic: what is learned and measured "
+            "on them says nothing about patients"
         )
     if manifest.inverted:
         lines.append(f"{manifest.inverted:,} images look inverted (column `inverted`)")

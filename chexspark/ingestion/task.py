@@ -65,7 +65,7 @@ class Kept:
     labels: bytes
     mode: str
     inverted: bool
-    perceptual_hash: int
+    perceptual_hash: str
     pixel_digest: int
 
 
@@ -78,6 +78,7 @@ class TaskResult:
     quarantined: list[tuple[str, str, int]] = field(default_factory=list)  # path, reason, bytes
     unlabelled: list[str] = field(default_factory=list)
     stored_before: int = 0
+    synthetic: int = 0  # of the kept
     fingerprint: int = 0
 
 
@@ -202,6 +203,7 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
         pixels = image.pixels.data.cast("B")
         kept = kept_image(name, label, label.split, image, pixels)
         result.kept.append(kept)
+        result.synthetic += image.synthetic
         result.fingerprint = (result.fingerprint + row_digest(kept, pixels)) % FINGERPRINT_MODULUS
         writers[label.split].add(row_of(kept, label, image), image.pixels)
     for writer in writers.values():

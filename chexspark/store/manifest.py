@@ -17,9 +17,9 @@ from chexspark.storage import Location
 from chexspark.text_files import read_json
 
 # Of the store's layout. 1: NIH's 14 findings. 2: its own list of findings, a column `source`, and a
-# checksum per row group of the columns beside images and labels.
-SCHEMA_VERSION = 2
-READABLE = (1, 2)
+# checksum per row group of the columns beside images and labels. 3: a perceptual hash of 256 bits.
+SCHEMA_VERSION = 3
+READABLE = (1, 2, 3)
 FILE_NAME = "dataset.json"
 UNFINISHED = "_unfinished"  # the folder in which an ingest works
 SPLITS = ("train", "val", "test")
@@ -71,6 +71,7 @@ class Manifest:
     sources: dict[str, Any]  # images, labels, and the digests of all input that went in
     settings: dict[str, Any]
     seconds: float
+    synthetic: int = 0  # images that say of themselves that they are; not counted before version 3
 
     def write(self, store: Location) -> None:
         """Write the file, in one step."""
@@ -124,7 +125,7 @@ def read_manifest(store: Location) -> Manifest:
         if version not in READABLE:
             raise UserError(
                 f"{place} has schema version {version}, this chexspark reads "
-                f"{' and '.join(map(str, READABLE))}: ingest again"
+                f"{READABLE[0]} to {READABLE[-1]}: ingest again"
             )
         splits = {
             name: SplitSummary(

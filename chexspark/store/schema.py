@@ -25,13 +25,14 @@ def image_header(size: int) -> bytes:
     return buffer.getvalue()[: -size * size]
 
 
-def parquet_schema(size: int, version: int = 2) -> pa.Schema:
+def parquet_schema(size: int, version: int = 3) -> pa.Schema:
     """The columns of ``STORE/train``, ``val`` and ``test``, for images of `size` × `size` pixels.
 
     `version`: of the store's layout. `source`: the set of images that a row came from, where several
-    were put together.
+    were put together. `perceptual_hash`: 64 digits in hex; in versions 1 and 2 another one, of 64 bits.
     """
     added = [pa.field("source", pa.string())] if version > 1 else []
+    hash_type = pa.string() if version > 2 else pa.int64()
     return pa.schema(
         [
             pa.field("image_index", pa.string(), nullable=False),
@@ -48,7 +49,7 @@ def parquet_schema(size: int, version: int = 2) -> pa.Schema:
             pa.field("pixel_mean", pa.float32(), nullable=False),
             pa.field("pixel_std", pa.float32(), nullable=False),
             pa.field("inverted", pa.bool_(), nullable=False),
-            pa.field("perceptual_hash", pa.int64(), nullable=False),
+            pa.field("perceptual_hash", hash_type, nullable=False),
             pa.field("pixel_digest", pa.int64(), nullable=False),
             *added,
         ]
