@@ -24,11 +24,11 @@ from chexspark.arguments import takes
 from chexspark.config import PhantomConfig
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS, NO_FINDING
-from chexspark.ingestion.images import SYNTHETIC
 from chexspark.progress import ProgressLine
 from chexspark.storage import Location, locate
 
 log = logging.getLogger(__name__)
+SYNTHETIC = ("Source", "synthetic chest X-ray (chexspark phantom)")  # the PNGs' text: keyword, text
 PREVALENCE = 0.13  # of each finding, independently: rarer ones would need more images to learn
 IMAGES_PER_PATIENT = 3
 TEST_SHARE = 0.2

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from chexspark.extras import check_extra
 from chexspark.ingestion.duplicates import HASH_SIDE
+from chexspark.phantom import SYNTHETIC
 
 MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make a fifth of it
 MIN_SIDE = 16
@@ -23,7 +24,6 @@ EXTENSIONS = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".dcm": DICOM}
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH = 24  # the byte that says how many bits a sample has
-SYNTHETIC = ("Source", "synthetic chest X-ray (chexspark phantom)")  # a PNG's text: keyword, text
 
 
 class BadImageError(Exception):
