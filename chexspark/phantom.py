@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -44,20 +45,77 @@ class Box:
     height: float
 
 
-class Canvas:
-    """A float image (size, size) of 0–255, drawn on in fractions of its side, 0–1."""
+@dataclass(frozen=True)
+class Anatomy:
+    """What is a patient's own, and so in each of their images. Lengths are shares of the image's side."""
 
-    def __init__(self, size: int, random: np.random.Generator) -> None:
-        self.size, self.random = size, random
-        self.y, self.x = (np.mgrid[0:size, 0:size] + 0.5) / size
+    breadth: float  # of the whole chest; 1 is the usual
+    height: float
+    lung_width: float
+    lung_height: float
+    heart_x: float
+    heart_width: float
+    heart_height: float
+    domes: tuple[float, float]  # how far the diaphragm rises, right and left
+    collarbone: float
+    spine: float
+    ribs: float  # from top to bottom
+    rib_phase: float
+    rib_slope: float
+    rib_brightness: float
+    bend: np.ndarray  # (2, 4, 4): how far the chest is out of shape, down and to the right
+    tissue: np.ndarray  # (14, 14): brightness of what lies before and behind
+
+
+def draw_anatomy(random: np.random.Generator) -> Anatomy:
+    """A patient's anatomy: no two are alike, and none is ill."""
+    among = random.uniform
+    return Anatomy(
+        breadth=among(0.92, 1.06),
+        height=among(0.92, 1.05),
+        lung_width=among(0.14, 0.165),
+        lung_height=among(0.34, 0.39),
+        heart_x=among(0.525, 0.56),
+        heart_width=among(0.085, 0.12),
+        heart_height=among(0.12, 0.16),
+        domes=(among(0.0, 0.06), among(-0.02, 0.04)),
+        collarbone=among(0.13, 0.19),
+        spine=among(0.035, 0.055),
+        ribs=among(7, 11),
+        rib_phase=among(0, 1),
+        rib_slope=among(2, 4),
+        rib_brightness=among(10, 22),
+        bend=random.normal(0, 0.012, (2, 4, 4)),
+        tissue=random.normal(0, 9, (14, 14)),
+    )
+
+
+class Canvas:
+    """A float image (size, size) of 0–255, drawn on in coordinates of the chest.
+
+    In these, 0–1 is the image's side for a patient of the usual shape who stands straight.
+    """
+
+    def __init__(self, size: int, random: np.random.Generator, anatomy: Anatomy) -> None:
+        self.size, self.random, self.anatomy = size, random, anatomy
         self.pixels = np.zeros((size, size))
+        right, down, turn = (random.uniform(-limit, limit) for limit in (0.015, 0.015, 0.04))
+        y, x = (np.mgrid[0:size, 0:size] + 0.5) / size - 0.5
+        sine, cosine = np.sin(turn), np.cos(turn)
+        bend_y, bend_x = (self.spread(grid) for grid in anatomy.bend)
+        self.x = 0.5 + (x * cosine + y * sine - right) / anatomy.breadth + bend_x
+        self.y = 0.5 + (y * cosine - x * sine - down) / anatomy.height + bend_y
+
+    def spread(self, grid: np.ndarray) -> np.ndarray:
+        """Values (rows, columns) over the whole image, smoothly: (size, size)."""
+        return cv2.resize(grid, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, soft: float = 0.08) -> np.ndarray:
         """A mask of 0–1 with an edge that is `soft` of the radius wide."""
         distance = np.hypot((self.x - x) / rx, (self.y - y) / ry)
         return np.clip((1 - distance) / soft, 0, 1)
 
-    def add(self, mask: np.ndarray, brightness: float) -> None:
+    def add(self, mask: np.ndarray, brightness: float | np.ndarray) -> None:
         """Make what a mask (size, size) of 0–1 covers brighter, or darker."""
         self.pixels += mask * brightness
 
@@ -71,17 +129,30 @@ class Canvas:
 
 
 def draw_chest(canvas: Canvas) -> None:
-    """Body, spine, lungs, ribs and heart, a little different in every image."""
-    broad, tall = canvas.random.uniform(0.95, 1.05, 2)
-    turn = canvas.random.uniform(0, 0.4)
-    canvas.add(canvas.ellipse(0.5, 0.6, 0.47 * broad, 0.62 * tall), 150)
-    for side in (0.31, 0.69):
-        canvas.add(canvas.ellipse(side, 0.51, 0.155 * broad, 0.37 * tall, 0.15), -90)
-    canvas.add(np.clip(1 - np.abs(canvas.x - 0.5) / 0.045, 0, 1), 25)
-    canvas.add(canvas.ellipse(0.54, 0.65, 0.11 * broad, 0.14 * tall), 65)
-    lungs = np.clip(1 - np.abs(np.abs(canvas.x - 0.5) - 0.19) / 0.16, 0, 1)
-    ribs = np.sin((canvas.y * 9 + np.abs(canvas.x - 0.5) * 3 + turn) * 2 * np.pi) > 0.6
-    canvas.add(ribs * lungs * (canvas.y < 0.85), 14)
+    """Body, spine, lungs, diaphragm, ribs, collarbones and heart of a patient."""
+    own, x, y = canvas.anatomy, canvas.x, canvas.y
+    aside = np.abs(x - 0.5)  # from the spine
+    neck, shoulders = (
+        canvas.ellipse(0.5, -0.05, 0.15, 0.3, 0.2),
+        canvas.ellipse(0.5, 0.4, 0.46, 0.27),
+    )
+    body = np.maximum(np.maximum(canvas.ellipse(0.5, 0.7, 0.47, 0.62), shoulders), neck)
+    canvas.add(body, 130)
+    lungs = np.zeros_like(x)
+    for side, dome in zip((0.31, 0.69), own.domes, strict=True):
+        lung = canvas.ellipse(side, 0.5, own.lung_width, own.lung_height, 0.15)
+        below = canvas.ellipse(side, 1.04 - dome, 0.24, 0.2, 0.1)
+        lungs = np.maximum(lungs, lung * (1 - below))
+    canvas.add(lungs, -75)
+    canvas.add(np.clip(1 - aside / own.spine, 0, 1), 25)
+    canvas.add(np.clip(1 - aside / 0.09, 0, 1) * (y > 0.2), 25)
+    canvas.add(canvas.ellipse(own.heart_x, 0.65, own.heart_width, own.heart_height, 0.2), 50)
+    waves = np.sin((y * own.ribs + aside * own.rib_slope + own.rib_phase) * 2 * np.pi)
+    canvas.add(np.clip(waves * 3 - 1, 0, 1) * np.clip((0.36 - aside) / 0.05, 0, 1) * lungs,
+               own.rib_brightness)  # fmt: skip
+    bone = np.abs(y - own.collarbone + 0.15 * (aside - 0.2)) < 0.018
+    canvas.add(bone * (aside > 0.04) * (aside < 0.36) * body, own.rib_brightness)
+    canvas.add(body, 0.6 * canvas.spread(own.tissue))
 
 
 def draw_sign(canvas: Canvas, finding: str) -> np.ndarray:
@@ -133,15 +204,23 @@ def draw_sign(canvas: Canvas, finding: str) -> np.ndarray:
 
 
 def draw_phantom(
-    size: int, findings: Iterable[str], random: np.random.Generator
+    size: int,
+    findings: Iterable[str],
+    random: np.random.Generator,
+    anatomy: Anatomy | None = None,
 ) -> tuple[np.ndarray, dict[str, Box]]:
-    """Return a phantom, uint8 (size, size), and the `Box` of each of its findings by name."""
-    canvas = Canvas(size, random)
+    """Return a phantom, uint8 (size, size), and the `Box` of each of its findings by name.
+
+    `anatomy`: the patient's; without it, one is drawn from `random`, as is what differs between the
+    images of a patient: how they stand, exposure and noise.
+    """
+    canvas = Canvas(size, random, anatomy or draw_anatomy(random))
     draw_chest(canvas)
     boxes = {finding: canvas.box(draw_sign(canvas, finding)) for finding in findings}
     gain, offset = random.uniform(0.85, 1.15), random.uniform(-10, 10)
     noise = random.normal(0, 6, (size, size))
-    return np.clip(canvas.pixels * gain + offset + noise, 0, 255).astype(np.uint8), boxes
+    pixels = np.clip(canvas.pixels * gain + offset + noise, 0, 255)
+    return np.round(pixels).astype(np.uint8), boxes
 
 
 @takes(PhantomConfig, spark=False)
@@ -160,10 +239,11 @@ def write_release(config: PhantomConfig) -> Location:
     person: dict[str, Any] = {}
     with ProgressLine() as line:
         for number in range(config.images):
-            random = np.random.Generator(np.random.PCG64([config.seed, number]))
+            random = generator(config.seed, number)
             if follow_up >= random.integers(1, 2 * IMAGES_PER_PATIENT):
                 patient, follow_up = patient + 1, 0
                 person = {
+                    "anatomy": draw_anatomy(generator(config.seed, number, 1)),
                     "age": int(random.integers(18, 90)),
                     "sex": str(random.choice(["M", "F"])),
                     "list": "test_list.txt"
@@ -172,7 +252,7 @@ def write_release(config: PhantomConfig) -> Location:
                 }
             name = f"{patient:08}_{follow_up:03}.png"
             findings = [f for f in FINDINGS if random.random() < PREVALENCE]
-            pixels, places = draw_phantom(config.size, findings, random)
+            pixels, places = draw_phantom(config.size, findings, random, person["anatomy"])
             (out / "images" / name).write_bytes(png(pixels))
             view = "PA" if random.random() < 0.6 else "AP"
             entries.append(
@@ -196,6 +276,11 @@ def write_release(config: PhantomConfig) -> Location:
         (out / name).write_text("".join(f"{image}\n" for image in images))
     log.info(f"{config.images:,} phantoms of {patient:,} patients: {out}")
     return out
+
+
+def generator(*seed: int) -> np.random.Generator:
+    """Random numbers that depend on these numbers alone; numpy's own default may change."""
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 def png(pixels: np.ndarray) -> bytes:

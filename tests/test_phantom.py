@@ -3,8 +3,10 @@ import pytest
 
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
+from chexspark.ingestion.duplicates import duplicate_pairs
+from chexspark.ingestion.images import perceptual_hash
 from chexspark.ingestion.labels import read_boxes, read_labels
-from chexspark.phantom import draw_phantom, write_release
+from chexspark.phantom import draw_anatomy, draw_phantom, generator, write_release
 from chexspark.storage import locate
 
 
@@ -39,6 +41,41 @@ class NoisyAlike:
 
     def normal(self, *arguments):
         return self.generator.normal(*arguments)
+
+
+def hashes_of(phantoms):
+    return [perceptual_hash(pixels) for pixels in phantoms]
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_no_two_patients_look_alike_to_ingest(size):
+    phantoms = [draw_phantom(size, [], generator(2, number))[0] for number in range(150)]
+    names = [str(number) for number in range(150)]
+    assert duplicate_pairs(names, names, list(range(150)), hashes_of(phantoms)) == []
+
+
+def test_images_of_a_patient_are_more_alike_than_those_of_others():
+    chests = []
+    for patient in range(40):
+        anatomy = draw_anatomy(generator(3, patient))
+        chests.append([draw_phantom(64, [], generator(3, patient, i), anatomy)[0] for i in (1, 2)])
+    correlation = np.corrcoef([chest.ravel() for pair in chests for chest in pair])
+    same = correlation[np.arange(0, 80, 2), np.arange(1, 80, 2)]
+    others = correlation[np.arange(0, 78, 2), np.arange(3, 80, 2)]
+    assert np.median(same) > np.median(others) + 0.01 and (same < 0.999).all()
+
+
+def test_a_healthy_phantom_is_laid_out_as_a_chest():
+    for number in range(30):
+        chest = draw_phantom(64, [], generator(4, number))[0].astype(float)
+        lungs = (chest[22:38, 16:23].mean() + chest[22:38, 41:48].mean()) / 2
+        spine, heart, corner = (
+            chest[22:34, 30:34].mean(),
+            chest[38:46, 33:37].mean(),
+            chest[:8, :8].mean(),
+        )
+        assert corner < lungs < spine - 30 and heart > lungs + 50
+        assert (chest == 255).mean() < 0.03, "hardly any of it is burnt out"
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
