@@ -84,8 +84,8 @@ def draw_anatomy(random: np.random.Generator) -> Anatomy:
         ribs=among(7, 11),
         rib_phase=among(0, 1),
         rib_slope=among(2, 4),
-        rib_brightness=among(10, 22),
-        bend=random.normal(0, 0.012, (2, 4, 4)),
+        rib_brightness=among(8, 16),
+        bend=random.normal(0, 0.008, (2, 4, 4)),
         tissue=random.normal(0, 9, (14, 14)),
     )
 
@@ -99,7 +99,7 @@ class Canvas:
     def __init__(self, size: int, random: np.random.Generator, anatomy: Anatomy) -> None:
         self.size, self.random, self.anatomy = size, random, anatomy
         self.pixels = np.zeros((size, size))
-        right, down, turn = (random.uniform(-limit, limit) for limit in (0.015, 0.015, 0.04))
+        right, down, turn = (random.uniform(-limit, limit) for limit in (0.01, 0.01, 0.03))
         y, x = (np.mgrid[0:size, 0:size] + 0.5) / size - 0.5
         sine, cosine = np.sin(turn), np.cos(turn)
         bend_y, bend_x = (self.spread(grid) for grid in anatomy.bend)
@@ -143,9 +143,9 @@ def draw_chest(canvas: Canvas) -> None:
         lung = canvas.ellipse(side, 0.5, own.lung_width, own.lung_height, 0.15)
         below = canvas.ellipse(side, 1.04 - dome, 0.24, 0.2, 0.1)
         lungs = np.maximum(lungs, lung * (1 - below))
-    canvas.add(lungs, -75)
+    canvas.add(lungs, -65)
     canvas.add(np.clip(1 - aside / own.spine, 0, 1), 25)
-    canvas.add(np.clip(1 - aside / 0.09, 0, 1) * (y > 0.2), 25)
+    canvas.add(np.clip(1 - aside / 0.09, 0, 1) * (y > 0.2), 20)
     canvas.add(canvas.ellipse(own.heart_x, 0.65, own.heart_width, own.heart_height, 0.2), 50)
     waves = np.sin((y * own.ribs + aside * own.rib_slope + own.rib_phase) * 2 * np.pi)
     canvas.add(np.clip(waves * 3 - 1, 0, 1) * np.clip((0.36 - aside) / 0.05, 0, 1) * lungs,
@@ -178,21 +178,22 @@ def draw_sign(canvas: Canvas, finding: str) -> np.ndarray:
     elif finding == "Mass":
         mask, brightness = at(0.3, 0.47, 0.075, 0.075), 110
     elif finding == "Nodule":
-        mask, brightness = at(0.7, 0.27, 0.035, 0.035, 0.4), 140
+        mask, brightness = at(0.7, 0.27, 0.04, 0.04, 0.4), 150
     elif finding == "Pneumonia":
-        mask = at(0.76, 0.6, 0.085, 0.1, 0.6)
+        mask, brightness = at(0.74, 0.58, 0.09, 0.1, 0.5), 100
     elif finding == "Pneumothorax":  # a dark rim outside a fine line
-        crescent = at(0.3, 0.26, 0.13, 0.15, 0.1) * (1 - at(0.33, 0.3, 0.11, 0.15, 0.1))
-        mask, brightness = crescent, -75
+        crescent = at(0.3, 0.3, 0.13, 0.16, 0.1) * (1 - at(0.34, 0.35, 0.11, 0.16, 0.1))
+        mask, brightness = crescent, -110
     elif finding == "Consolidation":
-        mask = at(0.28, 0.34, 0.1, 0.055, 0.1)
+        mask, brightness = at(0.29, 0.34, 0.1, 0.06, 0.1), 100
     elif finding == "Edema":  # bat wings about the hila
-        mask = np.maximum(at(0.41, 0.46, 0.07, 0.13, 0.8), at(0.6, 0.46, 0.07, 0.13, 0.8))
+        mask = np.maximum(at(0.39, 0.46, 0.08, 0.13, 0.7), at(0.62, 0.46, 0.08, 0.13, 0.7))
+        brightness = 105
     elif finding == "Emphysema":  # dark lungs
         mask, brightness = lungs, -35
     elif finding == "Fibrosis":  # a net
         net = np.maximum(np.cos(x * 150), np.cos(y * 150)) > 0.5
-        mask, brightness = at(0.72, 0.76, 0.12, 0.08, 0.2) * net, 90
+        mask, brightness = at(0.71, 0.74, 0.12, 0.09, 0.2) * net, 120
     elif finding == "Pleural_Thickening":
         mask = np.clip(1 - np.abs(x - 0.85) / 0.025, 0, 1) * (np.abs(y - 0.45) < 0.2)
         brightness = 110
