@@ -15,7 +15,6 @@ from chexspark import evaluate, report
 from chexspark.errors import RunFailedError, UserError
 from chexspark.evaluation.inference import Model, Scorer
 from chexspark.evaluation.job import Evaluation
-from chexspark.evaluation.localisation import enlarge, overlap, pointed_box, points_at
 from chexspark.evaluation.scoring import Scoring, earlier_scores
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.evaluation.tables import read_evaluation, read_predictions, read_split
@@ -279,15 +278,3 @@ def test_a_map_and_its_logit_agree(spark, store, manifest, runs):
         np.testing.assert_allclose(image.maps.mean((1, 2)) + bias, logits, atol=1e-4)
         assert image.maps.shape[0] == 14 and image.original_width == manifest.image_size
         assert (image.map_of("Mass") == image.maps[4]).all() and set(image.labels) == set(FINDINGS)
-
-
-def test_what_a_map_points_at():
-    activation = np.zeros((4, 4), np.float32)
-    activation[1, 2] = 2
-    large = enlarge(activation, 80, 40)
-    assert large.shape == (40, 80) and large.max() == 1
-    x, y, width, height = pointed_box(large, 0.5)
-    assert abs(x + width / 2 - 50) <= 1 and abs(y + height / 2 - 15) <= 1
-    assert points_at(large, [(40, 10, 20, 10)]) and not points_at(large, [(0, 0, 20, 10)])
-    assert overlap((0, 0, 2, 2), (1, 1, 2, 2)) == 1 / 7 and overlap((0, 0, 1, 1), (1, 0, 1, 1)) == 0
-    assert pointed_box(enlarge(np.ones((2, 2)), 8, 8), 0.5) is None

@@ -7,7 +7,7 @@ connected region above it is what the model points out (Zhou et al. 2016, sectio
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 THRESHOLDS = (0.2, 0.35, 0.5, 0.65, 0.8)  # of the map's range
 HITS = {"hit_iou10": 0.10, "hit_iou25": 0.25, "hit_iou50": 0.50}
+TIED = 1e-6  # of the map's range: values so near each other differ by rounding alone
 SIDES = ["x", "y", "width", "height"]
 OUTSIDE = 0.01  # share of boxes outside their image above which they are of other files, and of a
 # box's image by which it may lie outside and still be drawn
@@ -56,13 +57,29 @@ def pointed_box(activation: np.ndarray, threshold: float) -> Box | None:
 
     `activation`: (height, width); the box is in its pixels.
     """
-    mask = (activation >= threshold).astype(np.uint8)
-    number, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    found = largest_region(activation >= threshold)
+    return None if found is None else found.box
+
+
+class Region(NamedTuple):
+    """Connected pixels of a map."""
+
+    box: Box  # around them
+    x: float  # of their centre; the first pixel's own is at 0.5
+    y: float
+
+
+def largest_region(mask: np.ndarray) -> Region | None:
+    """The largest region of a mask, bool (height, width); of equal ones the first, None without one."""
+    number, _, statistics, centres = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=8
+    )
     if number < 2:
         return None
     largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
     x, y, width, height = (int(v) for v in statistics[largest, : cv2.CC_STAT_AREA])
-    return x, y, width, height
+    centre_x, centre_y = (float(v) + 0.5 for v in centres[largest])
+    return Region((x, y, width, height), centre_x, centre_y)
 
 
 def overlap(first: Sequence[float], second: Sequence[float]) -> float:
@@ -76,9 +93,17 @@ def overlap(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def points_at(activation: np.ndarray, boxes: Iterable[Sequence[float]]) -> bool:
-    """Whether the map's largest value is inside a box: the pointing game (Zhang et al. 2018)."""
-    y, x = np.unravel_index(int(np.argmax(activation)), activation.shape)
-    return any(bx <= x + 0.5 <= bx + w and by <= y + 0.5 <= by + h for bx, by, w, h in boxes)
+    """Whether the map's largest value is inside a box: the pointing game (Zhang et al. 2018).
+
+    `activation`: (height, width). Where neighbours share the largest value, as along the border of an
+    enlarged map, their centre is the place; of several such regions the largest counts.
+    """
+    low, high = float(activation.min()), float(activation.max())
+    region = largest_region(activation >= high - TIED * (high - low))
+    if region is None:
+        return False
+    x, y = region.x, region.y
+    return any(bx <= x <= bx + w and by <= y <= by + h for bx, by, w, h in boxes)
 
 
 def box_fractions(boxes: pd.DataFrame | None, image: "Mapped", finding: str) -> np.ndarray:

@@ -1,0 +1,33 @@
+"""Class activation maps of a network, without a store."""
+
+import numpy as np
+
+from chexspark.evaluation import maps
+from chexspark.evaluation.inference import Model
+from chexspark.evaluation.localisation import enlarge, points_at
+
+SIZE, SIDE = 128, 4  # pixels of the images, cells of the maps
+
+
+def test_maps_of_amoebanet_d_are_its_logits_and_point_at_their_largest_cell(monkeypatch):
+    import tf_keras as keras
+
+    from chexspark.models import amoebanet_d
+
+    keras.utils.set_random_seed(0)
+    model = amoebanet_d.build(SIZE, 3, normal_cells=1, filters=16)
+    monkeypatch.setattr(maps, "load_keras", lambda *_: model)
+    mapper = maps.load_mapper(Model("/amoebanet-d", "its digest", ("A", "B", "C")), "CPU:0")
+    images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE), np.uint8)
+    found = mapper(images)
+    assert found.maps.shape == (4, 3, SIDE, SIDE)
+    logits = model(images[..., None], training=False).numpy()
+    bias = model.get_layer("logits").bias.numpy()
+    np.testing.assert_allclose(found.maps.mean((2, 3)) + bias, logits, rtol=1e-4)
+    cell, places = SIZE / SIDE, set()
+    for activation in found.maps.reshape(-1, SIDE, SIDE):
+        row, column = np.unravel_index(np.argmax(activation), activation.shape)
+        inner = ((column + 0.2) * cell, (row + 0.2) * cell, 0.6 * cell, 0.6 * cell)
+        assert points_at(enlarge(activation, SIZE, SIZE), [inner])
+        places.add((row, column))
+    assert any({row, column} & {0, SIDE - 1} for row, column in places), "one at the border"
