@@ -240,7 +240,7 @@ class EvaluateConfig:
         "NIH's Data_Entry CSV, or a plain one; not needed where the scores have label_ columns",
         "input: or scores", None, path=True)  # fmt: skip
     validation_predictions: str | Frame | None = setting(
-        "scores of other patients, from which thresholds and temperature are fitted", "input: or scores",
+        "scores of other patients, from which thresholds and scaling are fitted", "input: or scores",
         None, frame=True, path=True)  # fmt: skip
     bootstrap: int = setting(
         "resamples of the patients for the 95 %% intervals", "evaluation", 2000, minimum=100

@@ -4,11 +4,10 @@ import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from chexspark.auroc import auroc_per_finding, mean_auroc
-from chexspark.evaluation.calibration import calibration_error, fit_temperature, scale
 from chexspark.evaluation.metrics import Metric, fit, metric_records
 from chexspark.evaluation.predictions import LabelledScores
 from chexspark.evaluation.ranking import bootstrap, interval
-from chexspark.evaluation.subgroups import Group, falls_behind, groups_of
+from chexspark.evaluation.subgroups import Group, groups_of
 from chexspark.evaluation.thresholds import choose_thresholds, operating_point
 from chexspark.findings import FINDINGS, MEAN
 
@@ -135,10 +134,10 @@ def test_the_mean_names_what_it_leaves_out(made):
 def test_unknown_labels_are_left_out_everywhere(made):
     labels, scores, patients = made
     labels[:50, 0] = -1
-    fitted = fit(labels, scores)
+    fitted = fit(labels, scores, patients)
     record = whole(labels, scores, patients, fitted=fitted)[0]
-    short = labels[50:], scores[50:]
-    expected = whole(*short, patients[50:], fitted=fit(*short))[0]
+    short = labels[50:], scores[50:], patients[50:]
+    expected = whole(*short, fitted=fit(*short))[0]
     resampled = {"auroc_low", "auroc_high", "average_precision_low", "average_precision_high"}
     assert record["unknown"] == 50
     for name in set(COLUMNS) - resampled - {"unknown"}:
@@ -171,64 +170,20 @@ def test_thresholds_by_hand():
     assert choose_thresholds(labels, -scores)["youden"] is None
 
 
-def test_thresholds_and_temperature_are_of_the_validation_split(made):
+def test_thresholds_and_scaling_are_of_the_validation_split(made):
     labels, scores, patients = made
     val, test = slice(0, 150), slice(150, 300)
-    fitted = fit(labels[val], scores[val])
+    fitted = fit(labels[val], scores[val], patients[val])
     for changed in (scores[test], np.clip(scores[test] * 0.5, 0, 1)):
         records = whole(labels[test], changed, patients[test], fitted=fitted)
         for i, record in enumerate(records[:-1]):
             assert record["threshold_youden"] == fitted[i].thresholds["youden"]
-            assert record["temperature"] == fitted[i].temperature
+            chosen = fitted[i].chosen
+            assert (record["temperature"], record["scaling"]) == chosen[:2]
+            slope_and_intercept = chosen.scaling or (None, None)
+            assert (record["slope"], record["intercept"]) == slope_and_intercept
     labels[val, 2] = 0
-    assert "validation has no positive" in fit(labels[val], scores[val])[2].note
-
-
-def test_a_temperature_is_found_again_and_mends_calibration():
-    random = np.random.default_rng(0)
-    honest = random.beta(1, 3, 20000)
-    labels = (random.random(20000) < honest).astype(int)
-    sure = scale(honest, 1 / 2.5)
-    temperature = fit_temperature(labels, sure)
-    assert temperature == pytest.approx(2.5, rel=0.05)
-    assert calibration_error(labels, sure) > 5 * calibration_error(labels, scale(sure, temperature))
-    assert calibration_error(labels, labels.astype(float)) == 0
-    assert fit_temperature(labels, np.where(labels, 0.9, 0.1)) is None  # the smaller the better
-    assert fit_temperature(labels, np.where(labels, 0.1, 0.9)) is None  # the larger the better
-
-
-def test_groups_and_who_falls_behind(made):
-    random = np.random.default_rng(0)
-    labels = (random.random((3000, 14)) < 0.3).astype(np.int8)
-    table = pd.DataFrame({
-        "sex": np.tile(["F", "M", None], 1000), "age": np.tile([8, 45, 200], 1000),
-        "view_position": "PA", "follow_up": np.tile([0, 3, 1], 1000),
-    })  # fmt: skip
-    scores = random.random((3000, 14)) + labels * 0.4
-    scores[(table.sex == "F").to_numpy(), 4] -= 0.4 * labels[(table.sex == "F").to_numpy(), 4]
-    groups = groups_of(table)
-    assert [str(g) for g in groups] == [
-        "sex F", "sex M", "age 0-19", "age 40-59",
-        "follow up first image", "follow up later images",
-    ]  # fmt: skip
-    assert [int(g.rows.sum()) for g in groups] == [1000, 1000, 1000, 1000, 1000, 2000]
-    patients = np.arange(3000).astype(str)
-    tables = records_of(labels, scores, patients, 200, groups).groups
-    behind = {(str(g), r["finding"]) for g, t in zip(groups, tables, strict=True)
-              for r in t if r["behind"]}  # fmt: skip
-    assert behind >= {("sex F", "Mass")}
-    assert {finding for _, finding in behind} <= {"Mass", "mean"}
-    women = tables[0][4]
-    rows = (table.sex == "F").to_numpy()
-    assert women["auroc"] == pytest.approx(roc_auc_score(labels[rows, 4], scores[rows, 4]))
-    assert women["difference_high"] < 0
-
-
-def test_many_tests_are_corrected_for():
-    draws = np.random.default_rng(0).normal(0, 1, (4, 5000))
-    p = falls_behind(np.array([-2.2, -0.1, np.nan, 0.5]), draws)
-    assert p[0] == pytest.approx(0.0139 * 3, rel=0.1) and np.isnan(p[2])
-    assert p[1] == p[3] == pytest.approx(0.46 * 2, rel=0.05)
+    assert "validation has no positive" in fit(labels[val], scores[val], patients[val])[2].note
 
 
 @pytest.mark.parametrize("number", [1, 200])
@@ -238,7 +193,7 @@ def test_any_number_of_findings(number):
     scores, patients = random.random(labels.shape) / 2 + labels * 0.2, np.arange(200)
     names = tuple(f"Finding {n}" for n in range(number))
     groups = groups_of(pd.DataFrame({"sex": np.tile(["F", "M"], 100)}))
-    found = records_of(labels, scores, patients, 100, groups, fit(labels, scores), names)
+    found = records_of(labels, scores, patients, 100, groups, fit(labels, scores, patients), names)
     for records in (found.whole, *found.groups):
         assert [r["finding"] for r in records] == [*names, MEAN]
     aurocs = [r["auroc"] for r in found.whole]
@@ -252,9 +207,23 @@ def test_any_number_of_findings(number):
 def test_few_patients_make_a_rough_interval_and_no_test(made):
     labels, scores, patients = made
     labels[:, 0] = np.isin(patients, np.unique(patients)[:9])
-    group = Group("sex", "F", np.ones(300, bool))
-    found = records_of(labels, scores, patients, 100, [group])
+    women = np.arange(300) % 2 == 0
+    found = records_of(labels, scores, patients, 100, [Group("sex", "F", women, ~women)])
     assert found.whole[0]["rough"] and "only 9 patients are positive" in found.whole[0]["note"]
-    assert not found.whole[1]["rough"] and not found.whole[-1]["rough"]
-    differences = [r["difference"] for r in found.groups[0]]
-    assert differences[0] is None and differences[1:] == [0] * 14
+    assert not any(record["rough"] for record in found.whole[1:-1])
+    mean = found.whole[-1]
+    assert mean["rough"] and mean["note"] == (
+        "rough: 1 of its 14 findings have fewer than 10 positive or negative patients"
+    )
+    few, *others, mean = found.groups[0]
+    assert few["rough"] and few["difference"] is None and few["p_behind"] is None
+    assert all(r["difference"] is not None and r["compared"] == 1 for r in others)
+    assert mean["compared"] == 13 and "the difference is over 13 of 14 findings" in mean["note"]
+    expected = np.mean([r["difference"] for r in others])
+    assert mean["difference"] == pytest.approx(expected)
+
+
+def test_positives_of_one_patient_are_few(made):
+    labels, scores, patients = made
+    labels[:, 0] = patients == patients[0]
+    assert whole(labels, scores, patients)[0]["rough"]

@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import auc
 
 from chexspark.evaluation import plots
+from chexspark.evaluation.calibration import calibration_bins
 from chexspark.evaluation.published_aurocs import PUBLISHED, published_beside
 from chexspark.findings import FINDINGS
 
@@ -72,17 +73,21 @@ def test_a_thinned_curve_is_the_same_curve():
     assert short[0] is not None and len(short[0]) == 300
 
 
-def test_calibration_before_and_after_up_to_the_largest_value_shown(figures):
+def test_calibration_before_and_after_on_axes_that_are_given(figures):
     truth = np.array([0, 1, 0, 0])
     before, after = np.array([0.30, 0.32, 0.01, 0.03]), np.array([0.2] * 4)
-    (axes,) = plots.reliability(truth, before, after, "Mass").axes
+    series = [calibration_bins(truth, score) for score in (before, after)]
+    (axes,) = plots.reliability(series, "Mass", 0.6).axes
     first, second, perfect = lines(axes)
     # Bins are a 15th wide: 0.01 and 0.03 in the first, 0.30 and 0.32 in the fifth, 0.2 in the fourth.
     assert first == [pytest.approx((0.02, 0.0)), pytest.approx((0.31, 0.5))]
     assert second == [pytest.approx((0.2, 0.25))]
-    assert perfect == [(0, 0), (0.5, 0.5)], "up to the share of positives, a half"
-    (axes,) = plots.reliability(truth, before, None, "Mass").axes
-    assert len(axes.lines) == 2
+    assert perfect == [(0, 0), (0.6, 0.6)]
+    assert axes.get_xlim() == axes.get_ylim() and axes.get_xlim()[1] == pytest.approx(0.6, abs=0.05)
+    (other,) = plots.reliability(series[1:], "Hernia", 0.6).axes
+    assert len(other.lines) == 2 and other.get_xlim() == axes.get_xlim()
+    assert plots.largest_shown(series) == 0.5, "the share of positives of the fifth bin"
+    assert plots.largest_shown([]) == 0.1
 
 
 def test_subgroups_below_all_images(figures):

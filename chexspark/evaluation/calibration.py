@@ -1,16 +1,40 @@
 """Whether a probability of 0.3 means three in ten. Pure; runs anywhere.
 
 In: labels and probabilities of known rows of one finding. Out: Brier score, expected calibration
-error, and the temperature that the validation split asks for.
+error, and the scaling that the validation split asks for: a temperature, which makes all probabilities
+more or less sure, or Platt's, which shifts them too.
 """
 
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
 
 BINS = 15  # of equal width, as in Guo et al. 2017
 TINY = 1e-15  # so that a probability of 0 or 1 keeps a finite logit
 LOG_RANGE = 5.0  # the temperature is looked for in e^-5 … e^5
+FOLDS = 5  # of the patients, to choose a scaling
+Method = Literal["temperature", "platt"]
+
+
+class Scaling(NamedTuple):
+    """What becomes of a logit: slope · logit + intercept. A temperature is a slope of 1 / temperature."""
+
+    slope: float
+    intercept: float = 0.0
+
+
+class Chosen(NamedTuple):
+    """The scaling of one finding, and the temperature beside it; None where there is none."""
+
+    temperature: float | None
+    method: Method | None
+    scaling: Scaling | None
+
+
+NOT_SCALED = Chosen(None, None, None)
 
 
 def are_probabilities(scores: np.ndarray) -> bool:
@@ -63,9 +87,84 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float | No
     return float(np.exp(found.x)) if abs(found.x) < LOG_RANGE - 0.01 else None
 
 
-def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """The probabilities, (rows,), with their logits divided by the temperature."""
-    return expit(to_logits(probabilities) / temperature)
+def fit_plain(labels: np.ndarray, probabilities: np.ndarray) -> Scaling | None:
+    """The temperature as a scaling; `labels`, `probabilities`: as in `fit_temperature`, which raises."""
+    temperature = fit_temperature(labels, probabilities)
+    return None if temperature is None else Scaling(1 / temperature)
+
+
+def fit_platt(labels: np.ndarray, probabilities: np.ndarray) -> Scaling | None:
+    """The slope and intercept of the logits with the smallest log loss.
+
+    `labels`: 1 or 0, (rows,); `probabilities`: (rows,). Source: Platt 1999, without his change of the
+    labels: it is logistic regression on the logit.
+
+    None where there is none: where a threshold parts the classes the loss falls without end, and a slope
+    of 0 or less would turn the order of the images round. Raises ValueError without both classes.
+    """
+    positive = labels == 1
+    if not 0 < positive.sum() < len(labels):
+        raise ValueError("a scaling needs both classes")
+    logits, sign = to_logits(probabilities), np.where(positive, 1.0, -1.0)
+    yes, no = logits[positive], logits[~positive]
+    if no.max() <= yes.min() or yes.max() <= no.min():
+        return None
+    centre, width = logits.mean(), logits.std()
+    standard = (logits - centre) / width  # so that both figures are of one size
+
+    def loss(given: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = sign * (given[0] * standard + given[1])
+        pull = -sign * expit(-margins)
+        return np.logaddexp(0, -margins).mean(), np.array([(pull * standard).mean(), pull.mean()])
+
+    slope, intercept = minimize(loss, (1.0, 0.0), jac=True, method="BFGS", tol=1e-9).x
+    slope /= width
+    return Scaling(float(slope), float(intercept - slope * centre)) if slope > 0 else None
+
+
+def choose_scaling(
+    labels: np.ndarray, probabilities: np.ndarray, patients: np.ndarray, seed: int = 0
+) -> Chosen:
+    """Temperature or Platt scaling: the one with the smaller log loss on patients it was not fitted on.
+
+    `labels`: 1 or 0, `probabilities` and `patients`: (rows,). On the rows it was fitted on Platt's always
+    wins, since it can be any temperature; so the losses are those of five folds of the patients, each
+    scaled by what the other four say. Raises ValueError without both classes.
+    """
+    plain, platt = fit_plain(labels, probabilities), fit_platt(labels, probabilities)
+    temperature = None if plain is None else 1 / plain.slope
+    names, patient = np.unique(patients, return_inverse=True)
+    folds = np.random.default_rng(seed).permutation(len(names))[patient] % FOLDS
+
+    def held_out(fit: Callable[[np.ndarray, np.ndarray], Scaling | None]) -> float:
+        """The log loss, infinite where not every fold can be scaled."""
+        losses = np.full(len(labels), np.inf)
+        for fold in np.unique(folds):
+            held = folds == fold
+            fitting = labels[~held]
+            scaling = (
+                fit(fitting, probabilities[~held]) if 0 < fitting.sum() < len(fitting) else None
+            )
+            if scaling is not None:
+                margins = np.where(labels[held] == 1, 1, -1) * scaled_logits(
+                    probabilities[held], scaling
+                )
+                losses[held] = np.logaddexp(0, -margins)
+        return float(losses.mean())
+
+    if platt is not None and held_out(fit_platt) < held_out(fit_plain):
+        return Chosen(temperature, "platt", platt)
+    return NOT_SCALED if plain is None else Chosen(temperature, "temperature", plain)
+
+
+def scale(probabilities: np.ndarray, scaling: Scaling) -> np.ndarray:
+    """The probabilities, (rows,), with their logits scaled."""
+    return expit(scaled_logits(probabilities, scaling))
+
+
+def scaled_logits(probabilities: np.ndarray, scaling: Scaling) -> np.ndarray:
+    """The scaled logits of probabilities (rows,)."""
+    return scaling.slope * to_logits(probabilities) + scaling.intercept
 
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from chexspark.evaluation.maps import (
 )
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.runs import best_model, check_fit
+from chexspark.evaluation.tables import probability_text
 from chexspark.findings import UNKNOWN, column_name, find
 from chexspark.ingestion.images import BadImageError, StoredImage, decode, prepare
 from chexspark.ingestion.sources import find_sources, read_source_images
@@ -89,7 +90,7 @@ def explain(spark: SparkSession | None, config: ExplainConfig) -> pd.DataFrame:
         for finding in (asked or default_findings(image))
     ]
     for row in rows:
-        log.info("%s", f"{row.finding:<20}{row.probability:>7.3f}  {row.picture}")
+        log.info("%s", f"{row.finding:<20}{probability_text(row.probability):>9}  {row.picture}")
     return pd.DataFrame(rows, columns=Drawn._fields)
 
 

@@ -119,7 +119,7 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
         against = read_against(config.against, split.name, findings, manifest.fingerprint)
     say([
         left_out,
-        fault and f"no thresholds and no temperature: {fault}",
+        fault and f"no thresholds and no scaling: {fault}",
         "the best epoch was chosen on validation: its figures flatter the model"
         if split.name == "val" else None,
     ])  # fmt: skip
@@ -131,7 +131,7 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
     if split.name != "val" and not fault:
         table = earlier_scores(val, scoring)
         if table is None:
-            table = score(spark, val, scoring, ", for thresholds and temperature")
+            table = score(spark, val, scoring, ", for thresholds and scaling")
         validation = Validation(table, f"the val split of {store}")
     table = score(spark, split, scoring)
     if split.name == "val":

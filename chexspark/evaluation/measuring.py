@@ -13,7 +13,7 @@ from chexspark.errors import UserError, listed, spoken
 from chexspark.evaluation import tables
 from chexspark.evaluation.comparison import comparison_records
 from chexspark.evaluation.metrics import Fitted, Measured, fit, metric_records
-from chexspark.evaluation.predictions import labelled_scores, labels_of, scores_of
+from chexspark.evaluation.predictions import labelled_scores, scores_of
 from chexspark.evaluation.scores import Scores, read_scores
 from chexspark.evaluation.subgroups import Group, groups_of
 from chexspark.evaluation.tables import ComparisonRow
@@ -40,7 +40,7 @@ class Scored:
     split: str  # of the store, or GIVEN
     table: pd.DataFrame  # in the form of ``RUN/predictions``
     findings: tuple[str, ...]
-    validation: Validation | None  # where thresholds and temperature come from
+    validation: Validation | None  # where thresholds and scaling come from
     left_out: str | None = None  # which other findings there were, in words
 
 
@@ -60,8 +60,8 @@ def measure(scored: Scored, resamples: int) -> tuple[list[Group], Measured]:
     """
     fitted: list[Fitted] | None = None
     if scored.validation is not None:
-        table = scored.validation.table
-        fitted = fit(labels_of(table, scored.findings), scores_of(table, scored.findings))
+        validation = labelled_scores(scored.validation.table, scored.findings)
+        fitted = fit(validation.labels, validation.scores, validation.patients)
     groups = groups_of(scored.table)
     rows = labelled_scores(scored.table, scored.findings)
     return groups, metric_records(rows, resamples, groups, fitted)
@@ -81,11 +81,13 @@ def write_metrics(scored: Scored, resamples: int, out: RunFolder) -> Measured:
         "left_out": scored.left_out, "warnings": warnings,
     })  # fmt: skip
     log.info("%s", tables.metrics_text(measured.whole, scored.split))
+    if facts.get("synthetic"):
+        log.warning("note: %s", tables.SYNTHETIC)
     for line in warnings:
         log.warning("%s", line)
-    chosen = f"thresholds and temperature: from {fitted_on}"
+    chosen = f"thresholds and scaling: from {fitted_on}"
     if fitted_on is None:
-        chosen = "no thresholds and no temperature, which need a validation split"
+        chosen = "no thresholds and no scaling, which need a validation split"
         chosen += " (--validation-predictions)" * (scored.split == GIVEN)
     log.info("%s\n%s", spoken(chosen), out.table(METRICS))
     return measured

@@ -10,12 +10,19 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from chexspark.auroc import mean_auroc
+from chexspark.auroc import auroc_per_finding, mean_auroc
 from chexspark.evaluation import calibration, thresholds
 from chexspark.evaluation.delong import NORMAL_95, delong_variance
 from chexspark.evaluation.predictions import LabelledScores
 from chexspark.evaluation.ranking import Draws, bootstrap, interval, rankings
-from chexspark.evaluation.subgroups import LEVEL, MIN_PATIENTS, Group, falls_behind
+from chexspark.evaluation.subgroups import (
+    MIN_PATIENTS,
+    Difference,
+    Group,
+    Ranked,
+    differences,
+    rarer_patients,
+)
 from chexspark.findings import MEAN
 
 
@@ -57,8 +64,13 @@ class Calibration(TypedDict):
 
     brier: float | None
     ece: float | None
-    temperature: float | None  # from validation
-    brier_scaled: float | None
+    temperature: float | None  # from validation, as the scaling
+    brier_temperature: float | None  # after temperature scaling
+    ece_temperature: float | None
+    scaling: str | None  # what was chosen: temperature, or platt
+    slope: float | None  # scaled logit = slope · logit + intercept
+    intercept: float | None
+    brier_scaled: float | None  # after the scaling that was chosen
     ece_scaled: float | None
 
 
@@ -73,22 +85,12 @@ class Counts(TypedDict):
 class Metric(_Finding, Ranking, Decisions, Calibration, Counts):
     """A row of ``metrics``: one finding, or their mean."""
 
-    rough: bool  # the interval is rough, and no test is made: the rarer class has few patients
+    rough: bool  # the rarer class has few patients; in the row of the mean, that of some finding
     note: str  # why something is not defined
 
 
-class Difference(TypedDict):
-    """A group's AUROC minus that of all rows; None where it is not tested."""
-
-    difference: float | None
-    difference_low: float | None  # 95 % interval
-    difference_high: float | None
-    p_behind: float | None  # one-sided, corrected for all tests
-    behind: bool  # by more than chance
-
-
 class GroupMetric(Metric, Difference):
-    """A `Metric` of a group, and how it differs from that of all rows."""
+    """A `Metric` of a group, and how it differs from that of its complement."""
 
 
 class Measured(NamedTuple):
@@ -98,7 +100,7 @@ class Measured(NamedTuple):
     groups: list[list[GroupMetric]]
 
 
-class Ranked(NamedTuple):
+class Told(NamedTuple):
     """How one finding's scores rank, and what to say of it."""
 
     ranking: Ranking
@@ -111,11 +113,9 @@ NO_RANKING = Ranking(
     delong_high=None, average_precision=None, average_precision_low=None, average_precision_high=None,
 )  # fmt: skip
 NO_CALIBRATION = Calibration(
-    brier=None, ece=None, temperature=None, brier_scaled=None, ece_scaled=None
-)
-NO_DIFFERENCE = Difference(
-    difference=None, difference_low=None, difference_high=None, p_behind=None, behind=False
-)
+    brier=None, ece=None, temperature=None, brier_temperature=None, ece_temperature=None,
+    scaling=None, slope=None, intercept=None, brier_scaled=None, ece_scaled=None,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,17 +123,17 @@ class Fitted:
     """What the validation split says of one finding."""
 
     thresholds: thresholds.Thresholds
-    temperature: float | None
+    chosen: calibration.Chosen
     note: str = ""
 
 
-NOT_FITTED = Fitted(thresholds.NO_THRESHOLDS, None)
+NOT_FITTED = Fitted(thresholds.NO_THRESHOLDS, calibration.NOT_SCALED)
 
 
-def fit(labels: np.ndarray, scores: np.ndarray) -> list[Fitted]:
-    """Thresholds and temperature of each finding, from the validation split.
+def fit(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> list[Fitted]:
+    """Thresholds and scaling of each finding, from the validation split.
 
-    `labels`: int8 (rows, findings) of 1, 0 or −1; `scores`: float64 (rows, findings).
+    `labels`: int8 (rows, findings) of 1, 0 or −1; `scores`: float64 (rows, findings); `patients`: (rows,).
     """
     fitted = []
     for i in range(labels.shape[1]):
@@ -141,19 +141,18 @@ def fit(labels: np.ndarray, scores: np.ndarray) -> list[Fitted]:
         truth, score = labels[known, i], scores[known, i]
         if not 0 < truth.sum() < len(truth):
             lacking = "negative" if truth.sum() else "positive"
-            note = f"no thresholds, no temperature: validation has no {lacking}"
-            fitted.append(Fitted(thresholds.NO_THRESHOLDS, None, note))
+            note = f"no thresholds, no scaling: validation has no {lacking}"
+            fitted.append(Fitted(thresholds.NO_THRESHOLDS, calibration.NOT_SCALED, note))
             continue
-        temperature = None
-        if calibration.are_probabilities(score):
-            temperature = calibration.fit_temperature(truth, score)
-        chosen = thresholds.choose_thresholds(truth, score)
-        notes = []
-        if chosen["youden"] is None:
+        chosen, notes = calibration.NOT_SCALED, []
+        at = thresholds.choose_thresholds(truth, score)
+        if at["youden"] is None:
             notes.append("no Youden threshold: none beats chance")
-        if temperature is None and calibration.are_probabilities(score):
-            notes.append("no temperature: validation asks for an endless one")
-        fitted.append(Fitted(chosen, temperature, "; ".join(notes)))
+        if calibration.are_probabilities(score):
+            chosen = calibration.choose_scaling(truth, score, patients[known])
+            if chosen.temperature is None:
+                notes.append("no temperature: validation asks for an endless one")
+        fitted.append(Fitted(at, chosen, "; ".join(notes)))
     return fitted
 
 
@@ -168,22 +167,43 @@ def metric_records(
     """
     if not np.isfinite(rows.scores).all():
         raise ValueError(f"{(~np.isfinite(rows.scores)).sum()} scores are not numbers")
-    masks = [np.ones(len(rows.labels), bool), *(group.rows for group in groups)]
-    draws = bootstrap(rows.labels, rows.scores, rows.patients, resamples, masks, seed)
+    everybody = np.ones(len(rows.labels), bool)
+    # By content: the complement of men may be women.
+    masks = {mask.tobytes(): mask for mask in
+             (everybody, *(group.rows for group in groups), *(group.others for group in groups))}  # fmt: skip
+    draws = bootstrap(
+        rows.labels, rows.scores, rows.patients, resamples, list(masks.values()), seed
+    )
+    of_mask = {key: Draws(*(part[i] for part in draws)) for i, key in enumerate(masks)}
     # Whether a column holds probabilities is a matter of the column, not of a group's part of it.
     calibrated = [calibration.are_probabilities(column) for column in rows.scores.T]
     fits = fitted or [NOT_FITTED] * len(rows.findings)
-    whole, *parts = [
-        group_records(
-            rows.part(mask), Draws(draws.aurocs[g], draws.precisions[g]), fits, calibrated
+
+    def records(mask: np.ndarray) -> list[Metric]:
+        return group_records(rows.part(mask), of_mask[mask.tobytes()], fits, calibrated)
+
+    def ranked(mask: np.ndarray) -> Ranked:
+        part = rows.part(mask)
+        aurocs = auroc_per_finding(part.labels, part.scores)
+        return Ranked(
+            aurocs, of_mask[mask.tobytes()].aurocs, rarer_patients(part.labels, part.patients)
         )
-        for g, mask in enumerate(masks)
-    ]
-    differences = differences_from_all(whole, parts, draws.aurocs)
-    return Measured(whole, [
-        [GroupMetric(**record, **difference) for record, difference in zip(*pair, strict=True)]
-        for pair in zip(parts, differences, strict=True)
-    ])  # fmt: skip
+
+    found = differences([(ranked(group.rows), ranked(group.others)) for group in groups])
+    parts = [
+        [compared(*pair, len(rows.findings)) for pair in zip(records(group.rows), tested, strict=True)]
+        for group, tested in zip(groups, found, strict=True)
+    ]  # fmt: skip
+    return Measured(records(everybody), parts)
+
+
+def compared(record: Metric, difference: Difference, findings: int) -> GroupMetric:
+    """The record of a group with its difference; that of a mean says of how many findings it is."""
+    both = GroupMetric(**record, **difference)
+    if record["finding"] == MEAN and 0 < difference["compared"] < findings:
+        note = f"the difference is over {difference['compared']} of {findings} findings"
+        both["note"] = "; ".join(filter(None, [record["note"], note]))
+    return both
 
 
 def group_records(
@@ -200,7 +220,7 @@ def group_records(
                         unknown=int((~known).sum()))  # fmt: skip
         if np.isnan(aurocs[i]):
             lacking = "negative" if positives else "positive"
-            ranked = Ranked(NO_RANKING, f"no AUROC: there is no {lacking}")
+            ranked = Told(NO_RANKING, f"no AUROC: there is no {lacking}")
         else:
             point = float(aurocs[i]), float(precisions[i])
             mine = Draws(draws.aurocs[:, i], draws.precisions[:, i])
@@ -209,7 +229,7 @@ def group_records(
         if len(truth):
             notes.append(fitted[i].note)
             if calibrated[i]:
-                calibrations = calibration_of(truth, score, fitted[i].temperature)
+                calibrations = calibration_of(truth, score, fitted[i].chosen)
             else:
                 notes.append("no calibration: scores outside 0-1 are no probabilities")
         records.append(Metric(
@@ -222,7 +242,7 @@ def group_records(
 def ranked_with_intervals(
     point: tuple[float, float], truth: np.ndarray, score: np.ndarray, patients: np.ndarray,
     draws: Draws,
-) -> Ranked:  # fmt: skip
+) -> Told:  # fmt: skip
     """The 95 % intervals and DeLong's variance of a finding, where they mean something.
 
     `point`: AUROC and average precision; `truth` 1 or 0, `score` and `patients`: (rows,) of known
@@ -233,14 +253,15 @@ def ranked_with_intervals(
     number = {name: len(np.unique(patients[truth == value])) for name, value in
               (("positive", 1), ("negative", 0))}  # fmt: skip
     rarer = min(number, key=lambda name: number[name])
+    rough = number[rarer] < MIN_PATIENTS
     if len(np.unique(patients)) < 2:
-        return Ranked(ranking, "no interval: all images are of one patient")
+        return Told(ranking, "no interval: all images are of one patient", rough)
     if number[rarer] < 2:
-        return Ranked(ranking, f"no interval: all {rarer}s are of one patient")
+        return Told(ranking, f"no interval: all {rarer}s are of one patient", rough)
     if score.min() == score.max():
-        return Ranked(ranking, "all scores are equal: nothing is ranked")
+        return Told(ranking, "all scores are equal: nothing is ranked", rough)
     if auroc in (0.0, 1.0):
-        return Ranked(ranking, "no interval: the scores part the classes fully")
+        return Told(ranking, "no interval: the scores part the classes fully", rough)
     of_auroc, of_precision = interval(draws.aurocs), interval(draws.precisions)
     if of_auroc:
         ranking["auroc_low"], ranking["auroc_high"] = of_auroc
@@ -252,10 +273,8 @@ def ranked_with_intervals(
         ranking["delong_variance"] = variance
         ranking["delong_low"] = max(0.0, auroc - half)
         ranking["delong_high"] = min(1.0, auroc + half)
-    if number[rarer] < MIN_PATIENTS:
-        note = f"rough interval: only {number[rarer]} patients are {rarer}"
-        return Ranked(ranking, note, rough=True)
-    return Ranked(ranking)
+    note = f"rough interval: only {number[rarer]} patients are {rarer}" if rough else ""
+    return Told(ranking, note, rough)
 
 
 def decisions_of(truth: np.ndarray, score: np.ndarray, at: thresholds.Thresholds) -> Decisions:
@@ -284,16 +303,28 @@ def point_at(
     return thresholds.operating_point(truth, score, threshold)
 
 
-def calibration_of(truth: np.ndarray, score: np.ndarray, temperature: float | None) -> Calibration:
+def calibration_of(
+    truth: np.ndarray, score: np.ndarray, chosen: calibration.Chosen
+) -> Calibration:  # fmt: skip
     """Brier score and calibration error, before and after scaling. (rows,) of known rows."""
-    scaled = None if temperature is None else calibration.scale(score, temperature)
+
+    def after(scaling: calibration.Scaling | None) -> tuple[float | None, float | None]:
+        if scaling is None:
+            return None, None
+        scaled = calibration.scale(score, scaling)
+        return calibration.brier(truth, scaled), calibration.calibration_error(truth, scaled)
+
+    temperature, scaling = chosen.temperature, chosen.scaling
+    by_temperature = after(None if temperature is None else calibration.Scaling(1 / temperature))
+    by_chosen = after(scaling)
     return Calibration(
-        brier=calibration.brier(truth, score),
-        ece=calibration.calibration_error(truth, score),
-        temperature=temperature,
-        brier_scaled=None if scaled is None else calibration.brier(truth, scaled),
-        ece_scaled=None if scaled is None else calibration.calibration_error(truth, scaled),
-    )
+        brier=calibration.brier(truth, score), ece=calibration.calibration_error(truth, score),
+        temperature=temperature, brier_temperature=by_temperature[0],
+        ece_temperature=by_temperature[1], scaling=chosen.method,
+        slope=None if scaling is None else scaling.slope,
+        intercept=None if scaling is None else scaling.intercept,
+        brier_scaled=by_chosen[0], ece_scaled=by_chosen[1],
+    )  # fmt: skip
 
 
 def mean_record(
@@ -306,6 +337,10 @@ def mean_record(
     there = ~np.isnan(aurocs)
     left_out = [r["finding"] for r, is_there in zip(records, there, strict=True) if not is_there]
     notes = ["without " + ", ".join(left_out)] if left_out else []
+    rough = sum(r["rough"] for r in records)
+    if rough:
+        notes.append(f"rough: {rough} of its {there.sum()} findings have fewer than {MIN_PATIENTS} "
+                     "positive or negative patients")  # fmt: skip
     ranking: Ranking = {**NO_RANKING, "average_precision": mean_of(records, "average_precision")}
     if there.any():
         ranking["auroc"] = mean_auroc(aurocs)
@@ -321,7 +356,7 @@ def mean_record(
             ranking["average_precision_low"], ranking["average_precision_high"] = of_precision
     return Metric(
         finding=MEAN, **ranking, **mean_decisions(records), **mean_calibration(records),
-        positives=None, negatives=None, unknown=None, rough=False, note="; ".join(notes),
+        positives=None, negatives=None, unknown=None, rough=rough > 0, note="; ".join(notes),
     )  # fmt: skip
 
 
@@ -350,7 +385,7 @@ def mean_decisions(records: list[Metric]) -> Decisions:
 def mean_calibration(records: list[Metric]) -> Calibration:
     """The means; those after scaling are over the same findings as those before.
 
-    A finding without a temperature stays as it is.
+    A finding without a scaling stays as it is.
     """
 
     def scaled(before: str, after: str) -> float | None:
@@ -363,51 +398,7 @@ def mean_calibration(records: list[Metric]) -> Calibration:
     figures: Sequence[Mapping[str, Any]] = records
     return Calibration(
         brier=mean_of(records, "brier"), ece=mean_of(records, "ece"), temperature=None,
+        brier_temperature=scaled("brier", "brier_temperature"),
+        ece_temperature=scaled("ece", "ece_temperature"), scaling=None, slope=None, intercept=None,
         brier_scaled=scaled("brier", "brier_scaled"), ece_scaled=scaled("ece", "ece_scaled"),
     )  # fmt: skip
-
-
-def differences_from_all(
-    whole: list[Metric], parts: list[list[Metric]], aurocs: np.ndarray
-) -> list[list[Difference]]:
-    """How each group's AUROCs differ from those of all rows, and the test of each.
-
-    `aurocs`: (1 + groups, resamples, findings), the first of all rows.
-    """
-    tested: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
-    for g, records in enumerate(parts):
-        for i, (record, of_all) in enumerate(zip(records, whole, strict=True)):
-            auroc, auroc_of_all = record["auroc"], of_all["auroc"]
-            if auroc is None or auroc_of_all is None or record["auroc_low"] is None:
-                continue
-            if record["rough"]:
-                continue
-            draws = aurocs[g + 1] - aurocs[0]
-            if record["finding"] != MEAN:
-                draws = draws[:, i : i + 1]
-            elif defined(records) == defined(whole):
-                draws = draws[:, defined(whole)]
-            else:  # the mean of a group that lacks findings is the mean of other things
-                continue
-            tested[g, i] = auroc - auroc_of_all, draws.mean(axis=1)
-    found = [[NO_DIFFERENCE] * len(records) for records in parts]
-    if tested:
-        differences, of_draws = zip(*tested.values(), strict=True)
-        p = falls_behind(np.array(differences), np.stack(of_draws))
-        for (g, i), value in zip(tested, p, strict=True):
-            found[g][i] = difference_of(*tested[g, i], None if np.isnan(value) else float(value))
-    return found
-
-
-def difference_of(difference: float, draws: np.ndarray, p: float | None) -> Difference:
-    """A difference with the interval of its `draws` (resamples,) and the result of its test."""
-    low, high = interval(draws) or (None, None)
-    return Difference(
-        difference=difference, difference_low=low, difference_high=high, p_behind=p,
-        behind=p is not None and p < LEVEL,
-    )  # fmt: skip
-
-
-def defined(records: list[Metric]) -> list[bool]:
-    """Which findings of a group have an AUROC."""
-    return [record["auroc"] is not None for record in records[:-1]]

@@ -7,7 +7,7 @@ In: arrays and records. Out: SVG elements to put into HTML. Colours are the page
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from chexspark.evaluation.calibration import calibration_bins
 from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.published_aurocs import Published
 from chexspark.evaluation.tables import SubgroupRow
@@ -163,32 +162,47 @@ def curves(truth: np.ndarray, score: np.ndarray, record: Metric) -> str:
         return svg_of(figure, f"ROC and precision-recall of {spoken(record['finding'])}")
 
 
-def reliability(
-    truth: np.ndarray, before: np.ndarray, after: np.ndarray | None, finding: str
-) -> str:
-    """Share of positives over probability in 15 bins, before and after scaling.
+Bins = tuple[np.ndarray, np.ndarray, np.ndarray]  # as `calibration_bins` returns them
 
-    `truth` 1 or 0, `before` and `after` probabilities: (rows,) of known rows. Both axes end at the largest value shown, since most probabilities are small.
+
+def largest_shown(series: Iterable[Bins]) -> float:
+    """Where axes must end to show all bins, a tenth of 1 or more."""
+    most = [np.nanmax(values) for _, *both in series for values in both]
+    return float(np.ceil(max([0.1, *most]) * 10 - 1e-9) / 10)
+
+
+def reliability(series: Sequence[Bins], finding: str, top: float) -> str:
+    """Share of positives over probability by bin; `series`: before scaling, and after it if there is one.
+
+    Both axes go from 0 to `top`, with squares at even distances, since most probabilities are small.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = panel(finding)
-        top = 0.05
-        for score, colour in ((before, SECOND), (after, THIRD)):
-            if score is None:
-                continue
-            rows, mean, positive = calibration_bins(truth, score)
+        for (rows, mean, positive), colour in zip(series, (SECOND, THIRD), strict=False):
             there = rows > 0
-            top = max(top, np.nanmax(mean), np.nanmax(positive))
             axes.plot(mean[there], positive[there], color=colour, lw=1)
             axes.scatter(mean[there], positive[there], 4 + 26 * np.sqrt(rows[there] / rows.sum()),
                          color=colour, linewidths=0)  # fmt: skip
-        top = min(1.0, np.ceil(top * 10) / 10)
         axes.plot([0, top], [0, top], color=FAINT, lw=0.7, ls=":")
-        axes.set_xticks([0, top / 2, top], ["0", f"{top / 2:g}", f"{top:g}"])
-        axes.set_yticks([0, top / 2, top], ["0", f"{top / 2:g}", f"{top:g}"])
-        axes.set_xlim(-0.02 * top, 1.02 * top)
-        axes.set_ylim(-0.02 * top, 1.02 * top)
+        ticks = [0, top / 4, top]
+        limits = square(np.array([-0.03, 1.02])) * top
+        names = [f"{tick:g}" for tick in ticks]
+        axes.set_xscale("function", functions=(root, square))
+        axes.set_yscale("function", functions=(root, square))
+        axes.set_xticks(ticks, names)
+        axes.set_yticks(ticks, names)
+        axes.set(xlim=limits, ylim=limits)
         return svg_of(figure, f"calibration of {spoken(finding)}")
+
+
+def root(values: np.ndarray) -> np.ndarray:
+    """The square root (points,), of what is below 0 too, so that an axis may begin there."""
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def square(values: np.ndarray) -> np.ndarray:
+    """The inverse of `root`, (points,)."""
+    return np.sign(values) * np.square(values)
 
 
 def forest(rows: Sequence[SubgroupRow], whole: Metric) -> str:

@@ -52,7 +52,7 @@ def report(config: ReportConfig) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     pages.filters |= {
-        "spoken": plots.spoken, "figure": sections.figure, "listed": listed,
+        "spoken": plots.spoken, "figure": sections.figure, "probability": tables.probability_text, "listed": listed,
         "chance": lambda p: tables.p_text(p) or "–",
     }  # fmt: skip
     content = sections.contents(str(run), evaluated, trained, compared)

@@ -93,7 +93,7 @@ def check_seen(runs: Iterable[RunFolder], split: StoreSplit) -> None:
 
 
 def validation_fault(runs: Iterable[RunFolder], val: StoreSplit) -> str | None:
-    """Why thresholds and temperature cannot be fitted on the validation split; None: they can."""
+    """Why thresholds and scaling cannot be fitted on the validation split; None: they can."""
     if not val.images:
         return f"the val split of {val.store} has no images"
     patients = val.patients()

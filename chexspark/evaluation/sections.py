@@ -17,8 +17,9 @@ from chexspark.evaluation.examples import KINDS
 from chexspark.evaluation.localisation import Localisation, best_thresholds
 from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
-from chexspark.evaluation.predictions import label_column, probability_column
-from chexspark.evaluation.published_aurocs import are_published, published_beside
+from chexspark.evaluation.predictions import label_column, labels_of, probability_column
+from chexspark.evaluation.published_aurocs import Published, are_published, published_beside
+from chexspark.evaluation.subgroups import MIN_PATIENTS, rarer_patients
 from chexspark.evaluation.tables import SplitFacts, SubgroupRow
 from chexspark.findings import MEAN
 from chexspark.progress import duration
@@ -98,8 +99,9 @@ def contents(
         "images": len(evaluated.predictions),
         "patients": evaluated.predictions["patient_id"].nunique(),
         "findings": findings,
-        "published": published_beside(findings),
-        "of_nih": are_published(findings),
+        "published": published(evaluated.facts, findings),
+        "of_nih": are_published(findings) and not evaluated.facts.get("synthetic"),
+        "synthetic": evaluated.facts.get("synthetic", False),
         **metric_contents(evaluated, records),
         **subgroup_contents(subgroups, records[-1]),
         "localisation": localised(evaluated.localisation),
@@ -111,32 +113,58 @@ def contents(
     }
 
 
+def published(facts: SplitFacts, findings: Iterable[str]) -> tuple[Published, ...]:
+    """What may stand beside the figures: nothing beside those of phantoms."""
+    return () if facts.get("synthetic") else published_beside(findings)
+
+
 def metric_contents(evaluated: Evaluated, records: Sequence[Metric]) -> dict[str, Any]:
     """Figures of the findings and of their mean, which is the last of `records`."""
     mean, scored = records[-1], [r for r in records[:-1] if r["auroc"] is not None]
+    beside = published(evaluated.facts, [r["finding"] for r in records[:-1]])
+    enough = with_enough_patients(evaluated, scored)
     return {
         "records": records,
         "mean": mean,
         "scored": scored,
-        "best": max(scored, key=lambda r: r["auroc"] or 0, default=None),
-        "worst": min(scored, key=lambda r: r["auroc"] or 0, default=None),
+        "enough": enough,
+        "rough": len(scored) - len(enough),
+        "best": max(enough, key=lambda r: r["auroc"] or 0, default=None),
+        "worst": min(enough, key=lambda r: r["auroc"] or 0, default=None),
         "fitted": any(r["threshold_sens90"] is not None for r in scored),
         "calibrated": mean["ece"] is not None,
-        "intervals": plots.intervals(records, published_beside(r["finding"] for r in records[:-1]))
-        if scored else "",
+        "platt": sum(r["scaling"] == "platt" for r in scored),
+        "intervals": plots.intervals(records, beside) if scored else "",
         "curves": finding_panels(evaluated, scored),
         "reliability": reliability_panels(evaluated, scored),
+        "least_patients": MIN_PATIENTS,
     }  # fmt: skip
+
+
+def with_enough_patients(evaluated: Evaluated, scored: Sequence[Metric]) -> list[Metric]:
+    """The findings with `MIN_PATIENTS` or more both positive and negative patients.
+
+    Counted here, since tables of earlier versions do not tell.
+    """
+    labels = labels_of(evaluated.predictions, [r["finding"] for r in scored])
+    patients = rarer_patients(labels, evaluated.predictions["patient_id"].to_numpy(str))
+    return [r for r, number in zip(scored, patients, strict=True) if number >= MIN_PATIENTS]
 
 
 def subgroup_contents(subgroups: Sequence[SubgroupRow], mean: Metric) -> dict[str, Any]:
     """The groups of patients. `mean`: of all images."""
     of_means = [r for r in subgroups if r["finding"] == MEAN]
+    tested = [r for r in subgroups if r["p_behind"] is not None]
+    gaps = [r["detectable"] for r in tested if r["detectable"] is not None]
+    # In tables of earlier versions a group was compared with all images.
+    earlier = bool(tested) and all(r["auroc_others"] is None for r in tested)
     return {
         "subgroups": of_means,
         "subgroup_findings": [r for r in subgroups if r["finding"] != MEAN],
-        "behind": [r for r in subgroups if r["behind"]],
-        "tests": sum(r["p_behind"] is not None for r in subgroups),
+        "behind": [r for r in tested if r["behind"]],
+        "tests": len(tested),
+        "others": "all images" if earlier else "the other images of which the same is known",
+        "gaps": {"median": float(np.median(gaps)), "largest": max(gaps)} if gaps else None,
         "forest": plots.forest(of_means, mean) if of_means and mean["auroc"] else "",
     }
 
@@ -150,10 +178,49 @@ def training_contents(trained: Trained | None, others: Sequence[Trained]) -> dic
         "trained_model": settings.get("model", "a network"),
         "image_size": trained.lineage.get("image_size") if trained else None,
         "outputs": len(trained.lineage["findings"]) if trained else None,
+        "recipe": recipe_lines(trained),
+        "chosen_by": "lowest loss" if settings.get("best_by") == "loss" else "highest mean AUROC",
         "settings": [(n, "none" if v is None else v) for n, v in settings.items()],
         "scaling": scaling,
         "pictures": training_pictures(trained) | {"scaling": scaling_picture(scaling)},
     }
+
+
+def recipe_lines(trained: Trained | None) -> list[str]:
+    """How the model was trained, a line each, as far as the settings tell."""
+    if trained is None or not {"optimizer", "learning_rate", "batch_size", "loss"} <= set(
+        trained.settings
+    ):
+        return []
+    given, ranks = trained.settings, trained.ranks
+    rate = f"{given['learning_rate']:g}"
+    if given.get("learning_rate_from_weights"):
+        rate = "that of the best epoch of the run it starts from"
+    if ranks > 1 and given.get("scale_learning_rate", "none") != "none":
+        rate += f", scaled with the {ranks} ranks ({given['scale_learning_rate']})"
+    if given.get("schedule"):
+        rate += f"; schedule {given['schedule']}"
+    if given.get("warmup_epochs"):
+        rate += f", warm-up of {given['warmup_epochs']:g} epochs"
+    batch = given["batch_size"]
+    return [
+        f"Start: {given['weights'] if given.get('weights') else 'random weights'}.",
+        f"Optimizer: {given['optimizer']}, learning rate {rate}.",
+        f"Batch: {batch * ranks:,} images ({ranks} rank{'s' if ranks > 1 else ''} of {batch}).",
+        f"Loss: {spoken_loss(given)}.",
+    ]
+
+
+def spoken_loss(settings: Mapping[str, Any]) -> str:
+    """The loss of a training in words."""
+    loss = plots.spoken(settings["loss"])
+    if settings["loss"] == "weighted":
+        loss = "cross entropy, rare classes weighted"
+    if settings["loss"] == "focal":
+        loss += f", gamma {settings.get('focal_gamma', 'not told')}"
+    if settings.get("label_smoothing"):
+        loss += f", labels smoothed by {settings['label_smoothing']:g}"
+    return loss
 
 
 def title_of(evaluated: Evaluated, trained: Trained | None) -> str:
@@ -181,15 +248,19 @@ def finding_panels(evaluated: Evaluated, scored: Iterable[Metric]) -> list[str]:
 
 
 def reliability_panels(evaluated: Evaluated, scored: Iterable[Metric]) -> list[str]:
-    """A picture of calibration, SVG, for each finding with probabilities."""
-    panels = []
+    """A picture of calibration, SVG, for each finding with probabilities; all with the same axes."""
+    shown = []
     for r in scored:
         if r["ece"] is None:
             continue
-        truth, score = known(evaluated, r["finding"])
-        after = None if r["temperature"] is None else calibration.scale(score, r["temperature"])
-        panels.append(plots.reliability(truth, score, after, r["finding"]))
-    return panels
+        truth, before = known(evaluated, r["finding"])
+        series = [calibration.calibration_bins(truth, before)]
+        if r["slope"] is not None and r["intercept"] is not None:
+            after = calibration.scale(before, calibration.Scaling(r["slope"], r["intercept"]))
+            series.append(calibration.calibration_bins(truth, after))
+        shown.append((r["finding"], series))
+    top = plots.largest_shown([bins for _, series in shown for bins in series])
+    return [plots.reliability(series, finding, top) for finding, series in shown]
 
 
 def localised(frame: pd.DataFrame | None) -> list[Localisation]:
@@ -334,7 +405,7 @@ def lineage_rows(run: str, evaluated: Evaluated, trained: Trained | None) -> lis
         rows.append((f"Store, {name}" if name in SPLITS else name, words))
     rows.append(("Findings", facts.get("left_out") or listed(facts["findings"])))
     rows.append(("Mirror images averaged", "yes" if facts.get("flip") else "no"))
-    rows.append(("Thresholds and temperature", f"from {facts['fitted_on']}"
+    rows.append(("Thresholds and scaling", f"from {facts['fitted_on']}"
                  if facts.get("fitted_on") else "none: no validation split"))  # fmt: skip
     rows.append(("Bootstrap", f"{facts['bootstrap']:,} resamples of the patients"))
     return rows if trained is None else rows + trained_rows(trained.lineage)

@@ -6,6 +6,7 @@ In: records. Out: ``OUT/metrics``, ``OUT/subgroups``, ``OUT/comparison``, ``OUT/
 """
 
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,10 @@ from chexspark.errors import UserError
 from chexspark.evaluation.comparison import Comparison
 from chexspark.evaluation.examples import ExampleRow
 from chexspark.evaluation.localisation import Localisation
-from chexspark.evaluation.metrics import Difference, GroupMetric, Metric
+from chexspark.evaluation.metrics import GroupMetric, Metric
 from chexspark.evaluation.predictions import label_column, probability_column
-from chexspark.evaluation.subgroups import Group
-from chexspark.findings import names_fault, of_file
+from chexspark.evaluation.subgroups import Difference, Group
+from chexspark.findings import MEAN, names_fault, of_file
 from chexspark.run.folder import (
     COMPARISON,
     EXAMPLES,
@@ -34,6 +35,8 @@ from chexspark.run.folder import (
 from chexspark.text_files import one_line, read_json
 
 AGAIN = "run chexspark evaluate again"
+SMALLEST = 1e-6  # a probability that is still written without an exponent
+SYNTHETIC = "these are synthetic X-rays: the figures say nothing about patients"
 
 
 class _Group(TypedDict):
@@ -56,7 +59,8 @@ class ComparisonRow(Comparison):
 # The rows of each table but the predictions, whose columns are of their findings.
 ROWS: dict[str, Any] = {METRICS: Metric, SUBGROUPS: SubgroupRow, COMPARISON: ComparisonRow,
                         LOCALISATION: Localisation, EXAMPLES: ExampleRow}  # fmt: skip
-LATER = {"rough": False}  # columns that tables of earlier versions lack, and what holds there
+# Columns that tables of earlier versions lack, and what holds there.
+LATER = {"rough": False, "auroc_others": None, "compared": 0, "detectable": None}
 ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_(), bytes: pa.binary(),
     list[list[float]]: pa.list_(pa.list_(pa.float64())),
@@ -84,9 +88,10 @@ class SplitFacts(TypedDict, total=False):
     # Of both.
     images: int
     patients: int
+    synthetic: bool  # the images are phantoms: figures say nothing about patients
     metrics: bool  # whether metrics are of these scores
     bootstrap: int  # resamples
-    fitted_on: str | None  # where thresholds and temperature come from, in words
+    fitted_on: str | None  # where thresholds and scaling come from, in words
     warnings: list[str]
 
 
@@ -131,12 +136,26 @@ def read_split(out: RunFolder, name: str, split: str) -> pd.DataFrame | None:
     schema = schema_of(ROWS[name])
     try:
         table = folder.read_table()
+        if "temperature" in table.column_names and "scaling" not in table.column_names:
+            table = scaled_by_temperature(table)
         for column, value in LATER.items():
             if column in schema.names and column not in table.column_names:
-                table = table.append_column(column, pa.array([value] * len(table)))
+                filled = pa.array([value] * len(table), schema.field(column).type)
+                table = table.append_column(column, filled)
         return table.select(schema.names).cast(schema).to_pandas()
     except (OSError, ValueError, KeyError) as error:
         raise damaged(str(folder), error) from error
+
+
+def scaled_by_temperature(table: pa.Table) -> pa.Table:
+    """A table from before there was another scaling than by temperature, with the columns of today."""
+    temperature = table["temperature"].to_pylist()
+    there = [None if t is None else (1 / t, 0.0, "temperature") for t in temperature]
+    for i, name in enumerate(("slope", "intercept", "scaling")):
+        table = table.append_column(name, pa.array([each and each[i] for each in there]))
+    for name in ("brier", "ece"):
+        table = table.append_column(f"{name}_temperature", table[f"{name}_scaled"])
+    return table
 
 
 def read_predictions(out: RunFolder, split: str, findings: Sequence[str]) -> pd.DataFrame | None:
@@ -197,6 +216,7 @@ def width_of(records: Sequence[Mapping[str, Any]]) -> int:
 def metrics_text(records: Sequence[Metric], split: str) -> str:
     """The metrics as a table for the terminal."""
     width = width_of(records)
+    with_auroc = sum(r["auroc"] is not None for r in records if r["finding"] != MEAN)
     lines = [
         f"{'finding':<{width}}{'AUROC':>8}{'95 % interval':>17}{'precision':>11}{'positives':>11}  {split}"
     ]
@@ -206,9 +226,12 @@ def metrics_text(records: Sequence[Metric], split: str) -> str:
             lines.append(f"{r['finding']:<{width}}{'':>36}{positives:>11}  {r['note']}")
             continue
         between = "" if r["auroc_low"] is None else f"{r['auroc_low']:.3f} - {r['auroc_high']:.3f}"
+        note = r["note"]
+        if r["finding"] == MEAN:
+            note = "; ".join(filter(None, [f"of {with_auroc} findings", note]))
         lines.append(
             f"{r['finding']:<{width}}{r['auroc']:>8.4f}{between:>17}{r['average_precision']:>11.4f}"
-            f"{positives:>11}  {r['note']}".rstrip()
+            f"{positives:>11}  {note}".rstrip()
         )
     return "\n".join(lines)
 
@@ -216,14 +239,23 @@ def metrics_text(records: Sequence[Metric], split: str) -> str:
 def warnings_text(
     groups: Sequence[Group], records: Sequence[Sequence[GroupMetric]]
 ) -> list[str]:  # fmt: skip
-    """A line for each subgroup and finding that falls behind by more than chance."""
+    """A line for each subgroup and finding that falls behind its complement by more than chance."""
     return [
-        f"warning: {group}: AUROC of {r['finding']} is {r['auroc']:.3f}, "
-        f"{abs(r['difference'] or 0):.3f} below all images (p {r['p_behind']:.2g}, corrected for all tests)"
+        f"warning: {group}: {behind_text(r)} of the other images whose {group.by.replace('_', ' ')} is "
+        f"known (p {r['p_behind']:.2g}, corrected for all tests)"
         for group, of_group in zip(groups, records, strict=True)
         for r in of_group
         if r["behind"]
     ]
+
+
+def behind_text(record: GroupMetric) -> str:
+    """By how much the group of a record falls behind, in words."""
+    others, gap = record["auroc_others"] or 0.0, -(record["difference"] or 0.0)
+    what = f"AUROC of {record['finding']}"
+    if record["finding"] == MEAN:
+        what = f"mean AUROC of the {record['compared']} findings tested"
+    return f"{what} is {others - gap:.3f}, {gap:.3f} below the {others:.3f}"
 
 
 def comparison_text(records: Sequence[Comparison], other: str) -> str:
@@ -249,3 +281,20 @@ def p_text(p: float | None) -> str:
     if p is None:
         return ""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def probability_text(value: float | None) -> str:
+    """A probability or a threshold for a cell, so that 0.00043 and 0.99957 are neither 0 nor 1.
+
+    Three decimals, and as many more as two significant digits of the distance to 0 or 1 take.
+    """
+    if value is None or pd.isna(value):
+        return "–"
+    if value in (0, 1):
+        return f"{value:.0f}"
+    if not 0 < value < 1:  # of a score that is no probability
+        return f"{value:.3g}"
+    if value < SMALLEST:
+        return f"{value:.1e}"
+    distance = max(min(value, 1 - value), SMALLEST)
+    return f"{value:.{max(3, 1 - math.floor(math.log10(distance)))}f}"

@@ -14,7 +14,7 @@ from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 from chexspark.store.row_groups import patients_of_split
 
-SEEN = ("train", "val")  # learned from; chose the best epoch, the thresholds and the temperature
+SEEN = ("train", "val")  # learned from; chose the best epoch, the thresholds and the scaling
 
 
 def patient_hash(patient_id: str) -> str:
