@@ -9,6 +9,7 @@ import pytest
 
 from chexspark.evaluation import sections
 from chexspark.evaluation.sections import Evaluated, Trained
+from chexspark.findings import FINDINGS
 
 NAN = float("nan")
 
@@ -141,7 +142,7 @@ def test_lineage_of_a_run_and_of_scores():
     for row in (
         ("Run", "/run"), ("Model SHA-256", "ab12"), ("Store scored", "/store"),
         ("Store, train", "800 images"), ("source", "NIH"), ("Mirror images averaged", "yes"),
-        ("Thresholds and temperature", "from val"), ("Bootstrap", "2,000 resamples of the patients"),
+        ("Thresholds and scaling", "from val"), ("Bootstrap", "2,000 resamples of the patients"),
         ("Patients seen, SHA-256", "cd34"), ("Packages", "numpy 1.26"), ("Findings", "Mass"),
     ):  # fmt: skip
         assert row in rows
@@ -149,30 +150,46 @@ def test_lineage_of_a_run_and_of_scores():
     assert rows == [
         ("Evaluation", "/out"), ("Scores", "/s.csv"), ("Labels", "/l.csv"), ("Findings", "Mass"),
         ("Mirror images averaged", "no"),
-        ("Thresholds and temperature", "none: no validation split"),
+        ("Thresholds and scaling", "none: no validation split"),
         ("Bootstrap", "2,000 resamples of the patients"),
     ]  # fmt: skip
 
 
+METRIC = {"threshold_youden": None, "threshold_sens90": None, "ece": None, "auroc_low": None,
+          "auroc_high": None, "temperature": None, "scaling": None, "slope": None,
+          "intercept": None}  # fmt: skip
+
+
+def tables_of(positives, groups=()):
+    """Tables of an evaluation: finding → AUROC and number of positive patients, of 40 in all."""
+    metrics = [{"finding": f, "auroc": auroc, **METRIC} for f, (auroc, _) in positives.items()]
+    mean = np.nanmean([auroc for auroc, _ in positives.values()])
+    predictions = {"patient_id": [str(n // 2) for n in range(80)]}
+    for finding, (_, number) in positives.items():
+        labels = [int(n // 2 < number) for n in range(80)]
+        predictions |= {f"label_{finding}": labels, f"prob_{finding}": [0.5] * 80}
+    group = {"subgroup_by": "sex", "subgroup": "F", "auroc": 0.5, "auroc_low": 0.4, "auroc_high": 0.6,
+             "behind": False, "p_behind": NAN, "detectable": NAN, "auroc_others": NAN}  # fmt: skip
+    return {
+        "metrics": pd.DataFrame([*metrics, {"finding": "mean", "auroc": mean, **METRIC}]),
+        "subgroups": pd.DataFrame([group | each for each in groups], columns=[*group, "finding"]),
+        "predictions": pd.DataFrame(predictions),
+    }  # fmt: skip
+
+
 def test_all_of_it_from_the_tables_of_an_evaluation():
-    metric = {"threshold_youden": None, "threshold_sens90": None, "ece": None, "auroc_low": None,
-              "auroc_high": None, "temperature": None}  # fmt: skip
-    metrics = pd.DataFrame(
-        [{"finding": "Mass", "auroc": 1.0, **metric}, {"finding": "Nodule", "auroc": 0.5, **metric},
-         {"finding": "Hernia", "auroc": NAN, **metric}, {"finding": "mean", "auroc": 0.75, **metric}]
-    )  # fmt: skip
-    group = {"subgroup_by": "sex", "auroc": 0.5, "auroc_low": 0.4, "auroc_high": 0.6}
-    subgroups = pd.DataFrame(
-        [{"finding": "Mass", "subgroup": "F", "behind": True, "p_behind": 0.01, **group},
-         {"finding": "mean", "subgroup": "F", "behind": False, "p_behind": NAN, **group}]
-    )  # fmt: skip
-    predictions = pd.DataFrame(
-        {"patient_id": ["1", "1", "2"], "label_Mass": [1, 0, 0], "prob_Mass": [0.9, 0.2, 0.1],
-         "label_Nodule": [1, 0, -1], "prob_Nodule": [0.5, 0.5, 0.5]}
-    )  # fmt: skip
-    given = evaluated(metrics=metrics, subgroups=subgroups, predictions=predictions)
-    found = sections.contents("/run", given, None, [])
-    assert (found["images"], found["patients"], found["tests"]) == (3, 2, 1)
+    mass = {
+        "finding": "Mass",
+        "behind": True,
+        "p_behind": 0.01,
+        "detectable": 0.1,
+        "auroc_others": 0.9,
+    }
+    given = tables_of(
+        {"Mass": (1.0, 20), "Nodule": (0.5, 10), "Hernia": (NAN, 0)}, [mass, {"finding": "mean"}]
+    )
+    found = sections.contents("/run", evaluated(**given), None, [])
+    assert (found["images"], found["patients"], found["tests"]) == (80, 40, 1)
     assert (found["best"]["finding"], found["worst"]["finding"]) == ("Mass", "Nodule")
     assert found["mean"]["auroc"] == 0.75 and not found["fitted"] and not found["calibrated"]
     assert [r["finding"] for r in found["subgroups"]] == ["mean"]
@@ -180,3 +197,72 @@ def test_all_of_it_from_the_tables_of_an_evaluation():
     assert len(found["curves"]) == 2 and found["reliability"] == []
     assert found["forest"].startswith("<svg") and found["pictures"]["training"] == ""
     assert not found["of_nih"] and all(p.of("Mass") and p.mean is None for p in found["published"])
+
+
+def test_best_and_weakest_are_of_findings_with_enough_patients():
+    given = tables_of(
+        {"Mass": (0.8, 20), "Nodule": (0.7, 10), "Edema": (0.99, 9), "Hernia": (0.2, 31)}
+    )
+    found = sections.contents("/run", evaluated(**given), None, [])
+    assert (found["best"]["finding"], found["worst"]["finding"]) == ("Mass", "Nodule")
+    assert [r["finding"] for r in found["enough"]] == ["Mass", "Nodule"] and found["rough"] == 2
+    none = sections.contents("/run", evaluated(**tables_of({"Edema": (0.9, 1)})), None, [])
+    assert none["best"] is none["worst"] is None and none["rough"] == 1
+
+
+def test_beside_phantoms_stands_nothing_that_was_published():
+    names = {finding: (0.9, 20) for finding in FINDINGS}
+    found = sections.contents("/run", evaluated({"synthetic": True}, **tables_of(names)), None, [])
+    assert found["synthetic"] and found["published"] == () and not found["of_nih"]
+    patients = sections.contents("/run", evaluated(**tables_of(names)), None, [])
+    assert patients["published"] and patients["of_nih"] and not patients["synthetic"]
+    ticks = patients["intervals"].count("<use"), found["intervals"].count("<use")
+    assert ticks[0] > ticks[1], "ticks of published results in the chart"
+
+
+def test_how_large_a_gap_could_have_been_seen():
+    rows = [{"finding": f"{n}", "p_behind": 1.0, "detectable": gap, "auroc_others": 0.8}
+            for n, gap in enumerate((0.1, 0.3, 0.2))]  # fmt: skip
+    found = sections.contents("/run", evaluated(**tables_of({"Mass": (0.8, 20)}, rows)), None, [])
+    assert found["gaps"] == {"median": 0.2, "largest": 0.3} and found["tests"] == 3
+    assert found["others"].startswith("the other images")
+    earlier = [{"finding": "Mass", "p_behind": 0.2}]
+    found = sections.contents(
+        "/run", evaluated(**tables_of({"Mass": (0.8, 20)}, earlier)), None, []
+    )
+    assert found["gaps"] is None and found["others"] == "all images"
+
+
+def test_all_axes_of_calibration_are_the_same(monkeypatch):
+    tops = []
+    monkeypatch.setattr(
+        "chexspark.evaluation.plots.reliability",
+        lambda series, name, top: tops.append((len(series), top)),
+    )
+    given = tables_of({"Mass": (0.8, 20), "Nodule": (0.7, 4), "Edema": (0.7, 30)})
+    given["metrics"]["ece"] = [0.1, 0.1, None, 0.1]
+    given["metrics"].loc[0, ["slope", "intercept"]] = 2.0, -1.0
+    sections.contents("/run", evaluated(**given), None, [])
+    assert tops == [(2, 0.5), (1, 0.5)], "half are positive; of the third there is no probability"
+
+
+def test_what_a_training_was():
+    one = trained(ranks=1)
+    assert sections.recipe_lines(one) == [], "settings that do not tell"
+    told = {"optimizer": "adam", "learning_rate": 1e-3, "batch_size": 16, "loss": "weighted",
+            "schedule": "plateau", "weights": None, "scale_learning_rate": "linear"}  # fmt: skip
+    four = Trained("/run", one.history, trained(ranks=4).lineage, told)
+    assert sections.recipe_lines(four) == [
+        "Start: random weights.",
+        "Optimizer: adam, learning rate 0.001, scaled with the 4 ranks (linear); schedule plateau.",
+        "Batch: 64 images (4 ranks of 16).",
+        "Loss: cross entropy, rare classes weighted.",
+    ]
+    more = told | {"weights": "/imagenet.h5", "loss": "focal", "focal_gamma": 2.0,
+                   "label_smoothing": 0.1, "warmup_epochs": 2.0}  # fmt: skip
+    start, optimizer, batch, loss = sections.recipe_lines(
+        Trained("/r", one.history, one.lineage, more)
+    )
+    assert start == "Start: /imagenet.h5." and "warm-up of 2 epochs" in optimizer
+    assert "scaled" not in optimizer and batch == "Batch: 16 images (1 rank of 16)."
+    assert loss == "Loss: focal, gamma 2.0, labels smoothed by 0.1."

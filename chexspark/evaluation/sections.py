@@ -194,8 +194,6 @@ def recipe_lines(trained: Trained | None) -> list[str]:
         return []
     given, ranks = trained.settings, trained.ranks
     rate = f"{given['learning_rate']:g}"
-    if given.get("learning_rate_from_weights"):
-        rate = "that of the best epoch of the run it starts from"
     if ranks > 1 and given.get("scale_learning_rate", "none") != "none":
         rate += f", scaled with the {ranks} ranks ({given['scale_learning_rate']})"
     if given.get("schedule"):
