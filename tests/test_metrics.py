@@ -213,12 +213,12 @@ def test_few_patients_make_a_rough_interval_and_no_test(made):
     assert not any(record["rough"] for record in found.whole[1:-1])
     mean = found.whole[-1]
     assert mean["rough"] and mean["note"] == (
-        "rough: 1 of its 14 findings have fewer than 10 positive or negative patients"
+        "rough: 1 of its 14 findings has fewer than 10 positive or negative patients"
     )
     few, *others, mean = found.groups[0]
     assert few["rough"] and few["difference"] is None and few["p_behind"] is None
     assert all(r["difference"] is not None and r["compared"] == 1 for r in others)
-    assert mean["compared"] == 13 and "the difference is over 13 of 14 findings" in mean["note"]
+    assert mean["compared"] == 13
     expected = np.mean([r["difference"] for r in others])
     assert mean["difference"] == pytest.approx(expected)
 

@@ -190,20 +190,16 @@ def metric_records(
         )
 
     found = differences([(ranked(group.rows), ranked(group.others)) for group in groups])
-    parts = [
-        [compared(*pair, len(rows.findings)) for pair in zip(records(group.rows), tested, strict=True)]
-        for group, tested in zip(groups, found, strict=True)
-    ]  # fmt: skip
-    return Measured(records(everybody), parts)
-
-
-def compared(record: Metric, difference: Difference, findings: int) -> GroupMetric:
-    """The record of a group with its difference; that of a mean says of how many findings it is."""
-    both = GroupMetric(**record, **difference)
-    if record["finding"] == MEAN and 0 < difference["compared"] < findings:
-        note = f"the difference is over {difference['compared']} of {findings} findings"
-        both["note"] = "; ".join(filter(None, [record["note"], note]))
-    return both
+    return Measured(
+        records(everybody),
+        [
+            [
+                GroupMetric(**record, **difference)
+                for record, difference in zip(records(group.rows), of_group, strict=True)
+            ]
+            for group, of_group in zip(groups, found, strict=True)
+        ],
+    )
 
 
 def group_records(
@@ -339,8 +335,11 @@ def mean_record(
     notes = ["without " + ", ".join(left_out)] if left_out else []
     rough = sum(r["rough"] for r in records)
     if rough:
-        notes.append(f"rough: {rough} of its {there.sum()} findings have fewer than {MIN_PATIENTS} "
-                     "positive or negative patients")  # fmt: skip
+        have = "has" if rough == 1 else "have"
+        notes.append(
+            f"rough: {rough} of its {there.sum()} findings {have} fewer than {MIN_PATIENTS} positive or "
+            "negative patients"
+        )
     ranking: Ranking = {**NO_RANKING, "average_precision": mean_of(records, "average_precision")}
     if there.any():
         ranking["auroc"] = mean_auroc(aurocs)
