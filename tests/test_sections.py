@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexspark.evaluation import sections
-from chexspark.evaluation.sections import Evaluated, Trained
+from chexspark.evaluation import sections, tables, training_sections
+from chexspark.evaluation.sections import Evaluated
+from chexspark.evaluation.training_sections import Trained
 from chexspark.findings import FINDINGS
 
 NAN = float("nan")
@@ -50,8 +51,8 @@ def test_a_figure_in_a_cell(value, more, text):
 
 def test_records_have_none_for_what_is_not_there():
     frame = pd.DataFrame({"a": [1.5, NAN], "b": ["x", None]})
-    assert sections.records_of(frame) == [{"a": 1.5, "b": "x"}, {"a": None, "b": None}]
-    assert sections.records_of(None) == []
+    assert tables.records_of(frame) == [{"a": 1.5, "b": "x"}, {"a": None, "b": None}]
+    assert tables.records_of(None) == []
 
 
 def test_the_rate_leaves_out_the_epoch_that_compiles():
@@ -113,24 +114,27 @@ def test_examples_are_pictures_by_finding_and_kind():
 
 
 def test_a_training_in_figures():
-    found = sections.training_facts(trained(rates=(1.0, 4.0), ranks=3))
+    found = training_sections.training_facts(trained(rates=(1.0, 4.0), ranks=3))
     assert (found["epochs"], found["best_epoch"], found["val_auroc"]) == (2, 2, 0.5)
     assert (found["ranks"], found["hosts"], found["devices"]) == (3, 2, "CPU")
     assert (found["time"], found["rate"]) == ("2:02", 4)
     assert found["shares"] == [("input", 0.25)], "a share that no epoch tells is not shown"
-    assert sections.training_facts(None) is None
+    assert training_sections.training_facts(None) is None
 
 
 def test_scaling_compares_runs_of_the_same_kind():
     four = trained("/four", (30.0,), ranks=4)
     two = trained("/two", (20.0,), ranks=2)
     others = [two, four, trained("/net", ranks=8, model="resnet50"), trained("/big", size=64)]
-    rows = sections.scaling_rows(four, others)
+    rows = training_sections.scaling_rows(four, others)
     assert [(r["run"], r["ranks"], r["rate"], r["efficiency"]) for r in rows] == [
         ("/two", 2, 20.0, 1.0), ("/four", 4, 30.0, 0.75),
     ]  # fmt: skip
-    assert sections.scaling_rows(four, []) == [] and sections.scaling_picture(rows[:1]) == ""
-    assert sections.scaling_picture(rows).startswith("<svg")
+    assert (
+        training_sections.scaling_rows(four, []) == []
+        and training_sections.scaling_picture(rows[:1]) == ""
+    )
+    assert training_sections.scaling_picture(rows).startswith("<svg")
 
 
 def test_lineage_of_a_run_and_of_scores():
@@ -248,11 +252,11 @@ def test_all_axes_of_calibration_are_the_same(monkeypatch):
 
 def test_what_a_training_was():
     one = trained(ranks=1)
-    assert sections.recipe_lines(one) == [], "settings that do not tell"
+    assert training_sections.recipe_lines(one) == [], "settings that do not tell"
     told = {"optimizer": "adam", "learning_rate": 1e-3, "batch_size": 16, "loss": "weighted",
             "schedule": "plateau", "weights": None, "scale_learning_rate": "linear"}  # fmt: skip
     four = Trained("/run", one.history, trained(ranks=4).lineage, told)
-    assert sections.recipe_lines(four) == [
+    assert training_sections.recipe_lines(four) == [
         "Start: random weights.",
         "Optimizer: adam, learning rate 0.001, scaled with the 4 ranks (linear); schedule plateau.",
         "Batch: 64 images (4 ranks of 16).",
@@ -260,7 +264,7 @@ def test_what_a_training_was():
     ]
     more = told | {"weights": "/imagenet.h5", "loss": "focal", "focal_gamma": 2.0,
                    "label_smoothing": 0.1, "warmup_epochs": 2.0}  # fmt: skip
-    start, optimizer, batch, loss = sections.recipe_lines(
+    start, optimizer, batch, loss = training_sections.recipe_lines(
         Trained("/r", one.history, one.lineage, more)
     )
     assert start == "Start: /imagenet.h5." and "warm-up of 2 epochs" in optimizer

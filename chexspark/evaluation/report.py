@@ -11,8 +11,9 @@ from chexspark.arguments import takes
 from chexspark.config import ReportConfig
 from chexspark.errors import UserError, listed
 from chexspark.evaluation import plots, sections, tables
-from chexspark.evaluation.sections import Evaluated, Trained
+from chexspark.evaluation.sections import Evaluated
 from chexspark.evaluation.tables import AGAIN, SplitFacts
+from chexspark.evaluation.training_sections import Trained
 from chexspark.findings import MEAN
 from chexspark.run.folder import (
     COMPARISON,

@@ -4,7 +4,7 @@ In: the tables of an evaluation and of a training. Out: a dictionary of texts, r
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
@@ -20,14 +20,12 @@ from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.predictions import label_column, labels_of, probability_column
 from chexspark.evaluation.published_aurocs import Published, are_published, published_beside
 from chexspark.evaluation.subgroups import MIN_PATIENTS, rarer_patients
-from chexspark.evaluation.tables import SplitFacts, SubgroupRow
+from chexspark.evaluation.tables import SplitFacts, SubgroupRow, records_of
+from chexspark.evaluation.training_sections import Trained, trained_rows, training_contents
 from chexspark.findings import MEAN
-from chexspark.progress import duration
-from chexspark.run.lineage import Lineage
 from chexspark.store.manifest import SPLITS
 
 PICTURE_SIDE = 256  # pixels, at least, of an example in the report
-SHARES = {"input_share": "input", "compute_share": "compute", "allreduce_share": "allreduce"}
 
 
 @dataclass(frozen=True)
@@ -44,27 +42,6 @@ class Evaluated:
     comparison: pd.DataFrame | None
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a training left."""
-
-    run: str
-    history: pd.DataFrame
-    lineage: Lineage
-    settings: Mapping[str, Any]  # by name, as in ``RUN/config.yaml``
-
-    @property
-    def ranks(self) -> int:
-        """How many ranks the run began with, 1 where it does not say."""
-        return len(self.lineage.get("ranks", [])) or 1
-
-    @property
-    def rate(self) -> float:
-        """Images per second of the median epoch but the first, which compiles."""
-        later = self.history["images_per_second"].iloc[1:]
-        return float((later if len(later) else self.history["images_per_second"]).median())
-
-
 def figure(value: float | None, digits: int = 3, signed: bool = False) -> str:
     """A number for a cell; a dash where there is none."""
     if value is None or pd.isna(value):
@@ -75,13 +52,6 @@ def figure(value: float | None, digits: int = 3, signed: bool = False) -> str:
 def for_markdown(name: str) -> str:
     """A name as people write it, in a cell of a Markdown table."""
     return plots.spoken(name).replace("|", "\\|")
-
-
-def records_of(frame: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """A table's rows, with None for what is not there."""
-    if frame is None:
-        return []
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def contents(
@@ -169,58 +139,6 @@ def subgroup_contents(subgroups: Sequence[SubgroupRow], mean: Metric) -> dict[st
     }
 
 
-def training_contents(trained: Trained | None, others: Sequence[Trained]) -> dict[str, Any]:
-    """The training that led to what is evaluated, if there was one."""
-    scaling = scaling_rows(trained, others)
-    settings = {} if trained is None else trained.settings
-    return {
-        "trained": training_facts(trained),
-        "trained_model": settings.get("model", "a network"),
-        "image_size": trained.lineage.get("image_size") if trained else None,
-        "outputs": len(trained.lineage["findings"]) if trained else None,
-        "recipe": recipe_lines(trained),
-        "chosen_by": "lowest loss" if settings.get("best_by") == "loss" else "highest mean AUROC",
-        "settings": [(n, "none" if v is None else v) for n, v in settings.items()],
-        "scaling": scaling,
-        "pictures": training_pictures(trained) | {"scaling": scaling_picture(scaling)},
-    }
-
-
-def recipe_lines(trained: Trained | None) -> list[str]:
-    """How the model was trained, a line each, as far as the settings tell."""
-    if trained is None or not {"optimizer", "learning_rate", "batch_size", "loss"} <= set(
-        trained.settings
-    ):
-        return []
-    given, ranks = trained.settings, trained.ranks
-    rate = f"{given['learning_rate']:g}"
-    if ranks > 1 and given.get("scale_learning_rate", "none") != "none":
-        rate += f", scaled with the {ranks} ranks ({given['scale_learning_rate']})"
-    if given.get("schedule"):
-        rate += f"; schedule {given['schedule']}"
-    if given.get("warmup_epochs"):
-        rate += f", warm-up of {given['warmup_epochs']:g} epochs"
-    batch = given["batch_size"]
-    return [
-        f"Start: {given['weights'] if given.get('weights') else 'random weights'}.",
-        f"Optimizer: {given['optimizer']}, learning rate {rate}.",
-        f"Batch: {batch * ranks:,} images ({ranks} rank{'s' if ranks > 1 else ''} of {batch}).",
-        f"Loss: {spoken_loss(given)}.",
-    ]
-
-
-def spoken_loss(settings: Mapping[str, Any]) -> str:
-    """The loss of a training in words."""
-    loss = plots.spoken(settings["loss"])
-    if settings["loss"] == "weighted":
-        loss = "cross entropy, rare classes weighted"
-    if settings["loss"] == "focal":
-        loss += f", gamma {settings.get('focal_gamma', 'not told')}"
-    if settings.get("label_smoothing"):
-        loss += f", labels smoothed by {settings['label_smoothing']:g}"
-    return loss
-
-
 def title_of(evaluated: Evaluated, trained: Trained | None) -> str:
     """What was evaluated, in a few words."""
     facts = evaluated.facts
@@ -301,91 +219,6 @@ def pictured(examples: pd.DataFrame | None) -> list[Pictured]:
     return [{"finding": finding, "kinds": kinds} for finding, kinds in found.items()]
 
 
-def shares_of(history: pd.DataFrame) -> dict[str, str]:
-    """Which shares of the step time a history tells."""
-    return {c: n for c, n in SHARES.items() if c in history and history[c].notna().any()}
-
-
-class TrainingFacts(TypedDict):
-    """A training in figures."""
-
-    epochs: int
-    best_epoch: int  # from 1
-    val_auroc: float
-    ranks: int
-    hosts: int
-    devices: str
-    time: str
-    rate: float  # images per second
-    shares: list[tuple[str, float]]  # of the step time
-    rows: list[dict[str, Any]]  # of the history
-
-
-def training_facts(trained: Trained | None) -> TrainingFacts | None:
-    """A training in figures, or None."""
-    if trained is None:
-        return None
-    history, ranks = trained.history, trained.lineage.get("ranks", [])
-    best = history[history["best"]].iloc[0]
-    return {
-        "epochs": len(history),
-        "best_epoch": int(best["epoch"]) + 1,
-        "val_auroc": best["val_auroc"],
-        "ranks": trained.ranks,
-        "hosts": len({rank["host"] for rank in ranks}),
-        "devices": ", ".join(sorted({rank["device"] for rank in ranks})),
-        "time": duration(history["seconds"].sum()),
-        "rate": trained.rate,
-        "shares": [(name, float(history[column].mean())) for column, name in
-                   shares_of(history).items()],
-        "rows": records_of(history),
-    }  # fmt: skip
-
-
-def training_pictures(trained: Trained | None) -> dict[str, str]:
-    """Pictures of a training, SVG, by name; empty without one."""
-    if trained is None:
-        return {"training": "", "throughput": ""}
-    shares = shares_of(trained.history)
-    return {
-        "training": plots.training(trained.history),
-        "throughput": plots.throughput(trained.history, shares),
-    }
-
-
-class ScalingRow(TypedDict):
-    """A run in the scaling chart."""
-
-    run: str
-    ranks: int
-    rate: float  # images per second
-    batch: int | None  # per rank
-    efficiency: float  # of the rate per rank with the fewest ranks
-
-
-def scaling_rows(trained: Trained | None, others: Sequence[Trained]) -> list[ScalingRow]:
-    """Ranks, rate and efficiency of runs of the same model and image size, fewest ranks first."""
-    if trained is None or not others:
-        return []
-
-    def kind(run: Trained) -> tuple[Any, Any]:
-        return run.settings.get("model"), run.lineage.get("image_size")
-
-    same = {run.run: run for run in [trained, *others] if kind(run) == kind(trained)}
-    ordered = sorted(same.values(), key=lambda run: run.ranks)
-    first = ordered[0].rate / ordered[0].ranks
-    return [
-        {"run": run.run, "ranks": run.ranks, "rate": run.rate,
-         "batch": run.settings.get("batch_size"), "efficiency": run.rate / run.ranks / first}
-        for run in ordered
-    ]  # fmt: skip
-
-
-def scaling_picture(rows: Sequence[ScalingRow]) -> str:
-    """The scaling chart, SVG; empty for a single run."""
-    return plots.scaling([(r["ranks"], r["rate"]) for r in rows]) if len(rows) > 1 else ""
-
-
 def lineage_rows(run: str, evaluated: Evaluated, trained: Trained | None) -> list[tuple[str, str]]:
     """Where the figures come from: what, and its value in words."""
     facts, rows = evaluated.facts, [("Evaluation", run)]
@@ -407,18 +240,3 @@ def lineage_rows(run: str, evaluated: Evaluated, trained: Trained | None) -> lis
                  if facts.get("fitted_on") else "none: no validation split"))  # fmt: skip
     rows.append(("Bootstrap", f"{facts['bootstrap']:,} resamples of the patients"))
     return rows if trained is None else rows + trained_rows(trained.lineage)
-
-
-def trained_rows(lineage: Lineage) -> list[tuple[str, str]]:
-    """Where the model comes from: what, and its value in words."""
-    rows = [("Trained on", lineage["store"]), ("Its fingerprint", lineage["store_fingerprint"])]
-    if "trained_patients" in lineage:
-        rows.append(("Patients seen, SHA-256", lineage["trained_patients"]))
-    if "chexspark" in lineage:
-        rows.append(("chexspark", lineage["chexspark"]))
-    if "python" in lineage:
-        rows.append(("Python", lineage["python"]))
-    packages = lineage.get("packages", {})
-    if packages:
-        rows.append(("Packages", ", ".join(f"{n} {v}" for n, v in packages.items())))
-    return rows

@@ -208,6 +208,13 @@ def write_evaluation(out: RunFolder, split: str, facts: SplitFacts) -> None:
     out.evaluation.write_text(text)
 
 
+def records_of(frame: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """A table's rows, with None for what is not there."""
+    if frame is None:
+        return []
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
 def width_of(records: Sequence[Mapping[str, Any]]) -> int:
     """The width of the first column, characters."""
     return max(20, *(len(record["finding"]) + 2 for record in records))
