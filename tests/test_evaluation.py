@@ -61,7 +61,7 @@ def test_thresholds_come_from_validation_which_is_scored_once(
         else:
             assert np.isnan(threshold) and "validation has no" in metrics.note[finding]
     evaluate(spark, data=store.path, run=runs[0].path, bootstrap=100)
-    assert "/val" not in capsys.readouterr().out.split("thresholds and temperature")[0]
+    assert "/val" not in capsys.readouterr().out.split("thresholds and scaling")[0]
     assert "val split" in read_evaluation(RunFolder(runs[0]))["test"]["fitted_on"]
 
 

@@ -171,9 +171,8 @@ def metric_records(
     # By content: the complement of men may be women.
     masks = {mask.tobytes(): mask for mask in
              (everybody, *(group.rows for group in groups), *(group.others for group in groups))}  # fmt: skip
-    draws = bootstrap(
-        rows.labels, rows.scores, rows.patients, resamples, list(masks.values()), seed
-    )
+    every = list(masks.values())
+    draws = bootstrap(rows.labels, rows.scores, rows.patients, resamples, every, seed)
     of_mask = {key: Draws(*(part[i] for part in draws)) for i, key in enumerate(masks)}
     # Whether a column holds probabilities is a matter of the column, not of a group's part of it.
     calibrated = [calibration.are_probabilities(column) for column in rows.scores.T]
@@ -182,24 +181,20 @@ def metric_records(
     def records(mask: np.ndarray) -> list[Metric]:
         return group_records(rows.part(mask), of_mask[mask.tobytes()], fits, calibrated)
 
-    def ranked(mask: np.ndarray) -> Ranked:
+    _, patient = np.unique(rows.patients, return_inverse=True)  # numbers are quick to count
+    ranked = {}
+    for key, mask in masks.items():
         part = rows.part(mask)
         aurocs = auroc_per_finding(part.labels, part.scores)
-        return Ranked(
-            aurocs, of_mask[mask.tobytes()].aurocs, rarer_patients(part.labels, part.patients)
-        )
-
-    found = differences([(ranked(group.rows), ranked(group.others)) for group in groups])
-    return Measured(
-        records(everybody),
-        [
-            [
-                GroupMetric(**record, **difference)
-                for record, difference in zip(records(group.rows), of_group, strict=True)
-            ]
-            for group, of_group in zip(groups, found, strict=True)
-        ],
-    )
+        patients = rarer_patients(part.labels, patient[mask])
+        ranked[key] = Ranked(aurocs, of_mask[key].aurocs, patients)
+    pairs = [(ranked[group.rows.tobytes()], ranked[group.others.tobytes()]) for group in groups]
+    found = differences(pairs)
+    parts = []
+    for group, of_group in zip(groups, found, strict=True):
+        both = zip(records(group.rows), of_group, strict=True)
+        parts.append([GroupMetric(**record, **difference) for record, difference in both])
+    return Measured(records(everybody), parts)
 
 
 def group_records(
