@@ -1,10 +1,12 @@
 """The tables of an evaluation, as text and as they are read."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from chexspark.evaluation import tables
+from chexspark.evaluation.measuring import Scored, write_metrics
 from chexspark.evaluation.metrics import metric_records
 from chexspark.evaluation.predictions import LabelledScores
 from chexspark.evaluation.subgroups import NO_DIFFERENCE, Group
@@ -88,3 +90,16 @@ def test_tables_of_before_are_read(records, tmp_path):
         assert (first.brier_temperature, first.ece_temperature) == (0.25, 0.125)
         assert last.scaling is None and last.slope != last.slope and not first.rough
     assert (found.compared == 0).all() and found.auroc_others.isna().all()
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_figures_of_phantoms_are_called_so(synthetic, tmp_path, caplog):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"patient_id": list("abcdefgh"), "label_Mass": [1, 0] * 4,
+                          "prob_Mass": random.random(8)})  # fmt: skip
+    out = RunFolder(locate(str(tmp_path)))
+    tables.write_evaluation(out, "test", {"findings": ["Mass"], "synthetic": synthetic})
+    with caplog.at_level("INFO"):
+        write_metrics(Scored("test", table, ("Mass",), None), 50, out)
+    assert ("say nothing about patients" in caplog.text) == synthetic
+    assert tables.read_evaluation(out)["test"]["synthetic"] == synthetic, "kept for the report"
