@@ -88,7 +88,6 @@ class SplitFacts(TypedDict, total=False):
     # Of both.
     images: int
     patients: int
-    synthetic: bool  # the images are phantoms: figures say nothing about patients
     metrics: bool  # whether metrics are of these scores
     bootstrap: int  # resamples
     fitted_on: str | None  # where thresholds and scaling come from, in words
