@@ -3,6 +3,7 @@ import pytest
 
 from chexspark.evaluation.comparison import comparison_records
 from chexspark.evaluation.delong import delong_covariance, delong_variance, paired_test
+from chexspark.evaluation.metrics import metric_records
 from chexspark.evaluation.predictions import LabelledScores
 from chexspark.findings import FINDINGS
 
@@ -23,6 +24,26 @@ OVARIAN = """
 def ovarian():
     rows = np.array(OVARIAN.split(), float).reshape(-1, 4)
     return rows[:, 3].astype(int), np.stack([rows[:, 0], rows[:, 1], 10 - rows[:, 2]])
+
+
+def test_delong_against_r_s_proc():
+    """Figures as pROC 1.18.0 prints them (var, cov, ci.auc and roc.test with method="delong")."""
+    i = np.arange(60)
+    labels = ((i * 7 + 3) % 10 < 3).astype(int)
+    first = (i * 37 + 11) % 50 / 50 + 0.35 * labels
+    second = (i * 23 + 5) % 30 / 30 + 0.15 * labels
+    aurocs, covariance = delong_covariance(labels, np.stack([first, second]))
+    np.testing.assert_allclose(aurocs, [0.808201058201058, 0.730158730158730], rtol=1e-12)
+    np.testing.assert_allclose(np.diag(covariance), [0.003557133984779298, 0.004883856583886189])
+    assert covariance[0, 1] == pytest.approx(0.000378260307435229)
+    test = paired_test(labels, first, second)
+    assert test.difference / test.variance**0.5 == pytest.approx(0.890273113415973)
+    assert test.p == pytest.approx(0.373319254337215)
+    for scores, low, high in ((first, 0.691305447837703, 0.925096668564413),
+                              (second, 0.593187441367339, 0.867130018950121)):  # fmt: skip
+        rows = LabelledScores(("Mass",), labels[:, None], scores[:, None], i)
+        record, _ = metric_records(rows, resamples=100).whole
+        assert (record["delong_low"], record["delong_high"]) == pytest.approx((low, high))
 
 
 def test_delong_against_the_published_example(ovarian):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from scipy.special import expit
 
 from chexspark.errors import RunFailedError
 from chexspark.evaluation.predictions import label_column, probability_column
@@ -57,7 +58,7 @@ def positions(findings: Sequence[str], among: Sequence[str]) -> list[int]:
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """The probabilities of logits (rows, findings), float64 (rows, findings)."""
-    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return expit(logits.astype(np.float64))
 
 
 def score_split(
