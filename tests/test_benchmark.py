@@ -71,6 +71,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
     assert find_images(None) == []
 
 
+@pytest.mark.slow
 def test_a_start_is_measured_from_any_folder_and_the_caller_s_session_goes_on(
     spark, tmp_path, monkeypatch
 ):

@@ -129,7 +129,8 @@ def test_metrics_are_those_of_the_predictions(run):
             assert np.isnan(metrics.auroc[finding]) and "no AUROC" in metrics.note[finding]
             left_out.append(finding)
     assert metrics.auroc["mean"] == pytest.approx(metrics.auroc[list(FINDINGS)].mean())
-    assert metrics.note["mean"] == ("without " + ", ".join(left_out) if left_out else "")
+    without, *_ = metrics.note["mean"].split("; ")
+    assert without == "without " + ", ".join(left_out) if left_out else "without" not in without
 
 
 def test_a_second_split_stands_beside_the_first(spark, run, store):
@@ -147,8 +148,9 @@ def test_the_report_is_one_file_that_says_what_was_found(run):
     assert f"<b>{mean:.3f}</b>" in page and "Not a medical device" in page
     for finding in FINDINGS:
         assert finding.replace("_", " ") in page
-    for text in ("CheXNet v3", "random by patient, 70/10/20", "Training", "learning rate"):
+    for text in ("Synthetic X-rays", "Training", "learning rate"):
         assert text in page
+    assert "CheXNet v3" not in page, "published results are of patients"
     sources = set(re.findall(r'(?:src|href)="([^"]{1,10})', page))
     assert all(source.startswith(("#", "data:image")) for source in sources)
     assert not [part for part in ("<script", "<link", "@import", 'url("http') if part in page]

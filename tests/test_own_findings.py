@@ -48,6 +48,7 @@ def make_store(spark, release, tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signs", [OWN, {"Lung Opacity": "Infiltration"}], ids=["five", "one"])
 def test_own_findings_go_the_whole_way(spark, release, make_store, tmp_path, signs):
     store, run, names = make_store(signs), str(tmp_path / "run"), list(signs)
@@ -70,7 +71,6 @@ def test_own_findings_go_the_whole_way(spark, release, make_store, tmp_path, sig
 
     text = Path(report(run=run)).read_text()
     assert all(name in text for name in names), "each finding is told by its name"
-    assert ("CheXNet v3" in text) == ("Mass" in names), "published figures of these names only"
 
     images = str(release / "images" / table["image_index"][0])
     predict(spark, images=images, run=run, out=str(tmp_path / "scores"))

@@ -23,6 +23,7 @@ from typing import IO
 
 from pyarrow.fs import LocalFileSystem
 
+from chexspark.config import TrainConfig
 from chexspark.data.plan import RankFacts
 from chexspark.run.folder import run_folder
 from chexspark.run.lineage import Lineage, Placed, write_lineage
@@ -64,7 +65,7 @@ def train_as_rank(settings: ResolvedTraining, events: EventSender) -> Placed:
     from chexspark.training import horovod_ring
     from chexspark.training.loop import run_epochs
 
-    facts, device, threads = join_ring(settings.config.threads)
+    facts, device, threads = join_ring(settings.config)
     ring = horovod_ring.HorovodRing()
     mine = Placed(rank=facts.rank, host=socket.gethostname(), device=device, threads=threads)
     ranks = ring.gather_objects(mine)
@@ -95,7 +96,7 @@ def lineage_of(store: str, manifest: Manifest, seen: str, ranks: list[Placed]) -
     }
 
 
-def join_ring(threads: int | None) -> tuple[RankFacts, str, int]:
+def join_ring(config: TrainConfig) -> tuple[RankFacts, str, int]:
     """Claim this rank's device and start Horovod. Returns who it is, its device, its threads."""
     import pyarrow as pa
 
@@ -103,9 +104,10 @@ def join_ring(threads: int | None) -> tuple[RankFacts, str, int]:
     from chexspark.training.devices import claim_device
 
     local_rank, local_size = (int(os.environ[f"HOROVOD_LOCAL_{n}"]) for n in ("RANK", "SIZE"))
-    device, threads = claim_device(local_rank, local_size, threads)
-    if device == "CPU":
-        # In each cycle all ranks talk, which a CPU that trains has to stop for.
+    device, threads = claim_device(local_rank, local_size, config.threads)
+    if device == "CPU" and not config.sync_batch_norm:
+        # In each cycle all ranks talk, which a CPU that trains has to stop for. But a normalisation that
+        # is synchronised waits for the next one, forward and backward, layer by layer.
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_MILLISECONDS)
     try:
         facts = horovod_ring.join()
