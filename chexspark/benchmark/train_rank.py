@@ -25,7 +25,7 @@ def measure_rank(
     from chexspark.training.loop import Training
     from chexspark.training.step import Steps
 
-    facts, *_ = join_ring(settings.config.threads)
+    facts, *_ = join_ring(settings.config)
     ring, found = horovod_ring.HorovodRing(), []
     with EventSender(address, facts.rank) as events:
         manifest = read_manifest(locate(settings.config.data))
