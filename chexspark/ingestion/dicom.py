@@ -1,65 +1,141 @@
 """DICOM files to gray values. Pure functions; runs in Spark tasks.
 
-In: the bytes of a ``.dcm``. Out: uint8 (height, width), bright where the X-ray was absorbed.
+In: the bytes of a DICOM file. Out: uint8 (height, width), bright where the X-ray was absorbed, and the
+photometric interpretation. What a stored value means is in `dicom_display`.
 """
 
 import io
+import zlib
 
 import numpy as np
 import pydicom
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGLSTransferSyntaxes,
+)
 
-DARK_IS_HIGH = "MONOCHROME1"
+from chexspark.ingestion.dicom_display import Display, Values, integer
+
 GRAY = ("MONOCHROME1", "MONOCHROME2")
+PALETTE = "PALETTE COLOR"
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue: ITU-R BT.601, as PNG and JPEG here
+PREAMBLE, MARK = bytes(128), b"DICM"
+META_LENGTH = slice(140, 144)  # the value of (0002,0000): bytes of file meta after it
+MOST_INFLATED = 1 << 28  # bytes; the largest image has fewer
+PACKAGES = {"gdcm": "python-gdcm", "pylibjpeg": "pylibjpeg-openjpeg"}  # decoder → what has it
 
 
-def dicom_header(content: bytes) -> pydicom.Dataset:
-    """Parse the header. Raises ValueError when the bytes are no DICOM image of one gray frame."""
-    try:
-        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-    except (pydicom.errors.InvalidDicomError, EOFError) as error:
-        raise ValueError("not a DICOM file") from error
-    photometric = header.get("PhotometricInterpretation")
-    if photometric not in GRAY:
-        raise ValueError(f"DICOM of photometric interpretation {photometric}")
-    if int(header.get("NumberOfFrames") or 1) != 1:
-        raise ValueError(f"DICOM of {header.NumberOfFrames} frames")
-    return header
+def read_dicom(content: bytes) -> pydicom.Dataset:
+    """Parse a file, also one without preamble or file meta.
 
-
-def dicom_pixels(content: bytes) -> np.ndarray:
-    """Gray values after rescale slope and intercept, then window, then MONOCHROME1 inverted.
-
-    Returns uint8 (height, width). Where no window is given, the range of the values is. Source: DICOM PS3.3, C.11.1 and C.11.2.
-    Raises ValueError when the pixels cannot be had.
+    Raises ValueError for one of several frames, without pixels, or that inflates beyond all bounds,
+    and what pydicom raises.
     """
-    dataset = pydicom.dcmread(io.BytesIO(content))
-    try:
-        raw = dataset.pixel_array
-    except (AttributeError, RuntimeError, NotImplementedError, EOFError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    values = apply_voi_lut(apply_modality_lut(raw, dataset), dataset).astype(np.float64)
-    low, high = values.min(), values.max()
-    if "WindowCenter" in dataset or "VOILUTSequence" in dataset:
-        low, high = window_range(dataset, low, high)
-    scaled = np.clip((values - low) * (255 / (high - low)), 0, 255) if high > low else values * 0
-    gray = np.round(scaled).astype(np.uint8)
-    return 255 - gray if dataset.PhotometricInterpretation == DARK_IS_HIGH else gray
+    if content.startswith(MARK):
+        content = PREAMBLE + content
+    check_inflated(content)
+    dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+    if "PixelData" not in dataset:
+        raise ValueError("DICOM without PixelData")
+    frames = integer(dataset, "NumberOfFrames", 1)
+    if frames != 1:
+        raise ValueError(f"DICOM of {frames} frames")
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        dataset.file_meta.TransferSyntaxUID = guessed_syntax(dataset)
+    return dataset
 
 
-def window_range(dataset: pydicom.Dataset, low: float, high: float) -> tuple[float, float]:
-    """The range that `apply_voi_lut` maps a window to: that of the rescaled stored values.
+def check_inflated(content: bytes) -> None:
+    """Raise ValueError for a deflated file that inflates to more than `MOST_INFLATED`."""
+    meta = 144 + int.from_bytes(content[META_LENGTH], "little")
+    if f"{DeflatedExplicitVRLittleEndian}".encode() not in content[144 : min(meta, 4096)]:
+        return
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    left = content[meta:]
+    total = 0
+    while left and not inflater.eof:
+        total += len(inflater.decompress(left, 1 << 20))
+        left = inflater.unconsumed_tail
+        if total > MOST_INFLATED:
+            raise ValueError(f"inflates to more than {MOST_INFLATED >> 20} MiB")
 
-    So an image that does not fill its window stays as dark or bright as the window makes it.
+
+def guessed_syntax(dataset: pydicom.Dataset) -> str:
+    """The transfer syntax of a file that does not say it. Raises ValueError where it cannot be known."""
+    if dataset["PixelData"].is_undefined_length:
+        raise ValueError("compressed, but no TransferSyntaxUID says how")
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def dicom_size(dataset: pydicom.Dataset) -> tuple[int, int]:
+    """Width and height in pixels. Raises ValueError where the file does not say them."""
+    return integer(dataset, "Columns"), integer(dataset, "Rows")
+
+
+def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
+    """Gray values as DICOM means them to be shown, and the photometric interpretation.
+
+    Returns uint8 (height, width); colours become gray. Source: DICOM PS3.3, C.7.6.3.1, C.11.1, C.11.2.
+    Raises ValueError with the reason when that cannot be known, and what pydicom raises.
     """
-    if "VOILUTSequence" in dataset:
-        return low, high
-    signed = int(dataset.get("PixelRepresentation", 0))
-    bits = int(dataset.BitsStored)
-    first, last = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    slope, intercept = (
-        float(dataset.get("RescaleSlope", 1)),
-        float(dataset.get("RescaleIntercept", 0)),
-    )
-    ends = sorted((first * slope + intercept, last * slope + intercept))
-    return ends[0], ends[1]
+    interpretation = str(dataset.get("PhotometricInterpretation") or "").strip()
+    if interpretation not in (*GRAY, PALETTE, *COLOURS):
+        raise ValueError(f"DICOM of photometric interpretation {interpretation or 'unknown'}")
+    colours = interpretation in COLOURS
+    if integer(dataset, "SamplesPerPixel", 1) != (3 if colours else 1):
+        raise ValueError(f"SamplesPerPixel is {dataset.SamplesPerPixel}, but it is {interpretation}")
+    allocated, stored = (integer(dataset, name) for name in ("BitsAllocated", "BitsStored"))
+    high = integer(dataset, "HighBit", stored - 1)
+    if high != stored - 1:
+        raise ValueError(
+            f"HighBit is {high} and BitsStored {stored}: retired, where the values lie is not sure"
+        )
+    words, shown = decoded_words(dataset)
+    if colours:
+        if shown != "RGB":
+            raise ValueError(f"DICOM of photometric interpretation {shown}")
+        return gray_of_colours(words, 2**stored - 1), interpretation
+    if interpretation == PALETTE:
+        painted = apply_color_lut(words, dataset)[..., :3]
+        return gray_of_colours(painted, np.iinfo(painted.dtype).max), interpretation
+    signed = bool(integer(dataset, "PixelRepresentation"))
+    syntax = dataset.file_meta.TransferSyntaxUID
+    whole = syntax in JPEG2000TransferSyntaxes or syntax in JPEGLSTransferSyntaxes
+    values = Values(8 * words.itemsize if whole else stored, allocated, signed)
+    return Display.of(dataset, values).gray(words), interpretation
+
+
+def decoded_words(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
+    """The pixel cells of the one frame as they are stored: (height, width) or (height, width, 3).
+
+    Bits beyond BitsStored are as the file has them. And the photometric interpretation after
+    decoding. Raises ValueError that names the package when the decoder for it is not installed.
+    """
+    if integer(dataset, "SamplesPerPixel", 0) == 0:
+        dataset.SamplesPerPixel = 1
+    syntax = dataset.file_meta.TransferSyntaxUID
+    decoder = get_decoder(syntax)
+    if not decoder.is_available:
+        names = [text.partition(" ")[0] for text in decoder.missing_dependencies]
+        needed = [PACKAGES[name] for name in PACKAGES if name in names] or names
+        raise ValueError(f"compressed as {syntax.name}, which needs {needed[0]}, not installed here")
+    options = {} if decoder.is_encapsulated else {"allow_excess_frames": False}
+    words, facts = decoder.as_array(dataset, index=0, correct_unused_bits=False, **options)
+    return words, str(facts["photometric_interpretation"])
+
+
+def gray_of_colours(colours: np.ndarray, most: int) -> np.ndarray:
+    """Red, green, blue (height, width, 3) of 0 to `most` as gray: uint8 (height, width)."""
+    gray = np.empty(colours.shape[:2], np.uint8)
+    for row, out in zip(colours, gray, strict=True):  # by rows: floats take eight times the memory
+        out[:] = np.clip(np.round(row @ (LUMA * (255 / most))), 0, 255)
+    return gray

@@ -12,18 +12,26 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from chexspark.errors import UserError
 from chexspark.extras import check_extra
 from chexspark.ingestion.duplicates import HASH_SIDE
 from chexspark.phantom import SYNTHETIC
 
 MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make a fifth of it
-MIN_SIDE = 16
+MIN_SIDE, MAX_SIDE = 16, 65_535  # DICOM has no room for more
 BLANK_DEVIATION = 1.0  # of 255; noise alone is above it on every detector
 PNG, JPEG, DICOM = "PNG", "JPEG", "DICOM"
-EXTENSIONS = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".dcm": DICOM}
+EXTENSIONS = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".dcm": DICOM, ".dicom": DICOM, ".ima": DICOM}
+HEAD = 256  # bytes by which `kind_of` knows a file
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH = 24  # the byte that says how many bits a sample has
+DEPTHS = (8, 10, 12, 14, 16)  # bits of a detector, whatever the file has room for
+DICOM_MARK = b"DICM"
+VALUE_TYPES = b"AE AS AT CS DA DS DT FD FL IS LO LT OB OW PN SH SL SQ SS ST TM UI UL UN US UT".split()
+LONGEST_FIRST = 256  # bytes of the first value of a DICOM file
+ORIENTATION = 0x0112  # EXIF's tag
+EXIF_TEXTS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks
 
 
 class BadImageError(Exception):
@@ -37,7 +45,8 @@ class StoredImage:
     pixels: np.ndarray  # uint8 (size, size)
     original_width: int
     original_height: int
-    original_mode: str  # Pillow's name: L is 8-bit gray; or the DICOM photometric interpretation
+    original_mode: str  # Pillow's name: L is 8-bit gray; or the DICOM photometric interpretation; with
+    # the bits in use where 16-bit samples have fewer
     pixel_mean: float  # of `pixels`, 0–255
     pixel_std: float
     inverted: bool  # it looks like a negative: a hint, nothing is changed
@@ -46,16 +55,38 @@ class StoredImage:
 
 
 def kind_of(content: bytes) -> str | None:
-    """What the bytes are, whatever the file is called; None when they are none of the three."""
+    """What the bytes are, whatever the file is called; None when they are none of the three.
+
+    The first `HEAD` of them are enough.
+    """
     if content.startswith(PNG_MARK):
         return PNG
     if content.startswith(b"\xff\xd8\xff"):
         return JPEG
-    return DICOM if content[128:132] == b"DICM" else None
+    marked = content[128:132] == DICOM_MARK or content.startswith(DICOM_MARK)
+    return DICOM if marked or begins_as_data_set(content) else None
 
 
-def check_png(content: bytes) -> None:
-    """Walk the chunks and their CRC-32. Raises BadImageError for a truncated file or a flipped bit."""
+def begins_as_data_set(content: bytes) -> bool:
+    """Whether the bytes are DICOM without preamble: an element of group 2 or 8, with a type or a length.
+
+    Source: DICOM PS3.5, 7.1.
+    """
+    for order in ("little", "big"):
+        group, element = (int.from_bytes(content[i : i + 2], order) for i in (0, 2))  # type: ignore[arg-type]
+        length = int.from_bytes(content[4:8], order)  # type: ignore[arg-type]
+        known = content[4:6] in VALUE_TYPES or (length % 2 == 0 and 0 < length <= LONGEST_FIRST)
+        if group in (2, 8) and element < 0x100 and len(content) > 8 and known:
+            return True
+    return False
+
+
+def check_png(content: bytes) -> set[bytes]:
+    """Walk the chunks and their CRC-32, and tell the chunks that there are.
+
+    Raises BadImageError for a truncated file or a flipped bit.
+    """
+    chunks = set()
     place, view = len(PNG_MARK), memoryview(content)
     while place + 12 <= len(content):
         end = place + 12 + int.from_bytes(content[place : place + 4], "big")
@@ -63,23 +94,26 @@ def check_png(content: bytes) -> None:
             break
         if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
             raise BadImageError("corrupt: a PNG chunk does not fit its checksum")
+        chunks.add(content[place + 4 : place + 8])
         if content[place + 4 : place + 8] == b"IEND":
-            return
+            return chunks
         place = end
     raise BadImageError("truncated: the PNG breaks off")
 
 
 def check_dimensions(width: int, height: int) -> None:
     """Raise BadImageError for a size that no X-ray has."""
-    if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
+    sides = sorted((width, height))
+    if width * height > MAX_PIXELS or sides[0] < MIN_SIDE or sides[1] > MAX_SIDE:
         raise BadImageError(f"absurd dimensions: {width}x{height}")
 
 
 def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
     """Decode to 8-bit grayscale (height, width), and tell the original mode.
 
-    RGB, RGBA and palettes become gray, 16 bits become 8. Dimensions are checked before any pixel
-    is decoded. `name` is the file's, to compare with the content. Raises BadImageError.
+    Returns uint8 (height, width), upright. RGB, RGBA and palettes become gray, 16 bits become 8.
+    Dimensions are checked before any pixel is decoded. `name` is the file's, to compare with the
+    content. Raises BadImageError, and nothing else, whatever a decoder raises.
     """
     if not content:
         raise BadImageError("empty file")
@@ -91,53 +125,89 @@ def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
         raise BadImageError(f"extension and content disagree: named {expected}, is {kind}")
     try:
         return decode_dicom(content) if kind == DICOM else decode_picture(content, kind)
+    except BadImageError:
+        raise
     except UnidentifiedImageError as error:
         raise BadImageError("cannot be decoded: no valid header") from error
     except Image.DecompressionBombError as error:
         raise BadImageError("absurd dimensions") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         if kind == JPEG and JPEG_END not in content[-JPEG_TAIL:]:
             raise BadImageError("truncated: the image breaks off") from error
-        raise BadImageError(f"cannot be decoded: {error}") from error
+        raise BadImageError(f"cannot be decoded: {in_words(error)}") from error
+
+
+def in_words(error: Exception) -> str:
+    """The first line of what a decoder raises, with its type where that is not for people."""
+    text = next(iter(str(error).splitlines()), "")
+    plain = isinstance(error, ValueError | OSError | UserError | SyntaxError) and text
+    return text if plain else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def decode_dicom(content: bytes) -> tuple[np.ndarray, str]:
-    """See `decode`, of a DICOM file. Raises BadImageError, or ValueError with the reason."""
+    """See `decode`, of a DICOM file: uint8 (height, width). Raises what a decoder raises."""
     check_extra("dicom", "a DICOM file")  # in an archive; the driver saw loose files
-    from chexspark.ingestion.dicom import dicom_header, dicom_pixels
+    from chexspark.ingestion.dicom import dicom_pixels, dicom_size, read_dicom
 
-    header = dicom_header(content)
-    check_dimensions(int(header.Columns), int(header.Rows))
-    return dicom_pixels(content), str(header.PhotometricInterpretation)
+    dataset = read_dicom(content)
+    check_dimensions(*dicom_size(dataset))
+    return dicom_pixels(dataset)
 
 
 def decode_picture(content: bytes, kind: str) -> tuple[np.ndarray, str]:
-    """See `decode`, of a PNG or JPEG. Raises BadImageError, or what Pillow raises."""
+    """See `decode`, of a PNG or JPEG: uint8 (height, width). Raises BadImageError, or what Pillow raises."""
     image = Image.open(io.BytesIO(content), formats=(kind,))
     check_dimensions(*image.size)
-    if kind == PNG:
-        check_png(content)
-    deep = (
-        kind == PNG and content[PNG_DEPTH] == 16
-    )  # of colours, Pillow would drop the lower 8 bits
-    if deep or (kind == PNG and image.mode == "L"):  # nearly all of NIH's: faster than Pillow
+    chunks = check_png(content) if kind == PNG else set()
+    deep = kind == PNG and content[PNG_DEPTH] == 16  # of colours, Pillow would drop the lower 8 bits
+    mode = image.mode
+    if deep or (kind == PNG and mode == "L"):  # nearly all of NIH's: faster than Pillow
         flag = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_GRAYSCALE
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+        read = np.frombuffer(content, np.uint8)
+        pixels = cv2.imdecode(read, flag | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is None:
             raise BadImageError("cannot be decoded: the PNG's pixels are damaged")
-        return (eight_bits(pixels) if deep else pixels), image.mode
-    if image.mode == "L":
-        return np.asarray(image), image.mode
-    return np.asarray(image.convert("RGB").convert("L")), image.mode
+        if deep:
+            bits = bits_in_use(pixels)
+            pixels, mode = eight_bits(pixels, bits), mode if bits == 16 else f"{mode} of {bits} bits"
+    elif mode == "L":
+        pixels = np.asarray(image)
+    else:
+        pixels = np.asarray(image.convert("RGB").convert("L"))
+    if kind == JPEG or b"eXIf" in chunks or image.info.keys() & EXIF_TEXTS:
+        pixels = upright(pixels, image.getexif().get(ORIENTATION))
+    return pixels, mode
 
 
-def eight_bits(values: np.ndarray) -> np.ndarray:
-    """Bring 16 bits to the nearest of 8: uint16 (height, width), or (height, width, BGR or BGRA).
+def upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
+    """Turn or mirror uint8 (height, width) as EXIF's orientation says, 1 to 8; others say nothing."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.T
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
-    0 stays 0, 65535 becomes 255. Returns uint8 (height, width); alpha is left out.
+
+def bits_in_use(values: np.ndarray) -> int:
+    """The fewest bits of `DEPTHS` that hold uint16 (height, width) or (height, width, BGR or BGRA).
+
+    A detector of 12 bits fills a sixteenth of a 16-bit PNG.
+    """
+    most = values.max() if values.ndim == 2 else values[..., :3].max()
+    return next(bits for bits in DEPTHS if most < 2**bits)
+
+
+def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
+    """Bring `bits` to the nearest of 8: uint16 (height, width), or (height, width, BGR or BGRA).
+
+    0 stays 0, the largest value of so many bits becomes 255. Returns uint8 (height, width); alpha is
+    left out.
     """
     gray = values if values.ndim == 2 else cv2.cvtColor(values[..., :3], cv2.COLOR_BGR2GRAY)
-    return ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 257 is 65535 / 255
+    most = 2**bits - 1
+    return ((gray.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)
 
 
 def is_synthetic(content: bytes) -> bool:
