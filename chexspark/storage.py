@@ -96,10 +96,10 @@ class Location:
         found = self.filesystem.get_file_info(selector)
         return sorted(i.base_name for i in found if i.type == fs.FileType.Directory)
 
-    def read_bytes(self) -> bytes:
-        """The file's content. Raises OSError."""
+    def read_bytes(self, most: int | None = None) -> bytes:
+        """The file's content, or its first `most` bytes. Raises OSError."""
         with self.filesystem.open_input_file(self.path) as file:
-            return file.read()
+            return file.read(most)
 
     def write_bytes(self, content: bytes) -> None:
         """Write aside, then rename, so that the file is there whole or not at all."""

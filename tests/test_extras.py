@@ -7,7 +7,7 @@ import pytest
 import chexspark
 from chexspark.errors import UserError
 from chexspark.extras import check_extra
-from chexspark.ingestion.images import prepare
+from chexspark.ingestion.images import BadImageError, prepare
 from chexspark.ingestion.sources import find_sources
 
 
@@ -61,7 +61,7 @@ def test_dicom_is_refused_on_the_driver_and_in_archives(without, tmp_path):
     (tmp_path / "b.dcm").touch()
     with pytest.raises(UserError, match=r"a DICOM file of --images needs pydicom.*\[dicom\]"):
         find_sources((str(tmp_path),))
-    with pytest.raises(UserError, match=r"a DICOM file needs pydicom"):
+    with pytest.raises(BadImageError, match=r"a DICOM file needs pydicom"):
         prepare(bytes(128) + b"DICM" + bytes(64), 32, "b.dcm")
 
 

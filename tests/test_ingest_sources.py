@@ -90,8 +90,9 @@ def test_what_an_archive_must_not_do(tmp_path):
         "../climbs.png": "unsafe archive member: a name that climbs out",
         "linked.png": "unsafe archive member: a link",
         "hard.png": "unsafe archive member: a link",
+        "README.txt": "passed over: not a PNG, JPEG or DICOM file",
     }
-    assert found["images/good.png"] == content and len(found) == 5
+    assert found["images/good.png"] == content and len(found) == 6
 
 
 def test_an_archive_that_breaks_off_is_set_aside_by_name(spark, release, archives, tmp_path):
@@ -115,9 +116,9 @@ def test_the_same_image_in_two_archives_is_refused(spark, release, archives, tmp
 
 def test_globs_and_several_sources(release, archives):
     names = sorted(path.name for path in (release / "images").iterdir())
-    files, _ = find_sources((f"{release}/*/00000001_*.png",))
+    files, *_ = find_sources((f"{release}/*/00000001_*.png",))
     assert [f.name for f in files] == [n for n in names if n.startswith("00000001_")] != []
-    files, found = find_sources(
+    files, found, _ = find_sources(
         (f"{release}/images", f"{archives}/*.tar.gz", f"{archives}/images_002.tar")
     )
     assert [f.name for f in files] == names
@@ -223,7 +224,7 @@ def test_members_that_an_archive_has_twice_are_refused(release, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for _ in range(2):
             tar.add(image, "images/a.png")
-    files, archives = find_sources((str(image), str(tmp_path / "a.tar")))
+    files, archives, _ = find_sources((str(image), str(tmp_path / "a.tar")))
     found = [(f.name, f.path, str(f.content)[:10]) for f in read_source_images(files + archives)]
     whole, member = str(image.read_bytes())[:10], f"{tmp_path}/a.tar!images/a.png"
     assert found == [

@@ -146,7 +146,7 @@ def read_images(
 
     `size`: height and width that the model takes, pixels. Raises UserError.
     """
-    files, archives = find_sources(given)
+    files, archives, _ = find_sources(given)
     if archives:
         raise UserError(f"--images={archives[0].uri} is an archive: give image files, unpacked")
     check_number(len(files))

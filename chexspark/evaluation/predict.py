@@ -17,12 +17,19 @@ from pyspark.sql.functions import lit
 
 from chexspark.arguments import takes
 from chexspark.config import PredictConfig
-from chexspark.errors import UserError
+from chexspark.errors import UserError, spoken
 from chexspark.evaluation.inference import Scorer, probabilities_of
 from chexspark.evaluation.predictions import probability_column
 from chexspark.evaluation.runs import best_model, different_runs, shared_findings
 from chexspark.ingestion.images import BadImageError, prepare
-from chexspark.ingestion.sources import ImageFile, SourceFile, find_sources, read_source_images
+from chexspark.ingestion.sources import (
+    NO_IMAGE,
+    ImageFile,
+    SourceFile,
+    find_sources,
+    passed_over_words,
+    read_source_images,
+)
 from chexspark.run.folder import RunFolder
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import check_run
@@ -34,6 +41,7 @@ log = logging.getLogger(__name__)
 
 TASK_IMAGES = 64  # loose files of a task
 QUARANTINE = "-quarantine"
+PASSED_OVER = NO_IMAGE.partition(":")[0]  # the kind of that reason
 FILE_COLUMNS = {"image_index": "string", "path": "string", "bytes": "long", "reason": "string",
                 "original_width": "int", "original_height": "int", "inverted": "boolean"}  # fmt: skip
 Batches = Iterable[pa.RecordBatch]
@@ -64,11 +72,13 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     for place in (out, beside):
         if place.exists() and (not place.is_directory() or place.list_files()):
             raise UserError(f"--out: {place} is there already: give a new or empty folder")
-    files, archives = find_sources(config.images)
+    files, archives, passed_over = find_sources(config.images)
     sources = [tuple(files[i : i + TASK_IMAGES]) for i in range(0, len(files), TASK_IMAGES)]
     sources += [(archive,) for archive in archives]
     if left_out:
         log.warning("note: %s", left_out)
+    if passed_over:
+        log.warning(spoken("note: --images: %s"), passed_over_words([f.name for f in passed_over]))
     scorer = Scorer(models, findings, config.flip, config.batch_size)
     out.make_directory()
     spark = start_session(spark, "predict")
@@ -79,19 +89,26 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     scored = one_each.mapInArrow(source_scorer(sources, size, scorer), ", ".join(map(" ".join, columns.items())))  # fmt: skip
     scored = scored.withColumn("run", lit(" + ".join(str(run) for run in runs)))
     with watched(spark, "scoring", max(len(files), len(sources))):
-        write_apart(scored, out, beside)
+        write_apart(scored, passed_over, out, beside)
     result = Predicted(spark.read.parquet(out.spark_uri), spark.read.parquet(beside.spark_uri))
     tell(result, out, beside)
     return result
 
 
-def write_apart(scored: DataFrame, out: Location, beside: Location) -> None:
-    """Write the rows of images that could be used, and beside them those that could not."""
+def write_apart(
+    scored: DataFrame, passed_over: list[SourceFile], out: Location, beside: Location
+) -> None:
+    """Write the rows of images that could be used, and beside them those that could not.
+
+    `passed_over`: loose files that are no images, which are named among these.
+    """
     scored = scored.persist(StorageLevel.DISK_ONLY)
     try:
         good = scored.where("reason is null").drop("reason", "bytes")
         good.coalesce(1).sortWithinPartitions("path").write.mode("overwrite").parquet(out.spark_uri)
         bad = scored.where("reason is not null").select("path", "reason", "bytes")
+        others = [(file.uri, NO_IMAGE, file.bytes) for file in passed_over]
+        bad = bad.union(scored.sparkSession.createDataFrame(others, bad.schema))
         bad.coalesce(1).sortWithinPartitions("path").write.mode("overwrite").parquet(
             beside.spark_uri
         )
@@ -104,6 +121,7 @@ def tell(result: Predicted, out: Location, beside: Location) -> None:
     good = result.predictions.count()
     reasons = result.quarantine.selectExpr("split(reason, ':')[0] as kind").groupBy("kind").count()
     refused = {row["kind"]: row["count"] for row in reasons.collect()}
+    passed_over = refused.pop(PASSED_OVER, 0)
     listed = ", ".join(f"{number:,} {kind}" for kind, number in sorted(refused.items()))
     if refused and not good:
         raise UserError(
@@ -111,6 +129,8 @@ def tell(result: Predicted, out: Location, beside: Location) -> None:
         )
     if not good:
         raise UserError("--images has archives without images: there is nothing to score")
+    if passed_over:
+        log.info("passed over: %s files that are no images: %s", f"{passed_over:,}", beside)
     if refused:
         log.info("refused: %s: %s", listed, beside)
     names = result.predictions.select("image_index").distinct().count()

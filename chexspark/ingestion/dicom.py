@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pydicom
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -16,6 +17,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGExtended12Bit,
     JPEGLSTransferSyntaxes,
 )
 
@@ -92,14 +94,17 @@ def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
         raise ValueError(f"DICOM of photometric interpretation {interpretation or 'unknown'}")
     colours = interpretation in COLOURS
     if integer(dataset, "SamplesPerPixel", 1) != (3 if colours else 1):
-        raise ValueError(f"SamplesPerPixel is {dataset.SamplesPerPixel}, but it is {interpretation}")
+        raise ValueError(
+            f"SamplesPerPixel is {dataset.SamplesPerPixel}, but it is {interpretation}"
+        )
     allocated, stored = (integer(dataset, name) for name in ("BitsAllocated", "BitsStored"))
     high = integer(dataset, "HighBit", stored - 1)
     if high != stored - 1:
         raise ValueError(
             f"HighBit is {high} and BitsStored {stored}: retired, where the values lie is not sure"
         )
-    words, shown = decoded_words(dataset)
+    signed = bool(integer(dataset, "PixelRepresentation"))
+    words, shown = decoded_words(dataset, stored)
     if colours:
         if shown != "RGB":
             raise ValueError(f"DICOM of photometric interpretation {shown}")
@@ -107,30 +112,64 @@ def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
     if interpretation == PALETTE:
         painted = apply_color_lut(words, dataset)[..., :3]
         return gray_of_colours(painted, np.iinfo(painted.dtype).max), interpretation
-    signed = bool(integer(dataset, "PixelRepresentation"))
     syntax = dataset.file_meta.TransferSyntaxUID
     whole = syntax in JPEG2000TransferSyntaxes or syntax in JPEGLSTransferSyntaxes
     values = Values(8 * words.itemsize if whole else stored, allocated, signed)
     return Display.of(dataset, values).gray(words), interpretation
 
 
-def decoded_words(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
-    """The pixel cells of the one frame as they are stored: (height, width) or (height, width, 3).
+def decoded_words(dataset: pydicom.Dataset, stored: int) -> tuple[np.ndarray, str]:
+    """The pixel cells of the one frame: (height, width) or (height, width, 3), and what they are then.
 
-    Bits beyond BitsStored are as the file has them. And the photometric interpretation after
-    decoding. Raises ValueError that names the package when the decoder for it is not installed.
+    That is the photometric interpretation after decoding. Bits beyond the `stored` are as the file has
+    them. Raises ValueError that names the package when the decoder for it is not installed.
     """
-    if integer(dataset, "SamplesPerPixel", 0) == 0:
-        dataset.SamplesPerPixel = 1
+    dataset.SamplesPerPixel = integer(dataset, "SamplesPerPixel", 1)
     syntax = dataset.file_meta.TransferSyntaxUID
     decoder = get_decoder(syntax)
     if not decoder.is_available:
         names = [text.partition(" ")[0] for text in decoder.missing_dependencies]
         needed = [PACKAGES[name] for name in PACKAGES if name in names] or names
-        raise ValueError(f"compressed as {syntax.name}, which needs {needed[0]}, not installed here")
+        raise ValueError(f"compressed as {syntax.name}: needs {needed[0]}, not installed here")
+    if syntax == JPEGExtended12Bit and stored > 8:
+        return twelve_bit_jpeg(dataset, stored), str(dataset.PhotometricInterpretation)
     options = {} if decoder.is_encapsulated else {"allow_excess_frames": False}
-    words, facts = decoder.as_array(dataset, index=0, correct_unused_bits=False, **options)
+    try:
+        words, facts = decoder.as_array(dataset, index=0, correct_unused_bits=False, **options)
+    except RuntimeError as error:  # a line for each decoder that was tried
+        raise ValueError(" ".join(str(error).split())) from error
     return words, str(facts["photometric_interpretation"])
+
+
+def twelve_bit_jpeg(dataset: pydicom.Dataset, stored: int) -> np.ndarray:
+    """Gray of JPEG Extended with more than 8 bits, which pydicom leaves out: uint16 (height, width).
+
+    Raises ValueError where python-gdcm is not installed, or cannot decode it.
+    """
+    try:
+        import gdcm
+    except ImportError as error:
+        raise ValueError("12-bit JPEG: needs python-gdcm, not installed here") from error
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((dataset.Columns, dataset.Rows, 1))
+    image.SetDataElement(element)
+    kind = gdcm.PhotometricInterpretation.GetPIType(str(dataset.PhotometricInterpretation))
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
+    kind = gdcm.TransferSyntax.GetTSType(str(JPEGExtended12Bit))
+    image.SetTransferSyntax(gdcm.TransferSyntax(kind))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, stored, stored - 1, 0))
+    buffer = image.GetBuffer()
+    if not buffer:
+        raise ValueError("12-bit JPEG that python-gdcm cannot decode")
+    words = np.frombuffer(buffer.encode("utf-8", "surrogateescape"), "<u2")
+    return words.reshape(dataset.Rows, dataset.Columns)
 
 
 def gray_of_colours(colours: np.ndarray, most: int) -> np.ndarray:

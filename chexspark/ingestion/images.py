@@ -15,27 +15,25 @@ from PIL import Image, UnidentifiedImageError
 from chexspark.errors import UserError
 from chexspark.extras import check_extra
 from chexspark.ingestion.duplicates import HASH_SIDE
+from chexspark.ingestion.kinds import DICOM, EXTENSIONS, JPEG, PNG, PNG_MARK, kind_of
 from chexspark.phantom import SYNTHETIC
 
 MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make a fifth of it
-MIN_SIDE, MAX_SIDE = 16, 65_535  # DICOM has no room for more
+MIN_SIDE, MAX_SIDE = 10, 65_535  # DICOM has no room for more
 BLANK_DEVIATION = 1.0  # of 255; noise alone is above it on every detector
-PNG, JPEG, DICOM = "PNG", "JPEG", "DICOM"
-EXTENSIONS = {".png": PNG, ".jpg": JPEG, ".jpeg": JPEG, ".dcm": DICOM, ".dicom": DICOM, ".ima": DICOM}
-HEAD = 256  # bytes by which `kind_of` knows a file
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
-PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH = 24  # the byte that says how many bits a sample has
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a detector, whatever the file has room for
-DICOM_MARK = b"DICM"
-VALUE_TYPES = b"AE AS AT CS DA DS DT FD FL IS LO LT OB OW PN SH SL SQ SS ST TM UI UL UN US UT".split()
-LONGEST_FIRST = 256  # bytes of the first value of a DICOM file
 ORIENTATION = 0x0112  # EXIF's tag
 EXIF_TEXTS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks
 
 
 class BadImageError(Exception):
     """The image cannot be used; the message is the reason that quarantine records."""
+
+
+class NoImageError(BadImageError):
+    """A file that is no image by its name nor by its content: it is passed over, and told."""
 
 
 @dataclass(frozen=True)
@@ -45,40 +43,12 @@ class StoredImage:
     pixels: np.ndarray  # uint8 (size, size)
     original_width: int
     original_height: int
-    original_mode: str  # Pillow's name: L is 8-bit gray; or the DICOM photometric interpretation; with
-    # the bits in use where 16-bit samples have fewer
+    original_mode: str  # as `decode` tells it
     pixel_mean: float  # of `pixels`, 0–255
     pixel_std: float
     inverted: bool  # it looks like a negative: a hint, nothing is changed
     perceptual_hash: str  # 256 bits in hex; near images differ in few
     synthetic: bool  # the file says so
-
-
-def kind_of(content: bytes) -> str | None:
-    """What the bytes are, whatever the file is called; None when they are none of the three.
-
-    The first `HEAD` of them are enough.
-    """
-    if content.startswith(PNG_MARK):
-        return PNG
-    if content.startswith(b"\xff\xd8\xff"):
-        return JPEG
-    marked = content[128:132] == DICOM_MARK or content.startswith(DICOM_MARK)
-    return DICOM if marked or begins_as_data_set(content) else None
-
-
-def begins_as_data_set(content: bytes) -> bool:
-    """Whether the bytes are DICOM without preamble: an element of group 2 or 8, with a type or a length.
-
-    Source: DICOM PS3.5, 7.1.
-    """
-    for order in ("little", "big"):
-        group, element = (int.from_bytes(content[i : i + 2], order) for i in (0, 2))  # type: ignore[arg-type]
-        length = int.from_bytes(content[4:8], order)  # type: ignore[arg-type]
-        known = content[4:6] in VALUE_TYPES or (length % 2 == 0 and 0 < length <= LONGEST_FIRST)
-        if group in (2, 8) and element < 0x100 and len(content) > 8 and known:
-            return True
-    return False
 
 
 def check_png(content: bytes) -> set[bytes]:
@@ -109,9 +79,10 @@ def check_dimensions(width: int, height: int) -> None:
 
 
 def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
-    """Decode to 8-bit grayscale (height, width), and tell the original mode.
+    """Decode to 8-bit grayscale, uint8 (height, width), upright, and tell the original mode.
 
-    Returns uint8 (height, width), upright. RGB, RGBA and palettes become gray, 16 bits become 8.
+    That is Pillow's name, L for 8-bit gray, or DICOM's photometric interpretation; where 16-bit samples
+    have fewer bits in use, with those. RGB, RGBA and palettes become gray, 16 bits become 8.
     Dimensions are checked before any pixel is decoded. `name` is the file's, to compare with the
     content. Raises BadImageError, and nothing else, whatever a decoder raises.
     """
@@ -140,8 +111,12 @@ def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
 def in_words(error: Exception) -> str:
     """The first line of what a decoder raises, with its type where that is not for people."""
     text = next(iter(str(error).splitlines()), "")
-    plain = isinstance(error, ValueError | OSError | UserError | SyntaxError) and text
-    return text if plain else f"{type(error).__name__}: {text}".rstrip(": ")
+    plain = (ValueError, OSError, UserError, SyntaxError, NotImplementedError)
+    return (
+        text
+        if text and isinstance(error, plain)
+        else f"{type(error).__name__}: {text}".rstrip(": ")
+    )
 
 
 def decode_dicom(content: bytes) -> tuple[np.ndarray, str]:
@@ -159,7 +134,9 @@ def decode_picture(content: bytes, kind: str) -> tuple[np.ndarray, str]:
     image = Image.open(io.BytesIO(content), formats=(kind,))
     check_dimensions(*image.size)
     chunks = check_png(content) if kind == PNG else set()
-    deep = kind == PNG and content[PNG_DEPTH] == 16  # of colours, Pillow would drop the lower 8 bits
+    deep = (
+        kind == PNG and content[PNG_DEPTH] == 16
+    )  # of colours, Pillow would drop the lower 8 bits
     mode = image.mode
     if deep or (kind == PNG and mode == "L"):  # nearly all of NIH's: faster than Pillow
         flag = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_GRAYSCALE
@@ -169,7 +146,10 @@ def decode_picture(content: bytes, kind: str) -> tuple[np.ndarray, str]:
             raise BadImageError("cannot be decoded: the PNG's pixels are damaged")
         if deep:
             bits = bits_in_use(pixels)
-            pixels, mode = eight_bits(pixels, bits), mode if bits == 16 else f"{mode} of {bits} bits"
+            pixels, mode = (
+                eight_bits(pixels, bits),
+                mode if bits == 16 else f"{mode} of {bits} bits",
+            )
     elif mode == "L":
         pixels = np.asarray(image)
     else:

@@ -15,16 +15,17 @@ import pyarrow as pa
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError, listed
 from chexspark.ingestion.labels import Boxes, Labels, read_boxes, read_labels
-from chexspark.ingestion.sources import SourceFile, find_sources
+from chexspark.ingestion.sources import SourceFile, find_sources, passed_over_words
 from chexspark.ingestion.splits import assign_splits, split_source
 from chexspark.ingestion.task import Label
 from chexspark.storage import locate
 from chexspark.store.manifest import SPLITS
 
-NO_LABEL, NO_IMAGE, DUPLICATE_IMAGE = (
+NO_LABEL, NO_IMAGE, DUPLICATE_IMAGE, PASSED_OVER = (
     "image without a label",
     "label without an image",
     "duplicate image",
+    "file that is no image",
 )
 SHOWN = 3  # examples of what is refused
 LISTED = 30  # names of what is left alone
@@ -53,7 +54,7 @@ def read_inputs(config: IngestConfig, findings: tuple[str, ...]) -> IngestInputs
     table, unmatched = found.rows, found.problems
     refuse(unmatched, config.allow_missing == "all", f"--labels={config.labels}")
     boxes = read_boxes(locate(config.boxes), found.findings) if config.boxes else None
-    files, archives = find_sources(config.images)
+    files, archives, passed_over = find_sources(config.images)
     by_name: dict[str, SourceFile] = {}
     again = [f.name for f in files if by_name.setdefault(f.name, f) is not f]
     duplicates = [(name, DUPLICATE_IMAGE) for name in again]
@@ -73,8 +74,8 @@ def read_inputs(config: IngestConfig, findings: tuple[str, ...]) -> IngestInputs
         list(by_name.values()),
         archives,
         None if boxes is None else pa.Table.from_pandas(boxes.rows, preserve_index=False),
-        left_alone_notes(config, found, boxes),
-        unmatched + duplicates,
+        left_alone_notes(config, found, boxes) + passed_over_notes([f.name for f in passed_over]),
+        unmatched + duplicates + [(f.name, PASSED_OVER) for f in passed_over],
         digest_of(labels, list(by_name.values()) + archives, None if boxes is None else boxes.rows),
     )
 
@@ -93,6 +94,11 @@ def left_alone_notes(config: IngestConfig, labels: Labels, boxes: Boxes | None) 
         notes.append(f"--boxes={config.boxes}: {number:,} boxes are of findings that the store does not "
                      f"have, and are left alone: {listed(boxes.left_alone, LISTED)}")  # fmt: skip
     return notes
+
+
+def passed_over_notes(names: list[str]) -> list[str]:
+    """A line about the files of --images that are no images, if there are any."""
+    return [f"--images: {passed_over_words(names)}"] if names else []
 
 
 def refuse(found: list[tuple[str, str]], allowed: bool, where: str) -> None:

@@ -1,24 +1,32 @@
 """Where the images are. Runs on the driver; archives are read in Spark tasks.
 
-In: folders, globs and tar archives, as the user wrote them. Out: the list of loose image files and
-of archives; and, for an archive, its members one after the other, never unpacked to disk.
+In: folders, globs and tar archives, as the user wrote them. Out: the list of loose image files, of
+archives, and of files that are neither; and, for an archive, its members one after the other, never
+unpacked to disk. A file whose name does not say what it is is known by its first bytes.
 """
 
 import fnmatch
 import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from chexspark.errors import UserError
+from chexspark.errors import UserError, listed
 from chexspark.extras import check_extra
-from chexspark.ingestion.images import EXTENSIONS, BadImageError
+from chexspark.ingestion.images import BadImageError, NoImageError
+from chexspark.ingestion.kinds import DICOM, EXTENSIONS, HEAD, kind_of
 from chexspark.storage import Location, locate
 
 IMAGES = tuple(EXTENSIONS)
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 WILD = "*?["
+ARCHIVE, KINDS = "archive", frozenset(EXTENSIONS.values())
+READERS = 16  # files whose first bytes are read at a time
+SHOWN, LISTED_ENDS = 3, 8  # examples, and kinds, of what is passed over
+NO_IMAGE = "passed over: not a PNG, JPEG or DICOM file"
 LARGEST_MEMBER = 1 << 30  # bytes; no chest X-ray is near it
 
 
@@ -32,43 +40,88 @@ class SourceFile:
     modified: str  # time of the last change, so that a file that was written over is another
 
 
+class Sources(NamedTuple):
+    """What the user's folders, globs and files have, each sorted by name."""
+
+    files: list[SourceFile]
+    archives: list[SourceFile]
+    passed_over: list[SourceFile]  # neither by name nor by content an image or an archive
+
+
 class ImageFile(NamedTuple):
     """One image of a task, from a loose file or an archive."""
 
     name: str  # the file's own, or the member's; of a damaged archive, the archive's
     path: str  # where it is: a URI, for a member ``archive!member``
     size: int  # bytes
-    content: bytes | BadImageError  # BadImageError says why there is none
+    content: bytes | BadImageError  # BadImageError says why there is none; NoImageError: no image
 
 
-def find_sources(images: tuple[str, ...]) -> tuple[list[SourceFile], list[SourceFile]]:
-    """Return the image files and the archives that the user means, each sorted by name.
+def find_sources(images: tuple[str, ...]) -> Sources:
+    """Return the image files and the archives that the user means, and what is neither.
 
     A folder is searched through; a glob's ``*`` also crosses ``/``. Raises UserError for one that
     has nothing to offer, and for DICOM files where pydicom is not installed.
     """
     found: dict[str, SourceFile] = {}
+    kinds: dict[str, str | None] = {}
     for given in images:
         matches = matching(given)
-        if not matches:
+        new = kinds_of(matches)
+        if not any(new.values()):
             raise UserError(
-                f"--images={given} has no file that ends with {', '.join(IMAGES + ARCHIVES)}"
+                f"--images={given} has no file that ends with {', '.join(IMAGES + ARCHIVES)}, or that "
+                "is an image by its content"
             )
         found |= {source.uri: source for source in matches}
-    if any(source.name.lower().endswith(".dcm") for source in found.values()):
+        kinds |= new
+    if DICOM in kinds.values():
         check_extra("dicom", "a DICOM file of --images")
-    ordered = sorted(found.values(), key=lambda source: (source.name, source.uri))
-    archives = [source for source in ordered if is_archive(source)]
-    return [source for source in ordered if not is_archive(source)], archives
+    sources = Sources([], [], [])
+    for source in sorted(found.values(), key=lambda source: (source.name, source.uri)):
+        kind = kinds[source.uri]
+        place = sources.archives if kind == ARCHIVE else sources.files
+        (place if kind else sources.passed_over).append(source)
+    return sources
+
+
+def kinds_of(sources: list[SourceFile]) -> dict[str, str | None]:
+    """What each file is, by URI: by its name, else by its first bytes; None: no image and no archive."""
+    kinds = {source.uri: kind_by_name(source.name) for source in sources}
+    unknown = [uri for uri, kind in kinds.items() if kind is None]
+    with ThreadPoolExecutor(READERS) as readers:
+        return kinds | dict(zip(unknown, readers.map(kind_by_content, unknown), strict=True))
+
+
+def kind_by_name(name: str) -> str | None:
+    """What the name of a file says that it is."""
+    if name.lower().endswith(ARCHIVES):
+        return ARCHIVE
+    return next((kind for end, kind in EXTENSIONS.items() if name.lower().endswith(end)), None)
+
+
+def kind_by_content(uri: str) -> str | None:
+    """What the first bytes of a file say that it is; nothing where it cannot be read."""
+    try:
+        return kind_of(locate(uri).read_bytes(HEAD))
+    except OSError:
+        return None
 
 
 def is_archive(source: SourceFile) -> bool:
     """Whether a source is an archive, by its name."""
-    return source.name.lower().endswith(ARCHIVES)
+    return kind_by_name(source.name) == ARCHIVE
+
+
+def passed_over_words(names: list[str]) -> str:
+    """How many files were passed over, by what their names end with, and examples."""
+    ends = Counter(posixpath.splitext(name)[1].lower() or "without extension" for name in names)
+    counted = ", ".join(f"{number:,} {end}" for end, number in ends.most_common(LISTED_ENDS))
+    return f"{len(names):,} files are no images, and are passed over: {counted} ({listed(names, SHOWN)})"
 
 
 def matching(given: str) -> list[SourceFile]:
-    """The usable files of one folder, glob or file. Raises UserError when it is not there."""
+    """The files of one folder, glob or file. Raises UserError when it is not there."""
     pattern = None
     folder = given
     if any(sign in given for sign in WILD):
@@ -86,8 +139,7 @@ def matching(given: str) -> list[SourceFile]:
     return [
         SourceFile(uri_of(place, info.path), info.base_name, info.size, str(info.mtime))
         for info in infos
-        if info.base_name.lower().endswith(IMAGES + ARCHIVES)
-        and (pattern is None or fnmatch.fnmatchcase(info.path, pattern))
+        if pattern is None or fnmatch.fnmatchcase(info.path, pattern)
     ]
 
 
@@ -103,13 +155,13 @@ def read_source_images(sources: Iterable[SourceFile]) -> Iterator[ImageFile]:
         if not is_archive(source):
             try:
                 content = locate(source.uri).read_bytes()
-            except OSError as error:
+            except Exception as error:  # whatever a file system raises, it is about this file
                 content = BadImageError(f"cannot be read: {error}")
             yield ImageFile(source.name, source.uri, source.bytes, content)
             continue
         seen = set()
         for member, size, content in archive_members(source.uri):
-            if member in seen:
+            if member in seen and not isinstance(content, NoImageError):
                 content = BadImageError("duplicate: the archive has this member twice")
             seen.add(member)
             path = f"{source.uri}!{member}" if member else source.uri
@@ -117,10 +169,10 @@ def read_source_images(sources: Iterable[SourceFile]) -> Iterator[ImageFile]:
 
 
 def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImageError]]:
-    """Yield path, size and content of each image of a tar archive, in the archive's order.
+    """Yield path, size and content of each file of a tar archive, in the archive's order.
 
     A link, a device, or a name that is absolute or climbs with ``..`` comes as BadImageError, and so
-    does an archive that breaks off, under the archive's own name.
+    does an archive that breaks off, under the archive's own name; what is no image as NoImageError.
     """
     place = locate(archive)
     try:
@@ -136,9 +188,15 @@ def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImageEr
                         member.size,
                         BadImageError(f"unsafe archive member: {reason}"),
                     )
-                elif member.name.lower().endswith(IMAGES) and (file := tar.extractfile(member)):
-                    yield member.name, member.size, file.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+                elif file := tar.extractfile(member):
+                    head = file.read(HEAD)
+                    known = kind_by_name(member.name) in KINDS or kind_of(head)
+                    yield (
+                        member.name,
+                        member.size,
+                        head + file.read() if known else NoImageError(NO_IMAGE),
+                    )
+    except Exception as error:  # whatever a decompressor raises, it is about this archive
         yield (
             "",
             place.filesystem.get_file_info(place.path).size,

@@ -12,7 +12,13 @@ import pyarrow as pa
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
 from chexspark.ingestion.duplicates import duplicate_pairs
-from chexspark.ingestion.inputs import IngestInputs, check_matches, check_splits, layout_settings
+from chexspark.ingestion.inputs import (
+    PASSED_OVER,
+    IngestInputs,
+    check_matches,
+    check_splits,
+    layout_settings,
+)
 from chexspark.ingestion.splits import split_hash
 from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, Label, TaskResult, label_counts
 from chexspark.progress import duration
@@ -58,6 +64,7 @@ def summarise(
     all_refused = refused + stored_table(out, QUARANTINE, QUARANTINE_SCHEMA, before)
     present = names_present(inputs, everything, refused, results)
     unmatched = inputs.unmatched + check_matches(inputs, present, config)
+    unmatched += [(path, PASSED_OVER) for result in results for path in result.passed_over]
     check_splits(patients_of(everything))
     pairs = duplicate_pairs(
         [k.name for k in everything], [k.patient_id for k in everything],

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexspark.ingestion.images import BadImageError, StoredImage, prepare
+from chexspark.ingestion.images import BadImageError, NoImageError, StoredImage, prepare
 from chexspark.ingestion.sources import SourceFile, read_source_images
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, StoreFile
@@ -77,6 +77,7 @@ class TaskResult:
     kept: list[Kept] = field(default_factory=list)
     quarantined: list[tuple[str, str, int]] = field(default_factory=list)  # path, reason, bytes
     unlabelled: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)  # members of archives that are no images
     stored_before: int = 0
     synthetic: int = 0  # of the kept
     fingerprint: int = 0
@@ -197,6 +198,9 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
                     f"no split: the given one does not name it or its patient {label.patient_id}"
                 )
             image = prepare(content, task.size, name)
+        except NoImageError:
+            result.passed_over.append(path)
+            continue
         except BadImageError as error:
             result.quarantined.append((path, str(error), size))
             continue
