@@ -15,7 +15,9 @@ EXTENSIONS = {
 HEAD = 256  # bytes by which `kind_of` knows a file
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 DICOM_MARK = b"DICM"
-DICOM_FOLDER = b"1.2.840.10008.1.3.10\0"  # what a DICOMDIR, which lists others, says that it is
+DICOM_FOLDER = (
+    b"UI\x14\x001.2.840.10008.1.3.10"  # what a DICOMDIR, which lists others, says that it is
+)
 VALUE_TYPES = (  # PS3.5, 6.2
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OW PN SH SL SQ SS ST TM UI UL UN US UT".split()
 )
