@@ -109,15 +109,23 @@ def test_the_same_input_again_does_nothing(spark, release, store, capsys):
         ingest(spark, **{name: value for name, value in again.items() if name != "boxes"})
 
 
-def test_bad_images_are_set_aside_and_the_rest_is_as_before(spark, release, store, tmp_path):
+def test_bad_images_are_set_aside_and_the_rest_is_as_before(
+    spark, release, store, tmp_path, capsys
+):
     shutil.copytree(release / "images", tmp_path / "images")
     train = frame(spark, store)["train"].image_index
     spoiled = {train[0]: b"", train[1]: b"no image", train[2]: None}
     for name, content in spoiled.items():
         path = tmp_path / "images" / name
         path.write_bytes(path.read_bytes()[:150] if content is None else content)
+    (tmp_path / "images" / "notes.txt").write_text("not for reading")
     out = locate(str(tmp_path / "store"))
     manifest = ingest(spark, **settings(release, out.path, images=str(tmp_path / "images")))
+    assert manifest.unmatched == {"file that is no image": 1}
+    assert (out / "unmatched").read_table().to_pylist() == [
+        {"name": "notes.txt", "kind": "file that is no image"}
+    ]
+    assert "passed over, as no images: 1 (1 .txt): notes.txt" in capsys.readouterr().err
     refused = spark.read.parquet((out / "quarantine").spark_uri).toPandas().set_index("path")
     assert sorted(path.rsplit("/", 1)[1] for path in refused.index) == sorted(spoiled)
     reasons = {path.rsplit("/", 1)[1]: row.reason for path, row in refused.iterrows()}

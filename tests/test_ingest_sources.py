@@ -19,9 +19,16 @@ from PIL import Image
 from chexspark import ingest
 from chexspark.errors import UserError
 from chexspark.ingestion.duplicates import duplicate_pairs
-from chexspark.ingestion.images import BadImageError
-from chexspark.ingestion.sources import archive_members, find_sources, read_source_images
-from chexspark.storage import locate
+from chexspark.ingestion.images import BadImageError, NoImageError
+from chexspark.ingestion.sources import (
+    SourceFile,
+    archive_members,
+    find_sources,
+    passed_over_words,
+    read_source_images,
+)
+from chexspark.ingestion.task import Label, WriteTask, write_task
+from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, read_manifest
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -125,6 +132,78 @@ def test_globs_and_several_sources(release, archives):
     assert [f.name for f in found] == ["images_000.tar.gz", "images_002.tar"]
     with pytest.raises(UserError, match="has no file that ends with"):
         find_sources((f"{release}/*/nothing*",))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A folder whose names do not say what is in them, and the same in an archive."""
+    folder = tmp_path_factory.mktemp("mixed")
+    image = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1)))
+    image.save(folder / "IM000001", "PNG")
+    image.save(folder / "photo.jfif", "JPEG")
+    image.save(folder / "1.2.840.77", "PNG")
+    image.save(folder / "scan.tif")
+    (folder / "bare").write_bytes(b"\x08\x00\x16\x00UI\x1a\x00" + b"1.2.840.10008.5.1.4.1.1.1\0")
+    for name in ("vindr.dicom", "SIEMENS.IMA", "upper.DCM", "notes.txt", "empty", "LICENSE"):
+        (folder / name).write_bytes(b"" if name == "empty" else b"text")
+    with tarfile.open(folder / "all.tar", "w") as tar:
+        for path in sorted(folder.iterdir()):
+            if path.name != "all.tar":
+                tar.add(path, f"images/{path.name}")
+    return folder
+
+
+KNOWN = {"IM000001", "photo.jfif", "1.2.840.77", "bare", "vindr.dicom", "SIEMENS.IMA", "upper.DCM"}
+OTHERS = {"scan.tif", "notes.txt", "empty", "LICENSE"}
+
+
+def test_files_are_known_by_name_or_by_content(mixed):
+    found = find_sources((str(mixed),))
+    assert {file.name for file in found.files} == KNOWN
+    assert [file.name for file in found.archives] == ["all.tar"]
+    assert {file.name for file in found.passed_over} == OTHERS
+    assert passed_over_words([f.name for f in found.passed_over]) == (
+        "passed over, as no images: 4 (2 without extension, 1 .txt, 1 .tif): LICENSE, empty, notes.txt, …"
+    )
+    members = {path: content for path, _, content in archive_members(str(mixed / "all.tar"))}
+    for name in KNOWN:
+        assert members[f"images/{name}"] == (mixed / name).read_bytes()
+    assert {
+        n.removeprefix("images/") for n, c in members.items() if isinstance(c, NoImageError)
+    } == OTHERS
+    assert len(members) == len(KNOWN | OTHERS)
+    with pytest.raises(
+        UserError, match=r"has no file that ends with .*, or that is an image by its"
+    ):
+        find_sources((str(mixed / "notes.txt"),))
+
+
+def test_a_task_refuses_passes_over_and_goes_on(mixed, tmp_path, monkeypatch):
+    """Whatever an image or a file system does; by a task alone, without Spark."""
+    (archive,) = find_sources((str(mixed / "all.tar"),)).archives
+    gone = SourceFile(str(tmp_path / "gone.png"), "gone.png", 7, "")
+    label = Label("1", "train", bytes([1]), None, None, None, None)
+    labels = dict.fromkeys([*KNOWN, *OTHERS, "gone.png"], label)
+    done = write_task(WriteTask(str(tmp_path), 0, 32, 4, (gone, archive)), labels, frozenset())
+    assert {kept.name for kept in done.kept} == {"IM000001", "photo.jfif", "1.2.840.77"}
+    assert {path.rsplit("/", 1)[1] for path in done.passed_over} == OTHERS
+    reasons = {path.rsplit("/", 1)[1]: reason for path, reason, _ in done.quarantined}
+    assert reasons.keys() == {"gone.png", "bare", "vindr.dicom", "SIEMENS.IMA", "upper.DCM"}
+    assert reasons["gone.png"].startswith("cannot be read: ")
+    assert reasons["bare"] == "cannot be decoded: DICOM without PixelData"
+    monkeypatch.setattr(Location, "read_bytes", lambda place: 1 / 0)
+    done = write_task(WriteTask(str(tmp_path), 1, 32, 4, (gone,)), labels, frozenset())
+    assert [row[1] for row in done.quarantined] == ["cannot be read: division by zero"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyError("x"), ValueError("x"), zlib.error("x")])
+def test_whatever_an_archive_raises_it_is_set_aside(mixed, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(tarfile, "open", fail)
+    ((name, _, content),) = archive_members(str(mixed / "all.tar"))
+    assert name == "" and str(content).startswith("damaged archive: ")
 
 
 def test_the_official_split_keeps_nih_s_test_list(spark, release, tmp_path):

@@ -46,6 +46,9 @@ def test_images_without_labels(spark, release, run, model, tmp_path):
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("not an image")
     shutil.copy(folder / names[0], folder / "named.jpg")
+    (folder / "labels.csv").write_text("image,patient")
+    shutil.copy(folder / names[0], folder / "IM000001")
+    names = ["IM000001", *names]
     result = predict(spark, images=str(folder), run=run.path, out=str(tmp_path / "out.parquet"))
     found = pd.read_parquet(tmp_path / "out.parquet").set_index("image_index")
     assert found.index.tolist() == names and set(found.run) == {run.path}
@@ -54,9 +57,9 @@ def test_images_without_labels(spark, release, run, model, tmp_path):
     refused = pd.read_parquet(tmp_path / "out-quarantine.parquet").set_index("path").reason
     assert {Path(path).name: reason.split(":")[0] for path, reason in refused.items()} == {
         "empty.png": "empty file", "text.png": "not a PNG, JPEG or DICOM file",
-        "named.jpg": "extension and content disagree",
+        "named.jpg": "extension and content disagree", "labels.csv": "passed over",
     }  # fmt: skip
-    assert result.predictions.count() == 5
+    assert result.predictions.count() == 6
     with pytest.raises(UserError, match="is there already: give a new or empty folder"):
         predict(None, images=str(folder), run=run.path, out=str(tmp_path / "out.parquet"))
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from chexspark.errors import UserError, listed
+from chexspark.errors import UserError
 from chexspark.extras import check_extra
 from chexspark.ingestion.images import BadImageError, NoImageError
 from chexspark.ingestion.kinds import DICOM, EXTENSIONS, HEAD, kind_of
@@ -117,7 +117,8 @@ def passed_over_words(names: list[str]) -> str:
     """How many files were passed over, by what their names end with, and examples."""
     ends = Counter(posixpath.splitext(name)[1].lower() or "without extension" for name in names)
     counted = ", ".join(f"{number:,} {end}" for end, number in ends.most_common(LISTED_ENDS))
-    return f"{len(names):,} files are no images, and are passed over: {counted} ({listed(names, SHOWN)})"
+    examples = ", ".join(names[:SHOWN]) + ", …" * (len(names) > SHOWN)
+    return f"passed over, as no images: {len(names):,} ({counted}): {examples}"
 
 
 def matching(given: str) -> list[SourceFile]:
