@@ -125,7 +125,7 @@ def test_bad_images_are_set_aside_and_the_rest_is_as_before(
     assert (out / "unmatched").read_table().to_pylist() == [
         {"name": "notes.txt", "kind": "file that is no image"}
     ]
-    assert "passed over, as no images: 1 (1 .txt): notes.txt" in capsys.readouterr().err
+    assert "passed over, as no images: 1 (1 .txt): notes.txt" in capsys.readouterr().out
     refused = spark.read.parquet((out / "quarantine").spark_uri).toPandas().set_index("path")
     assert sorted(path.rsplit("/", 1)[1] for path in refused.index) == sorted(spoiled)
     reasons = {path.rsplit("/", 1)[1]: row.reason for path, row in refused.iterrows()}

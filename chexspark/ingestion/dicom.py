@@ -22,6 +22,7 @@ from pydicom.uid import (
 )
 
 from chexspark.ingestion.dicom_display import Display, Values, integer
+from chexspark.ingestion.images import BadImageError
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
@@ -36,8 +37,8 @@ PACKAGES = {"gdcm": "python-gdcm", "pylibjpeg": "pylibjpeg-openjpeg"}  # decoder
 def read_dicom(content: bytes) -> pydicom.Dataset:
     """Parse a file, also one without preamble or file meta.
 
-    Raises ValueError for one of several frames, without pixels, or that inflates beyond all bounds,
-    and what pydicom raises.
+    Raises BadImageError for one of several frames, ValueError for one without pixels, or that inflates
+    beyond all bounds, and what pydicom raises.
     """
     if content.startswith(MARK):
         content = PREAMBLE + content
@@ -47,7 +48,7 @@ def read_dicom(content: bytes) -> pydicom.Dataset:
         raise ValueError("DICOM without PixelData")
     frames = integer(dataset, "NumberOfFrames", 1)
     if frames != 1:
-        raise ValueError(f"DICOM of {frames} frames")
+        raise BadImageError(f"several frames: DICOM of {frames} frames")
     if not dataset.file_meta.get("TransferSyntaxUID"):
         dataset.file_meta.TransferSyntaxUID = guessed_syntax(dataset)
     return dataset
@@ -122,7 +123,7 @@ def decoded_words(dataset: pydicom.Dataset, stored: int) -> tuple[np.ndarray, st
     """The pixel cells of the one frame: (height, width) or (height, width, 3), and what they are then.
 
     That is the photometric interpretation after decoding. Bits beyond the `stored` are as the file has
-    them. Raises ValueError that names the package when the decoder for it is not installed.
+    them. Raises BadImageError that names the package when the decoder for it is not installed.
     """
     dataset.SamplesPerPixel = integer(dataset, "SamplesPerPixel", 1)
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -130,7 +131,7 @@ def decoded_words(dataset: pydicom.Dataset, stored: int) -> tuple[np.ndarray, st
     if not decoder.is_available:
         names = [text.partition(" ")[0] for text in decoder.missing_dependencies]
         needed = [PACKAGES[name] for name in PACKAGES if name in names] or names
-        raise ValueError(f"compressed as {syntax.name}: needs {needed[0]}, not installed here")
+        raise BadImageError(f"needs {needed[0]}, not installed here: compressed as {syntax.name}")
     if syntax == JPEGExtended12Bit and stored > 8:
         return twelve_bit_jpeg(dataset, stored), str(dataset.PhotometricInterpretation)
     options = {} if decoder.is_encapsulated else {"allow_excess_frames": False}
@@ -144,12 +145,12 @@ def decoded_words(dataset: pydicom.Dataset, stored: int) -> tuple[np.ndarray, st
 def twelve_bit_jpeg(dataset: pydicom.Dataset, stored: int) -> np.ndarray:
     """Gray of JPEG Extended with more than 8 bits, which pydicom leaves out: uint16 (height, width).
 
-    Raises ValueError where python-gdcm is not installed, or cannot decode it.
+    Raises BadImageError where python-gdcm is not installed, ValueError where it cannot decode it.
     """
     try:
         import gdcm
     except ImportError as error:
-        raise ValueError("12-bit JPEG: needs python-gdcm, not installed here") from error
+        raise BadImageError("needs python-gdcm, not installed here: 12-bit JPEG") from error
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(get_frame(dataset.PixelData, 0, number_of_frames=1))
     fragments = gdcm.SequenceOfFragments.New()

@@ -98,6 +98,8 @@ def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
         return decode_dicom(content) if kind == DICOM else decode_picture(content, kind)
     except BadImageError:
         raise
+    except UserError as error:  # of a package that is not installed
+        raise BadImageError(error.text) from error
     except UnidentifiedImageError as error:
         raise BadImageError("cannot be decoded: no valid header") from error
     except Image.DecompressionBombError as error:
@@ -111,7 +113,7 @@ def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
 def in_words(error: Exception) -> str:
     """The first line of what a decoder raises, with its type where that is not for people."""
     text = next(iter(str(error).splitlines()), "")
-    plain = (ValueError, OSError, UserError, SyntaxError, NotImplementedError)
+    plain = (ValueError, OSError, SyntaxError, NotImplementedError)
     return (
         text
         if text and isinstance(error, plain)
