@@ -111,7 +111,7 @@ def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
             raise ValueError(f"DICOM of photometric interpretation {shown}")
         return gray_of_colours(words, 2**stored - 1), interpretation
     if interpretation == PALETTE:
-        painted = apply_color_lut(words, dataset)[..., :3]
+        painted = apply_color_lut(words & (2**stored - 1), dataset)[..., :3]
         return gray_of_colours(painted, np.iinfo(painted.dtype).max), interpretation
     syntax = dataset.file_meta.TransferSyntaxUID
     whole = syntax in JPEG2000TransferSyntaxes or syntax in JPEGLSTransferSyntaxes
