@@ -46,7 +46,7 @@ def read_dicom(content: bytes) -> pydicom.Dataset:
     dataset = pydicom.dcmread(io.BytesIO(content), force=True)
     if "PixelData" not in dataset:
         raise ValueError("DICOM without PixelData")
-    frames = integer(dataset, "NumberOfFrames", 1)
+    frames = integer(dataset, "NumberOfFrames", 1) or 1  # 0 is written for one
     if frames != 1:
         raise BadImageError(f"several frames: DICOM of {frames} frames")
     if not dataset.file_meta.get("TransferSyntaxUID"):
