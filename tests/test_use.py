@@ -48,7 +48,7 @@ def test_images_without_labels(spark, release, run, model, tmp_path):
     shutil.copy(folder / names[0], folder / "named.jpg")
     (folder / "labels.csv").write_text("image,patient")
     shutil.copy(folder / names[0], folder / "IM000001")
-    names = ["IM000001", *names]
+    names = [*names, "IM000001"]
     result = predict(spark, images=str(folder), run=run.path, out=str(tmp_path / "out.parquet"))
     found = pd.read_parquet(tmp_path / "out.parquet").set_index("image_index")
     assert found.index.tolist() == names and set(found.run) == {run.path}
