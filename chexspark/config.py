@@ -23,15 +23,19 @@ class IngestConfig:
         path=True,
     )
     labels: str = setting(
-        "NIH's Data_Entry CSV, or a plain one: image, patient, and a column per finding",
-        "input",
-        path=True,
-    )
+        "a label file of a form that its header tells (NIH, CheXpert, MIMIC-CXR-JPG, PadChest, RSNA, "
+        "VinDr-CXR, Open-i), or a plain one: image, patient, and a column per finding", "input",
+        path=True)  # fmt: skip
+    label_form: str | None = setting(
+        "the form of the label file: the name of one of chexspark's own, or a YAML file that declares "
+        "it; by default told by the header", "input", None)  # fmt: skip
     findings: tuple[str, ...] = setting(
         "the findings of the store, A,B,…, in this order; or columns: all columns of a plain label file "
-        "that are no known fact; by default NIH's 14, or those of the store that is added to", "input", (),
-        listed=True)  # fmt: skip
-    boxes: str | None = setting("NIH's BBox_List CSV", "input", None, path=True)
+        "that are no known fact; by default the form's, else NIH's 14, or those of the store that is added "
+        "to", "input", (), listed=True)  # fmt: skip
+    boxes: str | None = setting(
+        "NIH's BBox_List CSV, or a label file with boxes; by default those of --labels, where it has some",
+        "input", None, path=True)  # fmt: skip
     allow_missing: str = setting(
         "images: labels may lack an image; labels: images may lack a label; all: both, and unknown "
         "findings and duplicate names are left out", "input", "images",
@@ -45,7 +49,7 @@ class IngestConfig:
     rows_per_group: int = setting("images per Parquet row group", "output", 64, minimum=1)
     append: bool = setting("add what is new to the store that is there", "output", False)
     split: str = setting(
-        "by patient: random 70/10/20, or official after NIH's two lists", "split", "random",
+        "by patient: random 70/10/20, or official after NIH's two lists or the label file's own column", "split", "random",
         choices=("random", "official"))  # fmt: skip
     split_seed: int = setting(
         "seed of the random split, and of the validation part of the official one", "split", 0
@@ -237,8 +241,11 @@ class EvaluateConfig:
         "finding, with or without prob_; in a notebook also a DataFrame", "input: or scores", None,
         frame=True, path=True)  # fmt: skip
     labels: str | None = setting(
-        "NIH's Data_Entry CSV, or a plain one; not needed where the scores have label_ columns",
+        "a label file of any form that ingest reads; not needed where the scores have label_ columns",
         "input: or scores", None, path=True)  # fmt: skip
+    label_form: str | None = setting(
+        "the form of the label file, as ingest takes it; by default told by the header",
+        "input: or scores", None)  # fmt: skip
     validation_predictions: str | Frame | None = setting(
         "scores of other patients, from which thresholds and scaling are fitted", "input: or scores",
         None, frame=True, path=True)  # fmt: skip

@@ -22,8 +22,20 @@ UNKNOWN = -1
 MOST = 200
 LONGEST = 100  # characters of a name
 
-# NIH's box file says Infiltrate where its label file says Infiltration.
-ALIASES = {"Infiltrate": "Infiltration", "Pleural Thickening": "Pleural_Thickening"}
+# Another name → NIH's, for the same finding; case, spaces and signs need no entry. Infiltrate is of NIH's
+# box file, the others are of CheXpert, VinDr-CXR, PadChest and the headings of MeSH.
+ALIASES = {
+    "Infiltrate": "Infiltration", "Infiltrates": "Infiltration",
+    "Pleural Thickening": "Pleural_Thickening",
+    "Pleural Effusion": "Effusion", "Pleural Effusions": "Effusion",
+    "Pulmonary Atelectasis": "Atelectasis", "Atelectases": "Atelectasis",
+    "Pulmonary Edema": "Edema", "Pulmonary Oedema": "Edema", "Oedema": "Edema",
+    "Pulmonary Emphysema": "Emphysema",
+    "Pulmonary Fibrosis": "Fibrosis",
+    "Pulmonary Mass": "Mass", "Lung Mass": "Mass",
+    "Pulmonary Nodule": "Nodule", "Lung Nodule": "Nodule",
+    "Hiatal Hernia": "Hernia", "Hernia, Hiatal": "Hernia",
+}  # fmt: skip
 
 
 def column_name(finding: str) -> str:
@@ -53,17 +65,32 @@ def names_fault(findings: Sequence[str]) -> str | None:
 
 
 def find(name: str, findings: Sequence[str]) -> int | None:
-    """The position of a finding by its name, or by another spelling of NIH's (`ALIASES`); None without."""
+    """The position of a finding by its name, by another spelling of it, or by another name (`ALIASES`).
+
+    None where no finding has it, or where two have and neither is written as the name is.
+    """
     name = name.strip()
     if name in findings:
         return findings.index(name)
-    spelled = [ALIASES.get(finding, finding) for finding in findings]
-    return spelled.index(ALIASES.get(name, name)) if ALIASES.get(name, name) in spelled else None
+    for form in (plain_spelling, same_name):
+        found = [i for i, finding in enumerate(findings) if form(finding) == form(name)]
+        if found and form(name):
+            return found[0] if len(found) == 1 else None
+    return None
 
 
 def plain_spelling(name: str) -> str:
-    """A name without case, spaces and signs: two that agree in it are likely one, misspelled."""
-    return re.sub(r"[^0-9a-z]", "", name.casefold())
+    """A name without case, spaces and signs: two that agree in it are one, spelled in two ways."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def same_name(name: str) -> str:
+    """The plain spelling of NIH's name of a finding; of one that NIH does not have, of its own."""
+    spelling = plain_spelling(name)
+    return SPELLINGS.get(spelling, spelling)
+
+
+SPELLINGS = {plain_spelling(alias): plain_spelling(name) for alias, name in ALIASES.items()}
 
 
 def shared(lists: Iterable[Sequence[str]]) -> tuple[str, ...]:

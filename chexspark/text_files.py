@@ -2,7 +2,8 @@
 
 In: a place, and what a message is to call it (``--labels /a/b.csv``). Out: text, rows of a CSV, or
 a dict from JSON or YAML. UTF-8 is read with and without a byte-order mark, UTF-16 with one; what
-cannot be read is a UserError of one line: file, line where known, reason, remedy.
+cannot be read is a UserError of one line: file, line where known, reason, remedy. A CSV may have
+semicolons or tabs between its cells, and be compressed with gzip.
 """
 
 import codecs
@@ -10,6 +11,7 @@ import csv
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 
 import yaml
@@ -20,6 +22,8 @@ from chexspark.storage import Location
 
 LARGEST_BYTES = 1 << 30  # NIH's labels are 7 MB; what is larger is a mistake, and would fill memory
 NEW_LINE = re.compile(r"\r\n?|\n")
+SEPARATORS = (",", ";", "\t")  # between the cells of a CSV
+GZIP_MARK = b"\x1f\x8b"
 SAVE = "save it as UTF-8"
 RESTORE = "put back a whole copy of it"
 
@@ -32,20 +36,51 @@ def read_text(place: Location, name: str) -> str:
 def read_csv_rows(place: Location, name: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the line of the file on which a row begins (from 1), and the row's cells.
 
-    The header is the first row; blank rows are passed over. Raises UserError, also midway.
+    The header is the first row; blank rows are passed over. What is between the cells is told by the
+    header, or by a first line ``sep=;`` as Excel reads it. Raises UserError, also midway.
     """
     fault = f"{name} is not a CSV in UTF-8"
-    text = decoded(read_content(place, name), fault)
+    text = decoded(unpacked(read_content(place, name), name), fault)
+    said = re.match(r"sep=(.)\r?\n", text, re.IGNORECASE)
+    text = text[said.end() :] if said else text
+    between = said[1] if said else separator(text)
     # Strict: a quote that is never closed would swallow the rest of the file as one cell.
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    line = 1
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
+    first = 2 if said else 1
+    line = first
     try:
         for row in rows:
             if any(cell.strip() for cell in row):
                 yield line, row
-            line = rows.line_num + 1
+            line = rows.line_num + first
     except csv.Error as error:
         raise UserError(f"{fault}: line {line}: {error}; check its quotes") from error
+
+
+def separator(text: str) -> str:
+    """What is between the cells of a CSV: of comma, semicolon and tab, what its header has most of."""
+    header = NEW_LINE.split(text.lstrip(), maxsplit=1)[0]
+    outside = re.sub(r'"[^"]*"', "", header)
+    return max(SEPARATORS, key=outside.count)
+
+
+def unpacked(content: bytes, name: str) -> bytes:
+    """The bytes of a file that may be compressed with gzip. Raises UserError where that is damaged."""
+    if not content.startswith(GZIP_MARK):
+        return content
+    whole, unread = io.BytesIO(), content
+    try:
+        while unread and whole.tell() <= LARGEST_BYTES:  # a file may be of several parts
+            part = zlib.decompressobj(wbits=31)
+            whole.write(part.decompress(unread, LARGEST_BYTES + 1 - whole.tell()))
+            if not part.eof and whole.tell() <= LARGEST_BYTES:
+                raise UserError(f"{name} is damaged: its gzip breaks off; {RESTORE}")
+            unread = part.unused_data
+    except zlib.error as error:
+        raise UserError(f"{name} is damaged: {one_line(error)}; {RESTORE}") from error
+    if whole.tell() > LARGEST_BYTES:
+        raise UserError(f"{name} has more than {LARGEST_BYTES:,} bytes when unpacked")
+    return whole.getvalue()
 
 
 def read_json(place: Location, name: str, remedy: str = RESTORE) -> dict:

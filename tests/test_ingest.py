@@ -208,7 +208,7 @@ def test_images_and_labels_that_do_not_meet(release, tmp_path):
     shutil.copytree(tmp_path / "images", tmp_path / "more")
     several = [str(tmp_path / "images"), str(tmp_path / "more")]
     with pytest.raises(
-        UserError, match=r"2 duplicate images .*; mend that, or give --allow-missing all"
+        UserError, match=r"1 duplicate image .*; mend that, or give --allow-missing all"
     ):
         ingest(None, **settings(release, tmp_path / "out", images=several))
 

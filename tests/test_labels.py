@@ -5,7 +5,9 @@ import pytest
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
-from chexspark.ingestion.labels import parse_age, parse_count, read_boxes, read_labels
+from chexspark.ingestion.box_files import read_boxes
+from chexspark.ingestion.label_facts import parse_age, parse_count
+from chexspark.ingestion.labels import read_labels
 from chexspark.ingestion.splits import assign_splits, random_split, split_hash
 from chexspark.storage import locate
 
@@ -56,11 +58,9 @@ def test_unknown_findings_and_duplicate_names_are_listed(tmp_path):
     rows, _, problems, *_ = read_labels(write(tmp_path, text))
     assert problems == [("Masss", "unknown finding"), ("a.png", "duplicate label")]
     assert rows.image_index.tolist() == ["a.png", "b.png"]
-    assert rows.labels[0].tolist() == encoded("Edema"), "the first of the duplicates"
-
-
-def encoded(finding):
-    return [int(name == finding) for name in FINDINGS]
+    edema = [1 if name == "Edema" else -1 for name in FINDINGS]
+    assert rows.labels[0].tolist() == edema, "the first of the duplicates; the rest is not known"
+    assert rows.labels[1].tolist() == [-1] * 14
 
 
 def test_the_plain_form_keeps_what_is_unknown(tmp_path):
@@ -68,7 +68,7 @@ def test_the_plain_form_keeps_what_is_unknown(tmp_path):
         "image,patient,Mass,Pleural Thickening,Edema,Nodule,age,Fracture\n"
         "a.dcm,P-7,1,0,,-1,061Y,1\nb.dcm,P-8,0.0,1.0\n"
     )
-    rows, findings, problems, left_alone, lacking = read_labels(write(tmp_path, text))
+    rows, findings, problems, left_alone, lacking, *_ = read_labels(write(tmp_path, text))
     assert (findings, problems, left_alone) == (FINDINGS, [], ("Fracture",))
     assert set(lacking) == set(FINDINGS) - {"Mass", "Pleural_Thickening", "Edema", "Nodule"}
     found = [dict(zip(FINDINGS, labels, strict=True)) for labels in rows.labels]
@@ -106,7 +106,7 @@ def test_ages(text, years):
         ("Image Index,Finding Labels,Patient ID\n", "a header and no rows"),
         (
             "image,patient,Mass\na.png,1,yes\n",
-            "line 2: Mass is 'yes', but must be 1, 0, empty or -1",
+            "line 2: Mass is 'yes', but must be 1, 0, -1, or empty",
         ),
         ("image,Mass\na.png,1\n", "has no column patient"),
         ("Image Index,Finding Labels,Patient ID\na.png,Mass\n", "line 2: 2 cells are too few"),

@@ -146,8 +146,12 @@ def test_the_wheel_has_what_is_not_python(wheel):
     recipes = {f"chexspark/recipes/{p.name}" for p in (ROOT / "chexspark/recipes").glob("*.yaml")}
     templates = {f"chexspark/evaluation/{p.name}" for p in ROOT.glob("chexspark/*/*.jinja")}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "chexspark").rglob("*.py")}
-    assert len(recipes) == 7 and len(templates) == 2
-    assert recipes | templates | modules | {"chexspark/py.typed"} <= names
+    forms = {
+        f"chexspark/ingestion/label_forms/{p.name}"
+        for p in (ROOT / "chexspark/ingestion/label_forms").glob("*.yaml")
+    }
+    assert len(recipes) == 7 and len(templates) == 2 and len(forms) == 9
+    assert recipes | templates | forms | modules | {"chexspark/py.typed"} <= names
     assert not [name for name in names if name.startswith(("tests", "jobs", "build"))]
 
 

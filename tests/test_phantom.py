@@ -3,9 +3,10 @@ import pytest
 
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
+from chexspark.ingestion.box_files import read_boxes
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.images import perceptual_hash
-from chexspark.ingestion.labels import read_boxes, read_labels
+from chexspark.ingestion.labels import read_labels
 from chexspark.phantom import draw_anatomy, draw_phantom, generator, write_release
 from chexspark.storage import locate
 

@@ -8,7 +8,8 @@ import pytest
 
 from chexspark import ingest
 from chexspark.findings import FINDINGS
-from chexspark.ingestion.labels import read_boxes, read_labels
+from chexspark.ingestion.box_files import read_boxes
+from chexspark.ingestion.labels import read_labels
 from chexspark.storage import locate
 
 FOLDER = os.environ.get("CHEXSPARK_REAL_DATA")

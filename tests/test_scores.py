@@ -201,3 +201,21 @@ def test_an_empty_label_is_unknown(empty):
 def test_two_labels_that_would_be_one_column():
     with pytest.raises(UserError, match="Mass and mass, which would be one column"):
         read_given(scores(label_Mass=[1, 0], label_mass=[1, 0], prob_mass=[0.1, 0.2]), "it", None)
+
+
+def test_labels_of_a_form_and_paths_that_end_alike(tmp_path):
+    """Scores name the whole path, labels a part of it; the form is one's own."""
+    (tmp_path / "form.yaml").write_text(
+        "name: x\nimage: file\npatient: {column: file, pattern: 'p[0-9]+'}\nfindings: {Mass: tumour}\n"
+    )
+    (tmp_path / "l.csv").write_text("file,tumour\nset/p1/v.png,1\nset/p2/v.png,0\n")
+    table = pd.DataFrame({"image_index": ["/d/p2/v.png", "/d/p1/v.png"], "Mass": ["0.1", "0.9"]})
+    labels, form = str(tmp_path / "l.csv"), str(tmp_path / "form.yaml")
+    found = read_given(table, "--predictions", labels, form).table
+    assert found[["image_index", "patient_id", "label_Mass"]].to_numpy().tolist() == [
+        ["p2/v.png", "p2", 0],
+        ["p1/v.png", "p1", 1],
+    ]
+    again = pd.concat([table, table.assign(image_index=["/e/p2/v.png", "/e/p3/v.png"])])
+    with pytest.raises(UserError, match=r"two images have the label of p2/v.png"):
+        read_given(again.iloc[:3], "--predictions", labels, form)

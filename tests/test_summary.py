@@ -1,12 +1,15 @@
 """What an ingest comes to, from results written by hand: no Spark, no files."""
 
+from types import SimpleNamespace
+
 import numpy as np
-import pytest
+import pyarrow as pa
 
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.summary import (
+    boxes_of,
     kind,
-    path_name,
+    names_present,
     patients_of,
     reasons,
     refused_images,
@@ -21,18 +24,23 @@ def kept(name, patient="1", split="train", labels=()):
     values = np.zeros(len(FINDINGS), np.int8)
     for finding, value in dict(labels).items():
         values[FINDINGS.index(finding)] = value
-    return Kept(name, patient, split, values.tobytes(), "L", False, "00" * 32, 0)
+    return Kept(name, patient, split, values.tobytes(), "L", False, "00" * 32, 0, (64, 64))
 
 
-@pytest.mark.parametrize(
-    "path, name",
-    [
-        ("/a/b.png", "b.png"), ("s3://x/a!images/b.png", "b.png"), ("b.png", "b.png"),
-        ("/a!b/c.png", "c.png"), ("/a/x.tar!b.png", "b.png"), ("/a/x.tar", "x.tar"),
-    ],
-)  # fmt: skip
-def test_the_name_of_a_path_or_a_member(path, name):
-    assert path_name(path) == name
+def test_a_refused_image_with_a_label_is_there():
+    inputs = SimpleNamespace(files=[], labels={"a.png": None, "p1/v.png": None, "c": None})
+    refused = [(path, "truncated", 1) for path in
+               ("/d/a.png", "s3://x/t.tar!set/p1/v.png", "/d/c.dcm", "/d/p2/v.png", "/d/t.tar")]  # fmt: skip
+    assert names_present(inputs, [], refused, []) == {"a.png", "p1/v.png", "c"}
+
+
+def test_boxes_beyond_their_image_are_left_out_and_named():
+    rows = [("a", 0, 0, 100, 50), ("a", 50, 0, 51, 50), ("a", 50, 0, 52, 50), ("b", 0, 0, 9, 9),
+            ("a", 0, 40, 10, 20)]  # fmt: skip
+    columns = ["image_index", "x", "y", "width", "height"]
+    table = pa.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows])
+    found, outside = boxes_of(SimpleNamespace(boxes=table), {"a": (100, 50)}, None, None)
+    assert found["width"].to_pylist() == [100, 51] and outside == ["a", "a"]
 
 
 def test_reasons_are_counted_by_their_kind_the_most_frequent_first():

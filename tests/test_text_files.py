@@ -1,5 +1,7 @@
 """Text files that users can spoil: what is read, and the one line about what is not."""
 
+import gzip
+
 import pytest
 
 from chexspark import text_files
@@ -87,3 +89,37 @@ def test_an_empty_yaml_file_sets_nothing_and_the_caller_names_the_remedy(written
     assert read_yaml(written(b"# nothing but this\n"), "it") == {}
     with pytest.raises(UserError, match=r"; ingest again$"):
         read_json(written(b"{"), "it", remedy="ingest again")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image;patient;Mass, left\na.png;1;0\n",
+        "image\tpatient\tMass, left\r\na.png\t1\t0\r\n",
+        'image,patient,"Mass, left"\na.png,1,0\n',
+        '\n"image";"patient";"Mass, left"\na.png;1;0\n',
+        "sep=;\nimage;patient;Mass, left\na.png;1;0\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_is_between_cells_is_told_by_the_header(written, text, encoding):
+    rows = list(read_csv_rows(written(text.encode(encoding)), "it"))
+    assert [cells for _, cells in rows] == [["image", "patient", "Mass, left"], ["a.png", "1", "0"]]
+    assert [line for line, _ in rows] == ([2, 3] if text[:3] in ("sep", '\n"i') else [1, 2])
+
+
+def test_a_packed_csv(written):
+    packed = gzip.compress(b"a,b\n") + gzip.compress(b"1,2\n")
+    assert list(read_csv_rows(written(packed), "it")) == [(1, ["a", "b"]), (2, ["1", "2"])]
+    for content, fault in (
+        (packed[:-9], "its gzip breaks off"),
+        (packed + b"\x1f\x8bxx", "is damaged"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            list(read_csv_rows(written(content), "it"))
+
+
+def test_a_packed_csv_that_fills_memory(written, monkeypatch):
+    monkeypatch.setattr(text_files, "LARGEST_BYTES", 1000)
+    with pytest.raises(UserError, match="more than 1,000 bytes when unpacked"):
+        list(read_csv_rows(written(gzip.compress(b"a" * 100_000)), "it"))

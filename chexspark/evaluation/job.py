@@ -147,11 +147,16 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
 def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evaluation:
     """Metrics of scores that are there already, and comparison."""
     predictions = cast(Scores, config.predictions)  # which are there in this mode
-    given = read_given(predictions, "--predictions", config.labels)
+    given = read_given(predictions, "--predictions", config.labels, config.label_form)
     unknown = check_runs_of(given.table)
     validation = None
     if config.validation_predictions is not None:
-        val = read_given(config.validation_predictions, "--validation-predictions", config.labels)
+        val = read_given(
+            config.validation_predictions,
+            "--validation-predictions",
+            config.labels,
+            config.label_form,
+        )
         check_validation(val, given)
         words = f"the {len(val.table):,} images of --validation-predictions"
         validation = Validation(val.table, words)

@@ -31,6 +31,7 @@ from chexspark.findings import (
     names_fault,
     plain_spelling,
 )
+from chexspark.ingestion.image_names import label_name
 from chexspark.ingestion.labels import DUPLICATE_LABEL, label_findings, read_labels
 from chexspark.storage import Location, locate
 from chexspark.text_files import decoded, read_content
@@ -65,7 +66,9 @@ def name_of(given: Scores, option: str) -> str:
     return f"{option}={given}" if isinstance(given, str) else f"the DataFrame given as {option}"
 
 
-def read_given(given: Scores, option: str, labels: str | None) -> GivenScores:
+def read_given(
+    given: Scores, option: str, labels: str | None, label_form: str | None = None
+) -> GivenScores:
     """Scores with their labels, from a label CSV or from the table's own ``label_`` columns.
 
     Columns: image_index, patient_id (str), ``prob_<Finding>`` float64, ``label_<Finding>`` int8, and
@@ -74,11 +77,15 @@ def read_given(given: Scores, option: str, labels: str | None) -> GivenScores:
     """
     name = name_of(given, option)
     table, keys = read_keyed(given, option)
-    labelled = label_findings(locate(labels)) if labels is not None else own_findings(table, name)
+    labelled = (
+        label_findings(locate(labels), label_form)
+        if labels is not None
+        else own_findings(table, name)
+    )
     found = score_columns(table, labelled, name)
     findings = tuple(found.columns)
     scores = with_scores(table, keys, found.columns, name)
-    joined, notes = with_labels(scores, findings, labels, name)
+    joined, notes = with_labels(scores, findings, labels, name, label_form)
     parts = [f"no scores of {listed(found.lacking)}"] * bool(found.lacking)
     parts += [f"no labels for {listed(found.others)}"] * bool(found.others)
     number = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
@@ -258,7 +265,11 @@ def as_float(value: Any) -> float:
 
 
 def with_labels(
-    scores: pd.DataFrame, findings: Sequence[str], labels: str | None, name: str
+    scores: pd.DataFrame,
+    findings: Sequence[str],
+    labels: str | None,
+    name: str,
+    label_form: str | None,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Join labels, patients and facts from a label CSV, or take those that the table has.
 
@@ -268,7 +279,7 @@ def with_labels(
     if labels is None:
         table = scores.assign(**{c: own_label(scores, c, name) for c in own})
     else:
-        table = join_labels(scores, findings, labels, name)
+        table = join_labels(scores, findings, labels, name, label_form)
     if "patient_id" not in table:
         notes.append(f"{name} has no patient_id: intervals take every image for a patient of its own")  # fmt: skip
         table["patient_id"] = table["image_index"]
@@ -294,20 +305,27 @@ def own_label(table: pd.DataFrame, column: str, name: str) -> np.ndarray:
 
 
 def join_labels(
-    scores: pd.DataFrame, findings: Sequence[str], labels: str, name: str
+    scores: pd.DataFrame, findings: Sequence[str], labels: str, name: str, label_form: str | None
 ) -> pd.DataFrame:
     """Scores with the labels, the patient and the facts of the same image in a label CSV.
 
     Raises UserError for images without a label, or with two.
     """
-    found = read_labels(locate(labels), tuple(findings))
-    rows, scored = found.rows, set(scores["image_index"])
+    found = read_labels(locate(labels), tuple(findings), label_form)
+    rows = found.rows
+    names = set(rows["image_index"])
+    keys = {key: label_name(key, names) or key for key in scores["image_index"]}
+    scores = scores.assign(image_index=scores["image_index"].map(keys))
+    scored = set(keys.values())
     duplicates = sorted({key for key, kind in found.problems if kind == DUPLICATE_LABEL} & scored)
     if duplicates:
         raise UserError(
             f"--labels={labels}: {len(duplicates):,} images have two rows, the first {duplicates[0]}"
         )
-    without = sorted(scored - set(rows["image_index"]))
+    again = scores.loc[scores["image_index"].duplicated(), "image_index"]
+    if len(again):
+        raise UserError(f"{name}: two images have the label of {again.iloc[0]}: give each once")
+    without = sorted(scored - names)
     if without:
         raise UserError(
             f"{name}: {len(without):,} of {len(scored):,} images have no label in {labels}, the first "

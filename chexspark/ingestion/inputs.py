@@ -3,6 +3,7 @@
 In: the config. Out: labels with their splits, image files and archives, boxes; what does not match.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Collection
@@ -14,7 +15,10 @@ import pyarrow as pa
 
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError, listed
-from chexspark.ingestion.labels import Boxes, Labels, read_boxes, read_labels
+from chexspark.ingestion.box_files import read_boxes
+from chexspark.ingestion.boxes import Boxes
+from chexspark.ingestion.image_names import common_parts, label_name, label_names
+from chexspark.ingestion.labels import Labels, read_labels
 from chexspark.ingestion.sources import SourceFile, find_sources, passed_over_words
 from chexspark.ingestion.splits import assign_splits, split_source
 from chexspark.ingestion.task import Label
@@ -40,7 +44,9 @@ class IngestInputs:
     files: list[SourceFile]  # one per name
     archives: list[SourceFile]
     boxes: pa.Table | None
-    notes: list[str]  # what was left alone, a line each
+    notes: list[str]  # what was left alone, or could not be read, a line each
+    table: str  # how many images have each finding, for people
+    label_form: str  # the name of the set whose form the labels have
     unmatched: list[tuple[str, str]]
     digest: str  # of names, sizes, times, labels, splits and boxes: the same input gives the same
 
@@ -50,11 +56,14 @@ def read_inputs(config: IngestConfig, findings: tuple[str, ...]) -> IngestInputs
 
     `findings`: those to take, as `read_labels` has them.
     """
-    found = read_labels(locate(config.labels), findings)
+    found = read_labels(locate(config.labels), findings, config.label_form)
     table, unmatched = found.rows, found.problems
     refuse(unmatched, config.allow_missing == "all", f"--labels={config.labels}")
-    boxes = read_boxes(locate(config.boxes), found.findings) if config.boxes else None
+    boxes = found.boxes
+    if config.boxes:
+        boxes = read_boxes(locate(config.boxes), found.findings, set(table["image_index"]))
     files, archives, passed_over = find_sources(config.images)
+    files = named_as_labels(files, dict(zip(table["image_index"], table["path"], strict=True)))
     by_name: dict[str, SourceFile] = {}
     again = [f.name for f in files if by_name.setdefault(f.name, f) is not f]
     duplicates = [(name, DUPLICATE_IMAGE) for name in again]
@@ -75,9 +84,32 @@ def read_inputs(config: IngestConfig, findings: tuple[str, ...]) -> IngestInputs
         archives,
         None if boxes is None else pa.Table.from_pandas(boxes.rows, preserve_index=False),
         left_alone_notes(config, found, boxes) + passed_over_notes([f.name for f in passed_over]),
+        found.table(),
+        found.form.name,
         unmatched + duplicates + [(f.name, PASSED_OVER) for f in passed_over],
         digest_of(labels, list(by_name.values()) + archives, None if boxes is None else boxes.rows),
     )
+
+
+def named_as_labels(files: list[SourceFile], labels: dict[str, str]) -> list[SourceFile]:
+    """Image files with the names of their labels, those without one by a name that is no label's.
+
+    `labels`: path in the label file, by name. Where several files end in a label's name, and one has
+    more of its path than all others, the others have no label.
+    """
+    fitting: dict[str, list[SourceFile]] = {}
+    for file in files:
+        fitting.setdefault(label_name(file.uri, labels) or "", []).append(file)
+    others, named = fitting.pop("", []), []
+    for name, found in fitting.items():
+        parts = [common_parts(file.uri, labels[name]) for file in found]
+        best = [file for file, number in zip(found, parts, strict=True) if number == max(parts)]
+        named += [dataclasses.replace(file, name=name) for file in best]
+        others += [file for file in found if file not in best]
+    names = label_names(file.uri for file in others)
+    # A name that a label has is another image's: the whole path is none's.
+    named += [dataclasses.replace(f, name=f.uri if label_name(f.uri, labels) else names[f.uri]) for f in others]  # fmt: skip
+    return sorted(named, key=lambda file: (file.name, file.uri))
 
 
 def left_alone_notes(config: IngestConfig, labels: Labels, boxes: Boxes | None) -> list[str]:
@@ -89,10 +121,13 @@ def left_alone_notes(config: IngestConfig, labels: Labels, boxes: Boxes | None) 
     if labels.lacking:
         notes.append(f"--labels={config.labels} has no column of {listed(labels.lacking, LISTED)}: unknown "
                      "in all images (name the findings that it has: --findings=A,B,…)")  # fmt: skip
+    notes += [f"--labels={config.labels}: {note}" for note in labels.notes]
     if boxes is not None and boxes.left_alone:
         number = sum(boxes.left_alone.values())
-        notes.append(f"--boxes={config.boxes}: {number:,} boxes are of findings that the store does not "
-                     f"have, and are left alone: {listed(boxes.left_alone, LISTED)}")  # fmt: skip
+        where = f"--boxes={config.boxes}" if config.boxes else f"--labels={config.labels}"
+        notes.append(f"{where}: {number:,} boxes are of findings or images that the store does not have, "
+                     "and are left alone: "
+                     + listed((f"{n:,} {what}" for what, n in boxes.left_alone.items()), LISTED))  # fmt: skip
     return notes
 
 

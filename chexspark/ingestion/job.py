@@ -16,6 +16,7 @@ from chexspark.arguments import takes
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError, spoken
 from chexspark.findings import names_fault
+from chexspark.ingestion.image_names import plain_path
 from chexspark.ingestion.inputs import (
     IngestInputs,
     check_matches,
@@ -71,6 +72,7 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         log.info(f"{out} already holds this store: nothing to do")
         return before
     check_place(out, before, config.append)
+    log.info(inputs.table)
     if not inputs.archives:
         names = {file.name for file in inputs.files}
         check_matches(inputs, names, config)
@@ -82,10 +84,9 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         workplace.clean(before)
         stored = read_stored(out, before)
         check_known_patients(stored, inputs)
-        tasks = plan_tasks(inputs, config, workplace.folder, before, {kept.name for kept in stored})
-        results = run_tasks(
-            spark, tasks, inputs, frozenset(kept.name for kept in stored), config.size
-        )
+        there = frozenset(plain_path(kept.name) for kept in stored)
+        tasks = plan_tasks(inputs, config, workplace.folder, before, there)
+        results = run_tasks(spark, tasks, inputs, there, config.size)
         stop_when_too_many_refused(results, config.max_bad, out)
         manifest, tables = summarise(inputs, config, results, stored, before, out)
         workplace.check_held()
@@ -164,7 +165,7 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
     """What a store that is added to already holds, without its pixels."""
     stored = []
     columns = ["image_index", "patient_id", LABELS, "original_mode", "inverted", "perceptual_hash",
-               "pixel_digest"]  # fmt: skip
+               "pixel_digest", "original_width", "original_height"]  # fmt: skip
     if before is None:
         return []
     for split in SPLITS:
@@ -175,7 +176,8 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
                 labels = np.array(row[LABELS], np.int8).tobytes()
                 stored.append(
                     Kept(row["image_index"], row["patient_id"], split, labels, row["original_mode"],
-                         row["inverted"], row["perceptual_hash"], row["pixel_digest"])
+                         row["inverted"], row["perceptual_hash"], row["pixel_digest"],
+                         (row["original_width"], row["original_height"]))
                 )  # fmt: skip
     return stored
 
@@ -196,7 +198,7 @@ def plan_tasks(
     config: IngestConfig,
     folder: Location,
     before: Manifest | None,
-    stored: set[str],
+    stored: frozenset[str],
 ) -> list[WriteTask]:
     """Deal the images of each split to tasks of nearly equal length, and an archive to each task.
 

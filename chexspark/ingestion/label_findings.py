@@ -1,30 +1,34 @@
 """Which findings a label file speaks of, and which of them a store takes. Runs on the driver.
 
-In: the header and rows of a label CSV, the findings that were asked for. Out: the findings in the
-store's order, and a function from a row to its labels. What was not asked for is listed and left alone.
+In: a label form, the header and rows of a label file, the findings that were asked for. Out: the findings
+in the store's order, and a function from a row to what it says of each. What was not asked for is
+listed and left alone.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from chexspark.errors import UserError, closest, listed
 from chexspark.findings import (
     FINDINGS,
-    NO_FINDING,
     UNKNOWN,
     find,
     names_fault,
     plain_spelling,
 )
+from chexspark.ingestion.label_facts import is_empty
+from chexspark.ingestion.label_form import BLANK, DEFAULT_VALUES, LabelForm, column_finder
+from chexspark.ingestion.label_rows import Rows, cell_of
 
-Rows = list[tuple[int, list[str]]]  # line in the file, cells
-COLUMNS = ("columns",)  # asked for all columns of a plain file
-NIH_COLUMN = "Finding Labels"
-PLAIN_FACTS = ("image", "patient", "age", "sex", "view_position", "follow_up")
-PLAIN_VALUES = {"": UNKNOWN, "-1": UNKNOWN, "-1.0": UNKNOWN, "0": 0, "0.0": 0, "1": 1, "1.0": 1}
+COLUMNS = ("columns",)  # asked for all columns of a file
 UNKNOWN_FINDING = "unknown finding"
+SIMILAR = 0.88  # of two spellings: Masss and Mass are, empyema and emphysema are not
+NUMBER = re.compile(r"([+-]?[0-9]+)[.,]0*")  # 1.0, as tables write a whole number
+AROUND = " \t\r\n[]'\""  # what is around the words of a list as text
 
 
 @dataclass(frozen=True)
@@ -32,146 +36,238 @@ class LabelledFindings:
     """What a label file says of findings."""
 
     findings: tuple[str, ...]  # in the store's order
-    label_of: Callable[[list[str]], np.ndarray]  # cells → int8 (findings,); ValueError for a value
-    misspelled: tuple[str, ...] = ()  # words that are likely findings, spelled in another way
+    # cells → int8 (findings,) of 1, 0, `UNKNOWN`, `BLANK`, `UNCERTAIN`; ValueError for a value
+    says: Callable[[list[str]], np.ndarray]
+    misspelled: tuple[
+        str, ...
+    ] = ()  # words that are no finding: what else their rows have is unknown
     left_alone: tuple[str, ...] = ()  # columns or words that were not asked for
     lacking: tuple[str, ...] = ()  # of the default's findings, those without a column: unknown
 
 
-def is_plain(header: list[str]) -> bool:
-    """Whether a label file has a column per finding, and not NIH's one column of words."""
-    return "Image Index" not in header and "image" in header
+@dataclass
+class Words:
+    """The words of a form with one column of findings."""
+
+    form: LabelForm
+    column: int
+    findings: tuple[str, ...]
+    known: dict[str, tuple[int, ...]] = field(default_factory=dict)  # word → positions of findings
+
+    def split(self, row: list[str]) -> list[str]:
+        """The words of a row."""
+        text = cell_of(row, self.column)
+        words = (word.strip(AROUND) for word in text.split(self.form.separator))
+        return [w for w in words if not is_empty(w) or (w and says_nothing_was_found(w, self.form))]
+
+    def positions(self, word: str) -> tuple[int, ...]:
+        """The positions of the findings that a word stands for: of its name, and of its synonyms."""
+        if word not in self.known:
+            names = (word, *(self.form.synonyms or {}).get(plain_spelling(word), ()))
+            found = {find(name, self.findings) for name in names}
+            self.known[word] = tuple(sorted(p for p in found if p is not None))
+        return self.known[word]
 
 
-def named_findings(header: list[str], rows: Rows) -> tuple[str, ...]:
-    """All findings that a label file can speak of: its columns, or NIH's 14 and its other words."""
-    if is_plain(header):
-        return tuple(plain_columns(header))
-    others = [w for w in words_of(header, rows) if w != NO_FINDING and find(w, FINDINGS) is None]
-    return (*FINDINGS, *others)
+def says_nothing_was_found(word: str, form: LabelForm) -> bool:
+    """Whether a word or a column is the form's ``no finding``."""
+    return plain_spelling(word) in map(plain_spelling, form.no_finding)
+
+
+def named_findings(header: list[str], rows: Rows, form: LabelForm, where: str) -> tuple[str, ...]:
+    """All findings that a label file can speak of: its columns, or the form's and all further words."""
+    if not form.words:
+        return tuple(dict.fromkeys(finding_columns(header, form, where).values()))
+    words = words_of(rows, Words(form, position_of_words(header, form, where), ()))
+    named = tuple(form.findings or FINDINGS)
+    skipped = set(map(plain_spelling, form.unknown_words))
+    others = [
+        word
+        for word in words
+        if find(word, named) is None
+        and not says_nothing_was_found(word, form)
+        and plain_spelling(word) not in skipped
+    ]
+    return (*named, *others)
 
 
 def labelled_findings(
-    header: list[str], rows: Rows, asked: tuple[str, ...], where: str
+    header: list[str], rows: Rows, form: LabelForm, asked: tuple[str, ...], where: str
 ) -> LabelledFindings:
-    """The findings to take: `asked`; none, NIH's 14; `COLUMNS`, all columns of a plain file.
+    """The findings to take: `asked`; none, the form's; `COLUMNS`, all columns of a file.
 
     `where`: what a message calls the file. Raises UserError for a finding that was asked for and is
-    not there.
+    not there, or that two columns have.
     """
-    if is_plain(header):
-        return from_columns(header, asked, where)
-    return from_words(header, rows, asked, where)
+    if form.words:
+        return from_words(header, rows, form, asked, where)
+    return from_columns(header, form, asked, where)
 
 
-def plain_columns(header: list[str]) -> dict[str, int]:
-    """Each column of a plain label file that may be a finding, and its position."""
+def finding_columns(header: list[str], form: LabelForm, where: str) -> dict[int, str]:
+    """Each column that may be a finding, and what the form calls it; those of facts are none."""
+    find_column = column_finder(header, where)
+    facts = {name for fact in form.facts.values() for name in (*fact.columns, fact.birth)}
+    facts |= {form.readers, *form.boxes, *(name for join in form.joins for name in join.key)}
+    taken = {find_column(name) for name in facts if name}
+    named = {find_column(column): finding for finding, column in (form.findings or {}).items()}
     return {
-        name: position for position, name in enumerate(header) if name and name not in PLAIN_FACTS
+        i: named.get(i, name)
+        for i, name in enumerate(header)
+        if name and i not in taken and not says_nothing_was_found(name, form)
     }
 
 
-def from_columns(header: list[str], asked: tuple[str, ...], where: str) -> LabelledFindings:
-    """A column per finding, of 1, 0, or nothing or −1 for unknown. Raises UserError for one that is not there."""
-    columns = plain_columns(header)
-    findings = asked or FINDINGS
+def from_columns(
+    header: list[str], form: LabelForm, asked: tuple[str, ...], where: str
+) -> LabelledFindings:
+    """A column per finding. Raises UserError for one that is not there, or is there twice."""
+    columns = finding_columns(header, form, where)
+    find_column = column_finder(header, where)
+    healthy = next((c for c in map(find_column, form.no_finding) if c is not None), None)
+    findings = asked or tuple(form.findings or FINDINGS)
     if asked == COLUMNS:
-        findings = tuple(columns)
+        findings = tuple(form.findings or dict.fromkeys(columns.values()))
         fault = names_fault(findings)
         if fault:
             raise UserError(f"--findings=columns of {where} {fault}: name the findings, A,B,…")
-    positions = {}
-    for i, finding in enumerate(findings):
-        name = finding if finding in columns else other_spelling(finding, columns)
-        if name is not None:
-            positions[i] = columns[name]
-    taken = {header[position] for position in positions.values()}
-    for name in taken:
-        if header.count(name) > 1:
-            raise UserError(f"{where} has the column {name} {header.count(name)} times: keep one")
-    left_alone = tuple(name for name in columns if name not in taken)
+    elif healthy is not None and find(header[healthy], findings) is not None:
+        columns[healthy] = header[healthy]  # asked for as a finding of its own
+    positions: dict[int, int] = {}
+    for column, name in columns.items():
+        i = find(name, findings)
+        if asked == COLUMNS and i is not None:
+            i = min(i, *(j for j, f in enumerate(findings) if find(name, (f,)) is not None))
+        if i is None:
+            continue
+        if i in positions:
+            two = f"{header[positions[i]]} and {header[column]}"
+            raise UserError(f"{where} has two columns of {findings[i]}, {two}: keep one")
+        positions[i] = column
+    left_alone = tuple(n for c, n in columns.items() if c not in positions.values())
     lacking = tuple(f for i, f in enumerate(findings) if i not in positions)
-    check_lacking(lacking, left_alone, asked, where)
+    check_lacking(lacking, left_alone, asked, form, where)
+    read: dict[str, int | None] = {}
 
-    def label_of(row: list[str]) -> np.ndarray:
-        labels = np.full(len(findings), UNKNOWN, np.int8)
-        for i, position in positions.items():
-            text = row[position].strip() if position < len(row) else ""
-            if text not in PLAIN_VALUES:
-                raise ValueError(f"{findings[i]} is {text!r}, but must be 1, 0, empty or -1")
-            labels[i] = PLAIN_VALUES[text]
-        return labels
+    def value_of(row: list[str], column: int) -> int:
+        text = cell_of(row, column)
+        if text not in read:
+            read[text] = cell_value(text, form)
+        value = read[text]
+        if value is None:
+            raise ValueError(
+                f"{header[column]} is {text.strip()[:40]!r}, but must be "
+                f"{', '.join(form.values or DEFAULT_VALUES)}, or empty"
+            )
+        return value
 
-    return LabelledFindings(findings, label_of, left_alone=left_alone, lacking=lacking)
+    def says(row: list[str]) -> np.ndarray:
+        said = np.full(len(findings), UNKNOWN, np.int8)
+        blank = 0 if healthy is not None and value_of(row, healthy) == 1 else BLANK
+        for i, column in positions.items():
+            value = value_of(row, column)
+            said[i] = blank if value == BLANK else value
+        return said
+
+    return LabelledFindings(findings, says, left_alone=left_alone, lacking=lacking)
 
 
-def other_spelling(finding: str, columns: dict[str, int]) -> str | None:
-    """The column that has a finding under NIH's other spelling of it."""
-    return next((name for name in columns if find(name, (finding,)) is not None), None)
+def cell_value(text: str, form: LabelForm) -> int | None:
+    """What a cell of a finding says: 1, 0, `UNKNOWN`, `UNCERTAIN`, `BLANK`; None for what it may not."""
+    values, word = form.values or DEFAULT_VALUES, text.strip().casefold()
+    if word in values:
+        return values[word]
+    if is_empty(word):
+        return BLANK
+    number = NUMBER.fullmatch(word)
+    return values.get(str(int(number[1]))) if number and len(word) < 20 else None
 
 
 def check_lacking(
-    lacking: tuple[str, ...], columns: tuple[str, ...], asked: tuple[str, ...], where: str
+    lacking: tuple[str, ...],
+    columns: tuple[str, ...],
+    asked: tuple[str, ...],
+    form: LabelForm,
+    where: str,
 ) -> None:
-    """Raise UserError for findings without a column, where they were asked for or are misspelled."""
-    if len(lacking) == len(FINDINGS) and not asked:
+    """Raise UserError for findings without a column, where they were asked for or are none at all."""
+    if len(lacking) == len(FINDINGS) and not asked and not form.findings:
         raise UserError(
             f"{where} has no column of NIH's 14 findings, such as {FINDINGS[0]}: name its findings, "
             "--findings=A,B,…, or take all its columns, --findings=columns"
         )
-    spelled = {plain_spelling(name): name for name in columns}
-    for finding in lacking:
-        similar = spelled.get(plain_spelling(finding))
-        hint = f"; did you mean {similar}?" if similar else closest(finding, columns)
-        if asked or similar:
-            rest = f" (columns: {listed(columns)})"
-            what = f"--findings={finding}: " if asked else ""
-            raise UserError(f"{what}{where} has no column {finding}{hint or rest}")
+    for finding in lacking if asked else ():
+        rest = f" (columns: {listed(columns)})"
+        hint = closest(finding, columns)
+        raise UserError(f"--findings={finding}: {where} has no column {finding}{hint or rest}")
 
 
-def words_of(header: list[str], rows: Rows) -> list[str]:
-    """The words of NIH's column of findings, in the order in which they come."""
-    column = header.index(NIH_COLUMN)
-    words = (
-        word.strip() for _, row in rows if len(row) > column for word in row[column].split("|")
-    )
-    return list(dict.fromkeys(filter(None, words)))
+def position_of_words(header: list[str], form: LabelForm, where: str) -> int:
+    """The column of findings as words. Raises UserError where there is none."""
+    column = column_finder(header, where)(form.words)
+    if column is None:
+        raise UserError(f"{where} has no column {form.words}; it has {listed(header)}")
+    return column
+
+
+def words_of(rows: Rows, words: Words) -> list[str]:
+    """The words of the column of findings, in the order in which they come."""
+    return list(dict.fromkeys(word for _, row in rows for word in words.split(row)))
 
 
 def from_words(
-    header: list[str], rows: Rows, asked: tuple[str, ...], where: str
+    header: list[str], rows: Rows, form: LabelForm, asked: tuple[str, ...], where: str
 ) -> LabelledFindings:
-    """NIH's form: one column with the findings that an image has, between bars.
+    """One column with the findings that an image has, as words.
 
-    Raises UserError for a finding that was asked for, and that neither an image has nor NIH knows.
+    Raises UserError for a finding that was asked for, and that neither an image has nor the form knows.
     """
-    words = words_of(header, rows)
+    findings = asked or tuple(form.findings or FINDINGS)
+    words = Words(form, position_of_words(header, form, where), findings)
+    every = words_of(rows, words)
     if asked == COLUMNS:
         raise UserError(
             f"--findings=columns: {where} has one column of findings and not one for each: name them, "
-            f"{','.join(words[:2])},…"
+            f"{','.join(every[:2])},…"
         )
-    findings = asked or FINDINGS
-    for finding in asked:
-        # One of NIH's may be rare; another that no image has is likely a slip.
-        if find(finding, FINDINGS) is None and find(finding, words) is None:
+    known = (*(form.findings or FINDINGS), *form.other_findings)
+    for i, finding in enumerate(asked):
+        # One that the set knows may be rare; another that no image has is likely a slip.
+        if find(finding, known) is None and not any(i in words.positions(w) for w in every):
             raise UserError(
-                f"--findings={finding}: no image of {where} has it{closest(finding, words)}"
+                f"--findings={finding}: no image of {where} has it{closest(finding, every)}"
             )
-    positions = {word: find(word, findings) for word in words}
-    others = [w for w, i in positions.items() if i is None and w != NO_FINDING]
-    spelled = {plain_spelling(finding) for finding in findings}
-    # Unless findings were asked for, one that is not known may be one that is misspelled.
-    wrong = [word for word in others if not asked or plain_spelling(word) in spelled]
-    column = header.index(NIH_COLUMN)
+    healthy = {w for w in every if says_nothing_was_found(w, form)}
+    silent = {w for w in every if plain_spelling(w) in map(plain_spelling, form.unknown_words)}
+    others = [w for w in every if not words.positions(w) and w not in healthy | silent]
+    # One that nobody knows may be one that is misspelled, unless it is another set's own.
+    others_are_findings = bool(asked) or form.any_words
+    wrong = tuple(
+        w
+        for w in others
+        if find(w, known) is None
+        and (not others_are_findings or is_similar(w, (*findings, *form.no_finding)))
+    )
+    left_alone = tuple(w for w in others if w not in wrong)
+    doubtful = silent | set(wrong)
 
-    def label_of(row: list[str]) -> np.ndarray:
-        labels = np.zeros(len(findings), np.int8)
-        for word in row[column].split("|"):
-            position = positions.get(word.strip())
-            if position is not None:
-                labels[position] = 1
-        return labels
+    def says(row: list[str]) -> np.ndarray:
+        found = words.split(row)
+        if not found:
+            return np.full(len(findings), BLANK, np.int8)
+        rest = UNKNOWN if any(word in doubtful for word in found) else 0
+        said = np.full(len(findings), rest, np.int8)
+        for word in found:
+            said[list(words.positions(word))] = 1
+        return said
 
-    left_alone = tuple(word for word in others if word not in wrong)
-    return LabelledFindings(findings, label_of, tuple(wrong), left_alone)
+    return LabelledFindings(findings, says, wrong, left_alone)
+
+
+def is_similar(word: str, names: Iterable[str]) -> bool:
+    """Whether a word is nearly the name of a finding, so that it is likely misspelled."""
+    spelling = plain_spelling(word)
+    return any(
+        difflib.SequenceMatcher(None, spelling, plain_spelling(name)).ratio() >= SIMILAR
+        for name in names
+    )

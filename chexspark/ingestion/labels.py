@@ -1,45 +1,59 @@
-"""Label and box CSVs. Runs on the driver.
+"""Label CSVs. Runs on the driver.
 
-In: NIH's ``Data_Entry_2017.csv`` or ``Data_Entry_2017_v2020.csv``, or a plain CSV with the
-columns ``image``, ``patient`` and one per finding; NIH's ``BBox_List_2017.csv``.
-Out: pandas tables with plain column names. NIH's headers hold commas inside column names
-(``OriginalImage[Width,Height]``), the 2017 file ends each line with one more comma and
-writes ages as ``058Y``: columns are therefore found by name from the left, and what trails
-is left alone.
+In: a label file, its form (told by its header unless it is named) and the findings that were asked for.
+Out: a pandas table with plain column names, a row per image, and what is to be said of it. NIH's headers
+hold commas inside column names (``OriginalImage[Width,Height]``), and the 2017 file ends each line with one
+more comma: columns are therefore found by name, and what trails is left alone.
 """
 
-import re
+import unicodedata
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from chexspark.errors import UserError
-from chexspark.findings import find, plain_spelling
+from chexspark.errors import UserError, listed
+from chexspark.findings import UNKNOWN
+from chexspark.ingestion.boxes import Boxes, label_boxes
+from chexspark.ingestion.image_names import label_names
+from chexspark.ingestion.label_facts import (
+    Unreadable,
+    is_empty,
+    parse_age,
+    parse_count,
+    parse_sex,
+    parse_text,
+    years_between,
+)
 from chexspark.ingestion.label_findings import (
-    NIH_COLUMN,
     UNKNOWN_FINDING,
-    Rows,
-    is_plain,
+    LabelledFindings,
     labelled_findings,
     named_findings,
 )
+from chexspark.ingestion.label_form import (
+    ANY,
+    BLANK,
+    DEFAULT,
+    UNCERTAIN,
+    LabelForm,
+    column_finder,
+)
+from chexspark.ingestion.label_form_file import find_form, told_by_header
+from chexspark.ingestion.label_rows import LabelRows, cell_of, check_widths, joined, read_rows
 from chexspark.storage import Location
-from chexspark.text_files import read_csv_rows
+from chexspark.store.manifest import SPLITS
 
-LABEL_COLUMNS = {
-    "Image Index": "image_index",
-    NIH_COLUMN: "labels",
-    "Follow-up #": "follow_up",
-    "Patient ID": "patient_id",
-    "Patient Age": "age",
-    "Patient Gender": "sex",
-    "View Position": "view_position",
-}
-NEEDED = ("Image Index", NIH_COLUMN, "Patient ID")
-PLAIN_NEEDED = ("image", "patient")
-PLAIN_OTHERS = ("age", "sex", "view_position", "follow_up")
 DUPLICATE_LABEL = "duplicate label"
-LARGEST_NUMBER = 2**15 - 1  # ages and follow-ups are stored as int16
+# Fact → the column of the table, and what reads its text.
+PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "view": ("view_position", parse_text),
+    "sex": ("sex", parse_sex),
+    "age": ("age", parse_age),
+    "follow_up": ("follow_up", parse_count),
+    "split": ("split", lambda text: text if text in SPLITS else None),
+}
 
 
 class Labels(NamedTuple):
@@ -49,137 +63,228 @@ class Labels(NamedTuple):
     findings: tuple[str, ...]  # in the order of each row's labels
     problems: list[tuple[str, str]]  # (name, UNKNOWN_FINDING or DUPLICATE_LABEL)
     left_alone: tuple[str, ...]  # columns or words that were not asked for
-    lacking: tuple[str, ...]  # of NIH's findings, where none were asked for: those without a column
+    lacking: tuple[str, ...]  # of the default's findings, those without a column
+    form: LabelForm
+    cells: np.ndarray  # (findings, 2): cells that were blank, and that were uncertain
+    boxes: Boxes | None  # of a form whose label file has them
+    notes: tuple[str, ...]  # what could not be read or known, a line each
+
+    def table(self) -> str:
+        """How many images have each finding, and what blank and uncertain cells were taken for, for people."""
+        labels = np.stack(self.rows["labels"].to_list())
+        taken = {0: "negative", 1: "positive", UNKNOWN: "unknown"}
+        lines = [["finding", "positive", "negative", "unknown", "blank", "uncertain"]]
+        for i, finding in enumerate(self.findings):
+            counts = [f"{int((labels[:, i] == value).sum()):,}" for value in (1, 0, UNKNOWN)]
+            policies = (policy(self.form.blank, finding), policy(self.form.uncertain, finding))
+            cells = [f"{int(n):,} as {taken[p]}" if n else "" for n, p in zip(self.cells[i], policies, strict=True)]  # fmt: skip
+            lines.append([finding, *counts, *cells])
+        width = max(len(line[0]) for line in lines)
+        rows = [
+            f"{line[0]:<{width}}" + "".join(f"{c:>12}" for c in line[1:4])
+            + "".join(f"{c:>22}" for c in line[4:])
+            for line in lines
+        ]  # fmt: skip
+        return "\n".join(
+            [f"labels of {len(labels):,} images ({self.form.name}):", *map(str.rstrip, rows)]
+        )
 
 
-class Boxes(NamedTuple):
-    """What a box file says."""
-
-    rows: pd.DataFrame  # image_index, finding, x, y, width, height
-    left_alone: dict[str, int]  # finding that was not asked for → its boxes
+def policy(given: Any, finding: str) -> int:
+    """What a form takes a blank or an uncertain cell of a finding for."""
+    return given.get(finding, given[DEFAULT])
 
 
-def read_rows(place: Location, name: str) -> tuple[list[str], Rows]:
-    """The header and the rows of a CSV, each with its line in the file. Raises UserError."""
-    rows = list(read_csv_rows(place, name))
-    if not rows:
-        raise UserError(f"{name} is empty")
-    return [cell.strip() for cell in rows[0][1]], rows[1:]
+def label_findings(place: Location, form: str | None = None) -> tuple[str, ...]:
+    """All findings that a label CSV can speak of: its columns; of one with words, the form's and all words."""
+    table, kind = checked_rows(place, form)
+    return named_findings(table.header, table.rows, kind, f"--labels={place}")
 
 
-def parse_age(text: str) -> int | None:
-    """Years from ``58``, ``058Y``, ``011M`` (months) or ``003D`` (days); None when unreadable."""
-    match = re.fullmatch(r"\s*([0-9]{1,5})\s*([YMD]?)\s*", text)
-    if not match:
-        return None
-    return stored_number(int(match[1]) / {"": 1, "Y": 1, "M": 12, "D": 365.25}[match[2]])
-
-
-def parse_count(text: str) -> int | None:
-    """A whole number of 0 or more; None when the text is none, or it is larger than is stored."""
-    return stored_number(int(text)) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else None
-
-
-def stored_number(value: float) -> int | None:
-    """The whole number that the store's int16 columns can hold, or None."""
-    return int(value) if value <= LARGEST_NUMBER else None
-
-
-def label_findings(place: Location) -> tuple[str, ...]:
-    """All findings that a label CSV can speak of: a plain one's columns; else NIH's 14 and all words."""
-    header, rows = checked_rows(place)
-    return named_findings(header, rows)
-
-
-def checked_rows(place: Location) -> tuple[list[str], Rows]:
-    """Header and rows of a label CSV. Raises UserError where a column or all rows are missing."""
-    header, rows = read_rows(place, f"--labels={place}")
-    missing = [n for n in (PLAIN_NEEDED if is_plain(header) else NEEDED) if n not in header]
+def checked_rows(place: Location, given: str | None) -> tuple[LabelRows, LabelForm]:
+    """The rows of a label CSV and its form. Raises UserError where a column or all rows are missing."""
+    where = f"--labels={place}"
+    header, rows = read_rows(place, where)
+    form = find_form(given) if given else told_by_header(header, where)
+    check_widths(header, rows, where)
+    table = joined(place, header, rows, form)
+    find_column = column_finder(table.header, where)
+    needed = {fact: form.facts[fact].columns for fact in ("image", "patient") if fact in form.facts}
+    needed |= {name: (name,) for name in form.boxes}
+    missing = [names[0] for names in needed.values() if not any(find_column(n) is not None for n in names)]  # fmt: skip
+    if form.words and find_column(form.words) is None:
+        missing.append(form.words)
     if missing:
         raise UserError(
-            f"--labels={place} has no column {', '.join(missing)}; it has {', '.join(header[:12])}"
+            f"{where} has no column {', '.join(missing)}; it has {', '.join(header[:12])}"
         )
     if not rows:
-        raise UserError(f"--labels={place} has a header and no rows")
-    return header, rows
+        raise UserError(f"{where} has a header and no rows")
+    return table, form
 
 
-def read_labels(place: Location, findings: tuple[str, ...] = ()) -> Labels:
-    """Read a label CSV of either form.
+def read_labels(
+    place: Location, findings: tuple[str, ...] = (), given_form: str | None = None
+) -> Labels:
+    """Read a label CSV.
 
-    `findings`: those to take, in this order; none: NIH's 14; `label_findings.COLUMNS`: all columns of
-    a plain file. Columns of the rows: image_index, patient_id (str); labels (int8 array (findings,) of
-    1, 0 or −1 for unknown); view_position, sex (str or None); age (years), follow_up (int or None). In
-    the plain form an empty cell, −1, or one of NIH's findings without a column is unknown. Raises
+    `findings`: those to take, in this order; none: the form's, or NIH's 14; `label_findings.COLUMNS`: all
+    columns. `given_form`: a name or a path; none: told by the header. Columns of the rows: image_index,
+    path (as the file has it), patient_id (str); labels (int8 array (findings,) of 1, 0 or −1 for
+    unknown); view_position, sex, split (str or None); age (years), follow_up (int or None). Raises
     UserError naming the line, or the finding that was asked for and is not there.
     """
-    header, rows = checked_rows(place)
-    plain = is_plain(header)
-    found = labelled_findings(header, rows, findings, f"--labels={place}")
-    names = {"image": "image_index", "patient": "patient_id"} | {n: n for n in PLAIN_OTHERS}
-    position = {
-        column: header.index(name)
-        for name, column in (names if plain else LABEL_COLUMNS).items()
-        if name in header
-    }
+    where = f"--labels={place}"
+    table, form = checked_rows(place, given_form)
+    found = labelled_findings(table.header, table.rows, form, findings, where)
+    unreadable = Unreadable()
+    records = read_records(table, form, found, unreadable, where)
+    names = label_names(record["path"] for record in records)
+    for record in records:
+        record["image_index"] = names[record["path"]]
+        record["patient_id"] = record["patient_id"] or record["image_index"]
+    said = np.stack([record.pop("says") for record in records])
+    cells = np.stack([(said == BLANK).sum(0), (said == UNCERTAIN).sum(0)], axis=1)
+    settled = settle(said, found.findings, form)
+    for record, labels in zip(records, settled, strict=True):
+        record["labels"] = labels
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_name.setdefault(record["image_index"], []).append(record)
     problems = [(word, UNKNOWN_FINDING) for word in found.misspelled]
-    fewest = max(header.index(name) for name in (PLAIN_NEEDED if plain else NEEDED)) + 1
-    records: dict[str, dict[str, Any]] = {}
-    for line, row in rows:
-        where = f"--labels={place}, line {line}"
-        if len(row) < fewest:
-            raise UserError(f"{where}: {len(row)} cells are too few")
-        record: dict[str, Any] = {
-            column: row[position[column]].strip()
-            if position.get(column, len(row)) < len(row)
-            else ""
-            for column in ("image_index", "patient_id", *PLAIN_OTHERS)
-        }
-        if not record["image_index"] or not record["patient_id"]:
-            raise UserError(f"{where}: image or patient is empty")
-        try:
-            record["labels"] = found.label_of(row)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from error
-        record["age"] = parse_age(record["age"])
-        record["follow_up"] = parse_count(record["follow_up"])
-        record["sex"] = record["sex"] or None
-        record["view_position"] = record["view_position"] or None
-        if record["image_index"] in records:
-            problems.append((record["image_index"], DUPLICATE_LABEL))
-        records.setdefault(record["image_index"], record)
+    if form.several_rows:
+        labels_of = {name: voted(same, form.votes) for name, same in by_name.items()}
+        check_one_patient(by_name, where)
+    else:
+        labels_of = {name: same[0]["labels"] for name, same in by_name.items()}
+        problems += [(n, DUPLICATE_LABEL) for n, same in by_name.items() for _ in same[1:]]
+    boxes = label_boxes(table, form, found.findings, records, labels_of, where) if form.boxes else None  # fmt: skip
+    firsts = [{**by_name[n][0], "labels": labels_of[n]} for n in sorted(by_name)]
     # As objects: pandas would turn a missing age into a number that is none.
-    table = pd.DataFrame([records[n] for n in sorted(records)], dtype=object)
-    return Labels(table, found.findings, problems, found.left_alone, found.lacking)
+    rows = pd.DataFrame(firsts, dtype=object).drop(columns=["line", "row", "reader"])
+    notes = notes_of(table, form, found, records, unreadable)
+    return Labels(
+        rows, found.findings, problems, found.left_alone, found.lacking, form, cells, boxes, notes
+    )
 
 
-def read_boxes(place: Location, findings: tuple[str, ...]) -> Boxes:
-    """Read the boxes of `findings` in NIH's BBox_List CSV; count those of others.
+def read_records(
+    table: LabelRows,
+    form: LabelForm,
+    found: LabelledFindings,
+    unreadable: Unreadable,
+    where: str,
+) -> list[dict[str, Any]]:
+    """Each row as a dict: path, patient_id, the facts, what it `says` of findings, line, row and reader.
 
-    Pixels of the original image, x and y of the upper left corner. The box columns are the four
-    that follow the finding, whatever the header makes of them. Raises UserError naming the line.
+    Raises UserError naming the line for a row without an image or a patient, and for a wrong value.
     """
-    header, rows = read_rows(place, f"--boxes={place}")
-    if header[:2] != ["Image Index", "Finding Label"]:
-        raise UserError(
-            f"--boxes={place} must begin with the columns Image Index, Finding Label; "
-            f"it begins with {', '.join(header[:2])}"
-        )
-    spelled = {plain_spelling(finding): finding for finding in findings}
+    find_column = column_finder(table.header, where)
+    positions = {
+        name: [p for c in fact.columns if (p := find_column(c)) is not None]
+        for name, fact in form.facts.items()
+    }
+    birth = form.facts["age"].birth if "age" in form.facts else ""
+    births = find_column(birth) if birth else None
+    reader = find_column(form.readers) if form.readers else None
+    needed = [positions["image"][0], *positions.get("patient", [])[:1]]
+    needed += [find_column(form.words) or 0] if form.words else []
+    fewest = max(needed) + 1
     records = []
-    left_alone: dict[str, int] = {}
-    for line, row in rows:
-        where = f"--boxes={place}, line {line}"
+    for line, row in table.rows:
+        at = f"{where}, line {line}"
+        if len(row) < fewest:
+            raise UserError(f"{at}: {len(row)} cells are too few")
+
+        def text_of(name: str, row: list[str] = row) -> str:
+            if name not in form.facts:
+                return ""
+            return form.facts[name].text([cell_of(row, p) for p in positions[name]])
+
+        image, patient = text_of("image"), unicodedata.normalize("NFC", text_of("patient"))
+        if not image and positions["image"][0] >= table.own:
+            continue  # no joined file has a partner of the row: counted there
+        if is_empty(image) or ("patient" in form.facts and is_empty(patient)):
+            raise UserError(f"{at}: image or patient is empty")
+        record: dict[str, Any] = {"line": line, "row": row, "path": image, "patient_id": patient,
+                                  "reader": cell_of(row, reader).strip()}  # fmt: skip
+        for name, (column, parse) in PARSED.items():
+            text = text_of(name)
+            if name == "age" and births is not None:
+                born, parse = cell_of(row, births), years_of_dates
+                text = f"{born} to {text}" if not is_empty(born) and not is_empty(text) else ""
+            record[column] = unreadable.read(name, text, line, parse)
         try:
-            name, finding = row[1].strip(), find(row[1], findings)
-            x, y, width, height = (float(cell) for cell in row[2:6])
-        except (ValueError, IndexError):
-            raise UserError(f"{where}: not an image, a finding and four numbers") from None
-        if finding is None and plain_spelling(name) in spelled:
-            raise UserError(f"{where}: {name!r} is no finding; did you mean {spelled[plain_spelling(name)]}?")  # fmt: skip
-        if finding is None:
-            left_alone[name] = left_alone.get(name, 0) + 1
-            continue
-        records.append((row[0].strip(), findings[finding], x, y, width, height))
-    columns = ["image_index", "finding", "x", "y", "width", "height"]
-    return Boxes(pd.DataFrame(records, columns=columns), left_alone)
+            record["says"] = found.says(row)
+        except ValueError as error:
+            raise UserError(f"{at}: {error}") from error
+        records.append(record)
+    if not records:
+        raise UserError(f"{where}: no row has an image in the files that are joined to it")
+    return records
+
+
+def years_of_dates(text: str) -> int | None:
+    """The age from ``1950 to 20140915``; None where one is no date."""
+    return years_between(*text.split(" to ", 1))
+
+
+def settle(said: np.ndarray, findings: tuple[str, ...], form: LabelForm) -> np.ndarray:
+    """What cells say (rows, findings) as labels of 1, 0 or −1: blank and uncertain by the form's policies."""
+    labels = said.copy()
+    for i, finding in enumerate(findings):
+        labels[said[:, i] == BLANK, i] = policy(form.blank, finding)
+        labels[said[:, i] == UNCERTAIN, i] = policy(form.uncertain, finding)
+    return labels
+
+
+def voted(same: list[dict[str, Any]], votes: str) -> np.ndarray:
+    """The labels (findings,) of an image with several rows: what any of its readers, or most, saw.
+
+    A reader saw what one of their rows has. A finding that no reader knows of is unknown.
+    """
+    by_reader: dict[str, list[np.ndarray]] = {}
+    for record in same:
+        by_reader.setdefault(record["reader"], []).append(record["labels"])
+    each = np.stack([np.max(rows, axis=0) for rows in by_reader.values()])
+    if votes == ANY:
+        return each.max(axis=0)
+    positive, known = (each == 1).sum(0), (each != UNKNOWN).sum(0)
+    return np.where(known == 0, UNKNOWN, 2 * positive > known).astype(np.int8)
+
+
+def check_one_patient(by_name: dict[str, list[dict[str, Any]]], where: str) -> None:
+    """Raise UserError where rows of one image name two patients."""
+    for name, same in by_name.items():
+        patients = {record["patient_id"] for record in same}
+        if len(patients) > 1:
+            raise UserError(
+                f"{where}, line {same[1]['line']}: {name} is of patient {same[0]['patient_id']} and of "
+                f"{same[1]['patient_id']}: give each image one"
+            )
+
+
+def notes_of(
+    table: LabelRows,
+    form: LabelForm,
+    found: LabelledFindings,
+    records: list[dict[str, Any]],
+    unreadable: Unreadable,
+) -> tuple[str, ...]:
+    """What is to be said of a label file, a line each."""
+    notes = unreadable.notes()
+    if "patient" not in form.facts:
+        notes.append(
+            f"{form.name} does not say which images are one patient's: each is taken for a patient of its "
+            "own, and whether a run has seen a patient cannot be checked"
+        )
+    for file, (number, rows) in table.lacking.items():
+        if number:
+            notes.append(f"{file} has no partner for {number:,} of {rows:,} rows")
+    if "split" in form.facts and any(record["split"] for record in records):
+        notes.append(f"{form.name} has a split of its own, which --split=official takes")
+    if found.misspelled:
+        notes.append(
+            f"no finding, and the others of their images are unknown: {listed(found.misspelled)}"
+        )
+    return tuple(notes)

@@ -5,11 +5,13 @@ patient's images are all in one.
 """
 
 import hashlib
+import unicodedata
 
 import pandas as pd
 
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
+from chexspark.ingestion.image_names import label_name
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS
 from chexspark.text_files import read_csv_rows, read_text
@@ -61,12 +63,17 @@ def list_folder(config: IngestConfig) -> Location:
 
 
 def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
-    """NIH's test list as the test split; of its other list, one patient in eight for validation.
+    """The split that the label file has a column of; else NIH's two lists.
 
-    Raises UserError where a list is missing, or an image or a patient is in both.
+    NIH's test list is the test split; of its other list, one patient in eight is for validation. Raises
+    UserError where a list is missing, or an image or a patient is in both.
     """
+    own = labels.set_index("image_index")["split"].dropna().to_dict() if "split" in labels else {}
+    if own:
+        return one_per_patient(labels, own, f"--split=official of --labels={config.labels}")
     folder = list_folder(config)
     listed: dict[str, str] = {}
+    labels_of = set(labels["image_index"])
     for name in (TRAIN_VAL_LIST, TEST_LIST):
         if not (folder / name).is_file():
             raise UserError(
@@ -74,6 +81,7 @@ def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str
             )
         text = read_text(folder / name, f"--split=official: {folder / name}")
         for image in filter(None, map(str.strip, text.splitlines())):
+            image = label_name(image, labels_of) or image
             if listed.setdefault(image, name) != name:
                 raise UserError(f"{split_source(config)}: {image} is in both: keep it in one")
     lists = one_per_patient(labels, listed, split_source(config))
@@ -102,9 +110,13 @@ def file_splits(labels: pd.DataFrame, place: Location) -> dict[str, str]:
     if key is None or "split" not in header or len(rows) < 2:
         raise UserError(f"{where} must have rows under patient (or image) and split")
     listed: dict[str, str] = {}
+    images = set(labels["image_index"])
     for line, row in rows[1:]:
         cells = dict(zip(header, (cell.strip() for cell in row), strict=False))
         name, split = cells.get(key, ""), cells.get("split", "")
+        if key == "image":
+            name = label_name(name, images) or name
+        name = unicodedata.normalize("NFC", name)
         if split not in SPLITS:
             raise UserError(f"{where}, line {line}: {split!r} is not one of {', '.join(SPLITS)}")
         if listed.setdefault(name, split) != split:

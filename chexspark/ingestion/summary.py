@@ -12,6 +12,7 @@ import pyarrow as pa
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
 from chexspark.ingestion.duplicates import duplicate_pairs
+from chexspark.ingestion.image_names import label_name
 from chexspark.ingestion.inputs import (
     PASSED_OVER,
     IngestInputs,
@@ -36,6 +37,8 @@ from chexspark.store.manifest import (
     class_weights,
 )
 
+OUTSIDE = "box outside its image"
+ROUNDING = 1.0  # pixels that a box may go beyond its image
 QUARANTINE_SCHEMA = pa.schema(
     [("path", pa.string()), ("reason", pa.string()), ("bytes", pa.int64())]
 )
@@ -70,7 +73,8 @@ def summarise(
         [k.name for k in everything], [k.patient_id for k in everything],
         [k.pixel_digest for k in everything], [k.perceptual_hash for k in everything],
     )  # fmt: skip
-    boxes = boxes_of(inputs, {k.name for k in everything}, out, before)
+    boxes, outside = boxes_of(inputs, {k.name: k.original for k in everything}, out, before)
+    unmatched += [(name, OUTSIDE) for name in outside]
     splits = {
         split: summary_of(
             [k for k in everything if k.split == split],
@@ -97,6 +101,7 @@ def summarise(
         sources={
             "images": list(config.images),
             "labels": config.labels,
+            "label_form": inputs.label_form,
             "digests": [*(before.sources["digests"] if before else []), inputs.digest],
         },
         settings=layout_settings(config),
@@ -134,7 +139,8 @@ def names_present(
     """
     present = {f.name for f in inputs.files} | {k.name for k in kept}
     present |= {name for result in results for name in result.unlabelled}
-    return present | ({path_name(path) for path, *_ in refused} & inputs.labels.keys())
+    named = {label_name(path.rpartition("!")[2], inputs.labels) for path, *_ in refused}
+    return present | {name for name in named if name is not None}
 
 
 def files_of(
@@ -163,11 +169,6 @@ def too_many_refused(results: list[TaskResult], max_bad: float) -> str | None:
     )
 
 
-def path_name(path: str) -> str:
-    """The file name of ``folder/name`` or ``archive!folder/name``."""
-    return path.rpartition("!")[2].rpartition("/")[2]
-
-
 def table_of(rows: list[tuple], schema: pa.Schema) -> pa.Table:
     """Rows of values in the schema's order as a table."""
     return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
@@ -184,16 +185,30 @@ def stored_table(
 
 
 def boxes_of(
-    inputs: IngestInputs, names: set[str], out: Location, before: Manifest | None
-) -> pa.Table | None:
-    """The boxes of images that are in the store; those of before and the new ones, each once."""
+    inputs: IngestInputs,
+    sizes: dict[str, tuple[int, int]],
+    out: Location,
+    before: Manifest | None,
+) -> tuple[pa.Table | None, list[str]]:
+    """The boxes of images that are in the store, and the images of those that go beyond their image.
+
+    Those of before and the new ones, each once. `sizes`: name → width and height of the original image.
+    """
     tables = [inputs.boxes] if inputs.boxes is not None else []
     if before and before.boxes:
         tables.append((out / BOXES).read_table())
     if not tables:
-        return None
-    frame = pa.concat_tables(tables).to_pandas().drop_duplicates()
-    return pa.Table.from_pandas(frame[frame["image_index"].isin(names)], preserve_index=False)
+        return None, []
+    frame = pa.concat_tables(tables, promote_options="default").to_pandas().drop_duplicates()
+    frame = frame[frame["image_index"].isin(sizes)]
+    widths, heights = (
+        frame["image_index"].map(lambda n, i=i: sizes[n][i]).astype(float) for i in (0, 1)
+    )
+    inside = (frame["x"] + frame["width"] <= widths + ROUNDING) & (
+        frame["y"] + frame["height"] <= heights + ROUNDING
+    )
+    outside = frame.loc[~inside, "image_index"].tolist()
+    return pa.Table.from_pandas(frame[inside], preserve_index=False), outside
 
 
 def summary_of(

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chexspark.ingestion.image_names import label_name
 from chexspark.ingestion.images import BadImageError, NoImageError, StoredImage, prepare
-from chexspark.ingestion.sources import SourceFile, read_source_images
+from chexspark.ingestion.sources import SourceFile, is_archive, read_source_images
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, StoreFile
 from chexspark.store.schema import (
@@ -67,6 +68,7 @@ class Kept:
     inverted: bool
     perceptual_hash: str
     pixel_digest: int
+    original: tuple[int, int]  # width and height before it was shrunk
 
 
 @dataclass
@@ -182,7 +184,10 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
     cv2.setNumThreads(1)  # Spark runs a task per core
     result = TaskResult()
     writers = {split: FileWriter(task, split) for split in SPLITS}
-    for name, path, size, content in read_source_images(task.sources):
+    for file_name, path, size, content in read_source_images(task.sources):
+        # A file of its own has its label's name already; what is in an archive is only seen here.
+        member = path.partition("!")[2] if is_archive(task.sources[0]) else ""
+        name = label_name(member, labels) or label_name(member, stored) or file_name
         if name in stored:
             result.stored_before += 1
             continue
@@ -197,7 +202,7 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
                 raise BadImageError(
                     f"no split: the given one does not name it or its patient {label.patient_id}"
                 )
-            image = prepare(content, task.size, name)
+            image = prepare(content, task.size, posixpath.basename(path))
         except NoImageError:
             result.passed_over.append(path)
             continue
@@ -222,6 +227,7 @@ def kept_image(name: str, label: Label, split: str, image: StoredImage, pixels: 
     return Kept(
         name, label.patient_id, split, label.labels, image.original_mode, image.inverted,
         image.perceptual_hash, int.from_bytes(digest, "big", signed=True),
+        (image.original_width, image.original_height),
     )  # fmt: skip
 
 

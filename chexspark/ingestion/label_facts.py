@@ -1,0 +1,105 @@
+"""What a label file says of a patient and a view: texts in, numbers and plain words out.
+
+Pure functions; runs on the driver. What cannot be read is unknown, and counted with examples: NIH's
+ages of 411, a date where a number should be.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+EMPTY = ("", "nan", "na", "n/a", "<na>", "none", "null")  # how tables write that there is nothing
+OLDEST = 120  # years; above it an age is a slip, or hides a number that may not be known
+LARGEST_COUNT = 2**15 - 1  # follow-ups are stored as int16
+LONGEST_TEXT = 40  # characters of a number; above it, it is none
+SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+NO_SEX = ("u", "unknown", "o", "other")
+SHOWN = 3  # examples
+# Of a year, or of a date that begins with one: 1950, 1950.0, 20140915, 2014-09-15 …
+YEAR = re.compile(r"((?:1[89]|20)[0-9]{2})(?:[.,]0*|[-/.]?[01]?[0-9][-/.]?[0-3]?[0-9](?:[T ].*)?)?")
+
+
+def is_empty(text: str) -> bool:
+    """Whether a cell says nothing."""
+    return text.strip().casefold() in EMPTY
+
+
+def parse_age(text: str) -> int | None:
+    """Years from ``58``, ``58.0``, ``058Y``, ``011M`` (months) or ``003D`` (days); None for what is none.
+
+    An age above `OLDEST` is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,5})(?:[.,][0-9]*)?([YMWD]?)", short(text).upper())
+    if not match:
+        return None
+    years = int(int(match[1]) / {"": 1, "Y": 1, "M": 12, "W": 52.18, "D": 365.25}[match[2]])
+    return years if years <= OLDEST else None
+
+
+def parse_count(text: str) -> int | None:
+    """A whole number of 0 or more, also as ``1.0``; None for what is none, or is larger than is stored."""
+    match = re.fullmatch(r"([0-9]{1,9})(?:[.,]0*)?", short(text))
+    return int(match[1]) if match and int(match[1]) <= LARGEST_COUNT else None
+
+
+def parse_sex(text: str) -> str | None:
+    """``M`` or ``F`` of the usual words; None where it is not known; another word as it is."""
+    word = text.strip().casefold()
+    return None if word in NO_SEX else SEXES.get(word, text.strip())
+
+
+def parse_text(text: str) -> str | None:
+    """The text without blanks around it."""
+    return text.strip() or None
+
+
+def years_between(birth: str, date: str) -> int | None:
+    """The age on a date, from the years of both: ``1950.0`` and ``20140915``; None for what is none."""
+    years = [YEAR.fullmatch(short(text)) for text in (birth, date)]
+    if not years[0] or not years[1]:
+        return None
+    age = int(years[1][1]) - int(years[0][1])
+    return age if 0 <= age <= OLDEST else None
+
+
+def short(text: str) -> str:
+    """A text without blanks around it; of one that is far too long for a number, nothing."""
+    text = text.strip()
+    return text if len(text) <= LONGEST_TEXT else ""
+
+
+@dataclass
+class Unreadable:
+    """Counts what could not be read, by fact, with the first examples."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def read(self, fact: str, text: str, line: int, parse: Callable[[str], Any]) -> Any:
+        """What `parse` makes of a cell; an empty one is None, and one that it cannot read is counted."""
+        if is_empty(text):
+            return None
+        value = parse(text)
+        if value is None and not (fact == "sex" and text.strip().casefold() in NO_SEX):
+            self.count(fact, text, line)
+        return value
+
+    def count(self, fact: str, text: str, line: int) -> None:
+        """Count one that could not be read."""
+        self.counts[fact] = self.counts.get(fact, 0) + 1
+        shown = self.examples.setdefault(fact, [])
+        if len(shown) < SHOWN:
+            text = text.strip()
+            shown.append(
+                f"{text[:LONGEST_TEXT]!r}{'…' * (len(text) > LONGEST_TEXT)} in line {line}"
+            )
+
+    def notes(self) -> list[str]:
+        """A line for each fact."""
+        return [
+            f"{number:,} {'cell' if number == 1 else 'cells'} of {fact} cannot be read, taken for unknown: "
+            + ", ".join(self.examples[fact])
+            + ", …" * (number > len(self.examples[fact]))
+            for fact, number in self.counts.items()
+        ]
