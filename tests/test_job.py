@@ -285,7 +285,7 @@ def job(name, *flags):
     "flags, message",
     [
         (["ingest", "--images", "/nowhere", "--labels", "{csv}", "--out", "{new}"], "there is no such file or folder"),
-        (["ingest", "--images", "{images}", "--labels", "{boxes}", "--out", "{new}"], "has no column Finding Labels"),
+        (["ingest", "--images", "{images}", "--labels", "{boxes}", "--out", "{new}"], "has no column Patient ID, Finding Labels; it has"),
         (["train", "--data", "{images}", "--run", "{new}"], "is not a chexspark store: it has no dataset.json"),
         (["train", "--data", "{store}", "--run", "{new}", "--model", "densnet121"], "did you mean densenet121"),
         (["train", "--data", "{store}", "--run", "{new}", "--modle", "x"], "did you mean --model"),

@@ -265,7 +265,12 @@ def from_words(
 
 
 def is_similar(word: str, names: Iterable[str]) -> bool:
-    """Whether a word is nearly the name of a finding, so that it is likely misspelled."""
+    """Whether a word is nearly the name of a finding, so that it is likely misspelled.
+
+    The name of one of NIH's is not: it is that finding, where nobody asked for it.
+    """
+    if find(word, FINDINGS) is not None:
+        return False
     spelling = plain_spelling(word)
     return any(
         difflib.SequenceMatcher(None, spelling, plain_spelling(name)).ratio() >= SIMILAR
