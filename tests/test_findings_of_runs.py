@@ -178,9 +178,9 @@ def test_one_finding_goes_all_the_way(spark, release, single, tmp_path):
 def test_findings_to_draw_are_the_run_s(spark, own_store, nih_run, own_run, release, tmp_path):
     name = sorted(path.name for path in (release / "images").iterdir())[0]
     with pytest.raises(
-        UserError, match=r"--findings Rib Fracture is none .*; did you mean Rib fracture\?"
+        UserError, match=r"--findings Rib fractur is none .*; did you mean Rib fracture\?"
     ):
-        explain(None, run=own_run.path, images=name, data=own_store.path, findings=["Rib Fracture"])
+        explain(None, run=own_run.path, images=name, data=own_store.path, findings=["Rib fractur"])
     # A run of 14 on a store of five: a finding that the store has not has no label.
     drawn = explain(spark, run=nih_run.path, images=name, data=own_store.path,
                     findings=["Infiltrate", "Hernia"], out=str(tmp_path))  # fmt: skip
