@@ -49,8 +49,8 @@ class IngestConfig:
     rows_per_group: int = setting("images per Parquet row group", "output", 64, minimum=1)
     append: bool = setting("add what is new to the store that is there", "output", False)
     split: str = setting(
-        "by patient: random 70/10/20, or official after NIH's two lists or the label file's own column", "split", "random",
-        choices=("random", "official"))  # fmt: skip
+        "by patient: random 70/10/20, or official after NIH's two lists or the label file's own column",
+        "split", "random", choices=("random", "official"))  # fmt: skip
     split_seed: int = setting(
         "seed of the random split, and of the validation part of the official one", "split", 0
     )

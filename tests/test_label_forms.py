@@ -276,6 +276,11 @@ def test_a_form_of_one_s_own(tmp_path):
     }
     assert found.left_alone == ("remarks",) and found.cells.tolist() == [[1, 1], [1, 1]]
     assert label_findings(place, form.path) == ("Effusion", "Mass", "remarks")
+    # A policy is a finding's, however who asks for it writes it.
+    again = read_labels(place, ("mass", "Pleural effusion"), form.path)
+    assert again.findings == ("mass", "Pleural effusion")
+    for ours, theirs in zip(again.rows["labels"], found.rows["labels"], strict=True):
+        assert ours.tolist() == theirs.tolist()[::-1]
     with pytest.raises(UserError, match="of no form that is known"):
         read_labels(place)
     with pytest.raises(UserError, match="line 2: pleura is 'ja', but must be yes"):

@@ -44,9 +44,11 @@ def number(dataset: pydicom.Dataset, keyword: str) -> float | None:
 def integer(dataset: pydicom.Dataset, keyword: str, default: int | None = None) -> int:
     """The one whole value of an attribute. Raises ValueError where there is none, and no `default`."""
     found = number(dataset, keyword)
-    if found is None and default is None:
+    if found is not None:
+        return int(found)
+    if default is None:
         raise ValueError(f"DICOM without {keyword}")
-    return int(found if found is not None else default)  # type: ignore[arg-type]
+    return default
 
 
 def word(dataset: pydicom.Dataset, keyword: str, known: tuple[str, ...]) -> str:

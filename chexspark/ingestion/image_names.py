@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from chexspark.ingestion.images import EXTENSIONS
+from chexspark.ingestion.kinds import EXTENSIONS
 
 
 def plain_path(path: str) -> str:

@@ -104,7 +104,7 @@ def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
         raise BadImageError("cannot be decoded: no valid header") from error
     except Image.DecompressionBombError as error:
         raise BadImageError("absurd dimensions") from error
-    except Exception as error:
+    except Exception as error:  # whatever a decoder raises, it is about this file
         if kind == JPEG and JPEG_END not in content[-JPEG_TAIL:]:
             raise BadImageError("truncated: the image breaks off") from error
         raise BadImageError(f"cannot be decoded: {in_words(error)}") from error

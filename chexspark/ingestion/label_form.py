@@ -5,10 +5,10 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chexspark.errors import UserError
-from chexspark.findings import plain_spelling
+from chexspark.findings import UNKNOWN, plain_spelling
 
 BLANK, UNCERTAIN = -2, -3  # what a cell says, before it is taken for 1, 0 or `UNKNOWN`
 DEFAULT_VALUES = {"1": 1, "0": 0, "-1": UNCERTAIN}
@@ -61,8 +61,9 @@ class LabelForm:
     any_words: bool = False  # whether every other word is a finding too
     synonyms: Mapping[str, tuple[str, ...]] | None = None  # word in plain spelling → findings
     values: Mapping[str, int] | None = None  # text → 1, 0, `UNKNOWN`, `UNCERTAIN`
-    blank: Mapping[str, int] | None = None  # finding or `DEFAULT` → 0 or `UNKNOWN`
-    uncertain: Mapping[str, int] | None = None  # finding or `DEFAULT` → 1, 0 or `UNKNOWN`
+    # Finding or `DEFAULT` → 0 or `UNKNOWN`; 1, 0 or `UNKNOWN`.
+    blank: Mapping[str, int] = field(default_factory=lambda: {DEFAULT: UNKNOWN})
+    uncertain: Mapping[str, int] = field(default_factory=lambda: {DEFAULT: UNKNOWN})
     readers: str = ""  # the column of who read the image, where each has rows of their own
     votes: str = MAJORITY
     boxes: tuple[str, ...] = ()  # columns of a box: x, y and width, height or the other corner

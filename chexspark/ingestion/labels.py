@@ -7,14 +7,14 @@ more comma: columns are therefore found by name, and what trails is left alone.
 """
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from chexspark.errors import UserError, listed
-from chexspark.findings import UNKNOWN
+from chexspark.findings import UNKNOWN, find
 from chexspark.ingestion.boxes import Boxes, label_boxes
 from chexspark.ingestion.image_names import label_names
 from chexspark.ingestion.label_facts import (
@@ -90,9 +90,11 @@ class Labels(NamedTuple):
         )
 
 
-def policy(given: Any, finding: str) -> int:
-    """What a form takes a blank or an uncertain cell of a finding for."""
-    return given.get(finding, given[DEFAULT])
+def policy(given: Mapping[str, int], finding: str) -> int:
+    """What a form takes a blank or an uncertain cell of a finding for, however the finding is written."""
+    names = [name for name in given if name != DEFAULT]
+    position = find(finding, names)
+    return given[DEFAULT if position is None else names[position]]
 
 
 def label_findings(place: Location, form: str | None = None) -> tuple[str, ...]:

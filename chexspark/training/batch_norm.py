@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from chexspark.data.pipeline import StepInputs
+from chexspark.training.faults import StoppedByUserError
 from chexspark.training.ring import Alone, Ring
 
 
@@ -76,6 +77,11 @@ class Statistics:
         self.moments = tf.function(self._moments, autograph=False)
 
     @property
+    def are_synchronised(self) -> bool:
+        """Whether ranks wait for each other in every batch."""
+        return any(isinstance(layer, SynchronisedBatchNormalization) for layer in self.layers)
+
+    @property
     def follow_batches(self) -> bool:
         """Whether training changes any: not without normalisation, nor while the trunk is frozen."""
         return any(layer.trainable for layer in self.layers)
@@ -96,14 +102,16 @@ class Statistics:
     def recompute(
         self, batches: Iterable[StepInputs], ring: Ring,
         after_batch: Callable[[], None] = lambda: None,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         """Take the statistics of training batches of all ranks; as many on each.
 
         Every batch is normalised by itself, as in training. Its moments count as much as it has rows
-        that are no filler, are summed over batches and ranks, and divided once.
+        that are no filler, are summed over batches and ranks, and divided once. Raises StoppedByUserError
+        on all ranks where one `is_stopping`, which is asked after each batch.
         """
         channels = sum(int(layer.moving_mean.shape[0]) for layer in self.layers)
-        sums, count = np.zeros((3, channels)), 0.0
+        sums, count, stopped = np.zeros((3, channels)), 0.0, False
         for inputs in batches:
             weights = np.split(inputs.weights.numpy(), self.parts)
             for images, rows in zip(tf.split(inputs.images, self.parts), weights, strict=True):
@@ -111,7 +119,12 @@ class Statistics:
                 sums += rows.sum() * np.stack([mean, np.square(mean), variance])
                 count += float(rows.sum())
             after_batch()
-        *found, count = ring.sum([*sums.ravel(), count], "statistics")
+            stopped = is_stopping()
+            if stopped and not self.are_synchronised:
+                break
+        *found, count, stops = ring.sum([*sums.ravel(), count, float(stopped)], "statistics")
+        if stops:
+            raise StoppedByUserError("stopped while validating")
         mean, square, variance = np.reshape(found, sums.shape) / count
         variance += np.maximum(square - np.square(mean), 0.0)  # of the batches' means
         start = 0

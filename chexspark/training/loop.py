@@ -106,7 +106,9 @@ class Training:
         with averaged_weights(self.network.steps):
             if self.statistics.follow_batches:
                 sample = self.feed.sample(trained.at.epoch, STATISTICS_STEPS)
-                self.statistics.recompute(sample, self.ring, self.teller.alive)
+                self.statistics.recompute(
+                    sample, self.ring, self.teller.alive, self.teller.is_stopping
+                )
             found = self.validate()
             score = score_of(found.mean, found.loss, self.config.best_by)
             is_best = score > self.record.best
