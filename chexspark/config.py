@@ -10,6 +10,19 @@ from chexspark.settings import Frame, setting
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "lars", "lamb")
 SCHEDULES = ("constant", "plateau", "cosine", "cyclic")  # of the learning rate
+# What label files and DICOM files may say of an image, and by which of it splits can be.
+DICOM_FACTS = (
+    "study",
+    "series",
+    "view",
+    "sex",
+    "age",
+    "institution",
+    "manufacturer",
+    "device",
+    "date",
+)
+SPLIT_FACTS = ("institution", "manufacturer", "device", "date")
 SCALINGS = ("none", "linear", "sqrt")  # of the learning rate with the number of ranks
 
 
@@ -22,9 +35,9 @@ class IngestConfig:
         "input",
         path=True,
     )
-    labels: str = setting(
-        "a label file of a form that its header tells (NIH, CheXpert, MIMIC-CXR-JPG, PadChest, RSNA, "
-        "VinDr-CXR, Open-i), or a plain one: image, patient, and a column per finding", "input",
+    labels: tuple[str, ...] = setting(
+        "a label file, or several, of a form that the header tells (NIH, CheXpert, MIMIC-CXR-JPG, PadChest, "
+        "RSNA, VinDr-CXR, Open-i), or a plain one: image, patient, and a column per finding", "input",
         path=True)  # fmt: skip
     label_form: str | None = setting(
         "the form of the label file: the name of one of chexspark's own, or a YAML file that declares "
@@ -33,6 +46,15 @@ class IngestConfig:
         "the findings of the store, A,B,…, in this order; or columns: all columns of a plain label file "
         "that are no known fact; by default the form's, else NIH's 14, or those of the store that is added "
         "to", "input", (), listed=True)  # fmt: skip
+    views: tuple[str, ...] = setting(
+        "only images of these views, A,B,…: frontal, lateral, or as they are called there", "input", (),
+        listed=True)  # fmt: skip
+    dicom_columns: tuple[str, ...] = setting(
+        "what is taken from DICOM files where the labels do not say it, A,B,…: " + ", ".join(DICOM_FACTS)
+        + ", or all", "input", (), listed=True, choices=(*DICOM_FACTS, "all"))  # fmt: skip
+    source: str | None = setting(
+        "what the set of images is called, where several are put into one store; by default as the label "
+        "form", "input", None)  # fmt: skip
     boxes: str | None = setting(
         "NIH's BBox_List CSV, or a label file with boxes; by default those of --labels, where it has some",
         "input", None, path=True)  # fmt: skip
@@ -51,6 +73,10 @@ class IngestConfig:
     split: str = setting(
         "by patient: random 70/10/20, or official after NIH's two lists or the label file's own column",
         "split", "random", choices=("random", "official"))  # fmt: skip
+    split_by: str = setting(
+        "what tells train from test, beside the patient: test is of other institutions, manufacturers or "
+        "devices, or of a later date", "split", "patient", choices=("patient", *SPLIT_FACTS),
+        only_with={"split": ("random",)})  # fmt: skip
     split_seed: int = setting(
         "seed of the random split, and of the validation part of the official one", "split", 0
     )
@@ -62,7 +88,7 @@ class IngestConfig:
         "split",
         None,
         path=True,
-        not_with=("split", "split_lists", "split_seed"),
+        not_with=("split", "split_by", "split_lists", "split_seed"),
     )
 
 
@@ -252,6 +278,12 @@ class EvaluateConfig:
     bootstrap: int = setting(
         "resamples of the patients for the 95 %% intervals", "evaluation", 2000, minimum=100
     )
+    by: str = setting(
+        "what is counted: images, or studies, whose images' scores are put together", "evaluation", "image",
+        choices=("image", "study"))  # fmt: skip
+    aggregate: str = setting(
+        "a study's score: the mean or the largest of its images'", "evaluation", "mean",
+        choices=("mean", "max"), only_with={"by": ("study",)})  # fmt: skip
     against: str | Frame | None = setting(
         "another evaluated run, or scores, to compare with on the same images", "evaluation", None,
         frame=True, path=True)  # fmt: skip

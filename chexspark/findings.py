@@ -53,8 +53,8 @@ def names_fault(findings: Sequence[str]) -> str | None:
             return f"has {name!r}, which is no name"
         if len(name) > LONGEST or not name.isprintable():
             return f"has {name[:LONGEST]!r}, but a name has at most {LONGEST} printable characters"
-        if column_name(name).lower() == MEAN:
-            return f"has {name!r}, which is what the tables call their last row"
+        if is_mean(name.lower()) or column_name(name).lower() == MEAN:
+            return f"has {name!r}, which is what the tables call the rows of means"
         if findings.count(name) > 1:
             return f"has {name} twice"
         # Spark takes Mass and mass for one column.
@@ -62,6 +62,11 @@ def names_fault(findings: Sequence[str]) -> str | None:
         if other != name:
             return f"has {other} and {name}, which would be one column, {column_name(name)}"
     return None
+
+
+def is_mean(name: str) -> bool:
+    """Whether a row of a table is no finding's: the mean of all, or ``mean of`` some."""
+    return name == MEAN or name.startswith(f"{MEAN} of ")
 
 
 def find(name: str, findings: Sequence[str]) -> int | None:

@@ -112,7 +112,7 @@ def test_every_path_is_made_absolute_once(tmp_path, monkeypatch):
     given = {"images": ["a", "b/*.png", "s3://bucket/c"], "labels": "~/l.csv", "out": "file:///x/y"}
     config = build(IngestConfig, given)
     assert config.images == (f"{tmp_path}/a", f"{tmp_path}/b/*.png", "s3://bucket/c")
-    assert (config.labels, config.out, config.boxes) == ("/home/somebody/l.csv", "/x/y", None)
+    assert (config.labels, config.out, config.boxes) == (("/home/somebody/l.csv",), "/x/y", None)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

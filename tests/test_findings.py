@@ -8,7 +8,8 @@ from chexspark.errors import UserError, listed
 from chexspark.findings import FINDINGS, column_name, find, names_fault, shared
 from chexspark.ingestion.box_files import read_boxes
 from chexspark.ingestion.label_findings import COLUMNS
-from chexspark.ingestion.labels import label_findings, read_labels
+from chexspark.ingestion.label_table import label_findings
+from chexspark.ingestion.labels import read_labels
 from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
 from chexspark.store.row_groups import read_row_group, row_groups
@@ -50,7 +51,8 @@ def test_columns_are_named_as_spark_can_take_them():
         ((3,), "is no name"),
         (("a\nb",), "printable"),
         (("x" * 101,), "at most 100"),
-        (("Mass", "mean"), "what the tables call their last row"),
+        (("Mass", "mean"), "what the tables call the rows of means"),
+        (("Mass", "Mean of all"), "what the tables call the rows of means"),
     ],
 )
 def test_what_a_list_of_findings_must_be(findings, fault):

@@ -182,9 +182,11 @@ def test_a_task_refuses_passes_over_and_goes_on(mixed, tmp_path, monkeypatch):
     """Whatever an image or a file system does; by a task alone, without Spark."""
     (archive,) = find_sources((str(mixed / "all.tar"),)).archives
     gone = SourceFile(str(tmp_path / "gone.png"), "gone.png", 7, "")
-    label = Label("1", "train", bytes([1]), None, None, None, None)
+    label = Label("1", "train", bytes([1]), (None,) * 11)
     labels = dict.fromkeys([*KNOWN, *OTHERS, "gone.png"], label)
-    done = write_task(WriteTask(str(tmp_path), 0, 32, 4, (gone, archive)), labels, frozenset())
+    done = write_task(
+        WriteTask(str(tmp_path), 0, 32, 4, (gone, archive)), labels, frozenset(), frozenset()
+    )
     assert {kept.name for kept in done.kept} == {"IM000001", "photo.jfif", "1.2.840.77"}
     assert {path.rsplit("/", 1)[1] for path in done.passed_over} == OTHERS
     reasons = {path.rsplit("/", 1)[1]: reason for path, reason, _ in done.quarantined}
@@ -192,7 +194,7 @@ def test_a_task_refuses_passes_over_and_goes_on(mixed, tmp_path, monkeypatch):
     assert reasons["gone.png"].startswith("cannot be read: ")
     assert reasons["bare"] == "cannot be decoded: DICOM without PixelData"
     monkeypatch.setattr(Location, "read_bytes", lambda place: 1 / 0)
-    done = write_task(WriteTask(str(tmp_path), 1, 32, 4, (gone,)), labels, frozenset())
+    done = write_task(WriteTask(str(tmp_path), 1, 32, 4, (gone,)), labels, frozenset(), frozenset())
     assert [row[1] for row in done.quarantined] == ["cannot be read: division by zero"]
 
 

@@ -14,7 +14,8 @@ from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.box_files import read_boxes
 from chexspark.ingestion.label_form_file import find_form, form_names, form_of_header
-from chexspark.ingestion.labels import label_findings, read_labels
+from chexspark.ingestion.label_table import label_findings
+from chexspark.ingestion.labels import read_labels
 from chexspark.ingestion.splits import assign_splits
 from chexspark.storage import locate
 

@@ -34,6 +34,7 @@ from chexspark.store.row_groups import read_row_group, row_groups
 
 OLD = Path(__file__).parent / "fixtures" / "layout1"
 SCHEMA_2 = Path(__file__).parent / "fixtures" / "schema2" / "store"  # as commit 4252d38 wrote it
+SCHEMA_3 = Path(__file__).parent / "fixtures" / "schema3" / "store"  # as commit c50282f wrote it
 
 
 @pytest.fixture
@@ -42,25 +43,26 @@ def old(tmp_path):
     return Path(shutil.copytree(OLD, tmp_path / "old"))
 
 
-@pytest.mark.parametrize("version, store", [(1, OLD / "store"), (2, SCHEMA_2)])
+@pytest.mark.parametrize("version, store", [(1, OLD / "store"), (2, SCHEMA_2), (3, SCHEMA_3)])
 def test_a_store_of_an_earlier_schema_is_read(version, store):
-    assert SCHEMA_VERSION == 3
+    assert SCHEMA_VERSION == 4
     manifest = read_manifest(locate(str(store)))
     assert manifest.schema_version == version and manifest.findings == FINDINGS
-    assert manifest.synthetic == 0, "was not counted then"
+    assert manifest.synthetic == (60 if version == 3 else 0), "was not counted before"
+    assert manifest.means == {}
     check_files(locate(str(store)), manifest, ("train", "val", "test"))
     groups = row_groups(locate(str(store)), manifest, "train")
     read = [read_row_group(group, 32, ("image_index",)) for group in groups]
     assert sum(len(piece.images) for piece in read) == manifest.splits["train"].images
 
 
-@pytest.mark.parametrize("version, store", [(1, OLD / "store"), (2, SCHEMA_2)])
+@pytest.mark.parametrize("version, store", [(1, OLD / "store"), (2, SCHEMA_2), (3, SCHEMA_3)])
 def test_a_store_of_an_earlier_schema_is_not_added_to(version, store, tmp_path):
     shutil.copytree(store, tmp_path / "store")
     write_release(out=str(tmp_path / "nih"), images=60, size=32)
     settings = {"size": 32, "rows_per_group": 10, "out": str(tmp_path / "store"), "append": True}
     with pytest.raises(
-        UserError, match=f"has schema version {version}, and this chexspark writes 3"
+        UserError, match=f"has schema version {version}, and this chexspark writes 4"
     ):
         ingest(None, images=str(tmp_path / "nih" / "images"),
                labels=str(tmp_path / "nih" / "Data_Entry_2017.csv"), **settings)  # fmt: skip

@@ -81,8 +81,8 @@ def test_own_findings_go_the_whole_way(spark, release, make_store, tmp_path, sig
                                first[[f"prob_{c}" for c in columns]].to_numpy(float), atol=1e-5)  # fmt: skip
     drawn = explain(spark, run=run, data=store, images=table["image_index"][0], findings=names)
     assert drawn["finding"].tolist() == names
-    with pytest.raises(UserError, match=r"Lung opacity .*did you mean Lung Opacity"):
-        explain(spark, run=run, data=store, images=table["image_index"][0], findings="Lung opacity")
+    with pytest.raises(UserError, match=r"Lung opasity .*did you mean Lung Opacity"):
+        explain(spark, run=run, data=store, images=table["image_index"][0], findings="Lung opasity")
 
     export(spark, run=run, data=store, formats="onnx", out=str(tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "findings.json").read_text()) == names

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from chexspark.findings import FINDINGS
+from chexspark.ingestion.sets import ImageSet
 from chexspark.ingestion.summary import (
     boxes_of,
     kind,
@@ -24,11 +25,15 @@ def kept(name, patient="1", split="train", labels=()):
     values = np.zeros(len(FINDINGS), np.int8)
     for finding, value in dict(labels).items():
         values[FINDINGS.index(finding)] = value
-    return Kept(name, patient, split, values.tobytes(), "L", False, "00" * 32, 0, (64, 64))
+    return Kept(name, patient, split, values.tobytes(), "L", False, "00" * 32, 0, (64, 64), "a set")
 
 
 def test_a_refused_image_with_a_label_is_there():
-    inputs = SimpleNamespace(files=[], labels={"a.png": None, "p1/v.png": None, "c": None})
+    inputs = SimpleNamespace(
+        files=[],
+        labels={"a.png": None, "p1/v.png": None, "c": None},
+        image_set=ImageSet("a set", ""),
+    )
     refused = [(path, "truncated", 1) for path in
                ("/d/a.png", "s3://x/t.tar!set/p1/v.png", "/d/c.dcm", "/d/p2/v.png", "/d/t.tar")]  # fmt: skip
     assert names_present(inputs, [], refused, []) == {"a.png", "p1/v.png", "c"}

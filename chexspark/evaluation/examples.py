@@ -14,7 +14,7 @@ import pandas as pd
 from chexspark.evaluation.localisation import box_fractions
 from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.predictions import label_column, probability_column
-from chexspark.findings import MEAN
+from chexspark.findings import is_mean
 
 if TYPE_CHECKING:
     from chexspark.evaluation.maps import Mapped
@@ -59,7 +59,7 @@ def choose_examples(table: pd.DataFrame, records: Sequence[Metric]) -> list[Exam
     known = [
         (r["positives"], r["finding"], r["threshold_youden"])
         for r in records
-        if r["finding"] != MEAN and r["threshold_youden"] is not None and r["positives"]
+        if not is_mean(r["finding"]) and r["threshold_youden"] is not None and r["positives"]
     ]
     examples = []
     for _, finding, threshold in sorted(known, key=lambda each: -each[0])[:FINDINGS_SHOWN]:

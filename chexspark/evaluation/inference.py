@@ -1,7 +1,7 @@
 """A model over many images in Spark tasks. Runs on the driver and in Spark tasks.
 
 In: a split of a store, the runs' best models. Out: a DataFrame of one row per image: image_index,
-patient_id, view_position, sex, age, follow_up, ``prob_<Finding>``, ``label_<Finding>``.
+patient_id, what the store knows of patient and study, ``prob_<Finding>``, ``label_<Finding>``.
 A task reads one row group with pyarrow, checks it as training does, and hands Arrow batches on; the
 Python worker that Spark keeps for its tasks loads the models once.
 """
@@ -22,10 +22,14 @@ from chexspark.evaluation.predictions import label_column, probability_column
 from chexspark.evaluation.task_device import task_device
 from chexspark.session import task_slots
 from chexspark.storage import locate
+from chexspark.store.manifest import Manifest
 from chexspark.store.row_groups import RowGroup, read_row_group
+from chexspark.store.schema import FACTS, parquet_schema
 
-STORED_COLUMNS = {"image_index": "string", "patient_id": "string", "view_position": "string",
-         "sex": "string", "age": "smallint", "follow_up": "smallint"}  # fmt: skip
+STORED_COLUMNS = {"image_index": pa.string(), "patient_id": pa.string()} | {
+    name: kind for name, (kind, _) in FACTS.items()
+}
+SPARK_TYPES = {pa.string(): "string", pa.int16(): "smallint"}
 DEVICES = 8  # GPUs of a host
 MIN_TASKS, TASKS_PER_SLOT = 32, 4  # a task costs 0.2 s beside the model; progress comes by tasks
 
@@ -64,27 +68,32 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def score_split(
     spark: SparkSession,
     groups: list[RowGroup],
-    size: int,
+    manifest: Manifest,
     scorer: Scorer,
-    stored: tuple[str, ...],
 ) -> DataFrame:
     """Score the images of row groups, in enough tasks that slow hosts do not hold up. Lazy.
 
-    `size`: height and width of the images, pixels; `stored`: the findings of the store's labels, of
-    which the scorer's are some.
+    `manifest`: of their store, whose labels have the scorer's findings.
     """
-    columns = [f"{name} {kind}" for name, kind in STORED_COLUMNS.items()]
+    size, schema = manifest.image_size, parquet_schema(manifest.image_size, manifest.schema_version)
+    columns = [f"{name} {SPARK_TYPES[kind]}" for name, kind in STORED_COLUMNS.items()]
     columns += [f"{probability_column(finding)} double" for finding in scorer.findings]
     columns += [f"{label_column(finding)} tinyint" for finding in scorer.findings]
     names = [column.split()[0] for column in columns]
-    labels = positions(scorer.findings, stored)
+    labels = positions(scorer.findings, manifest.findings)
 
     def score(batches: Batches) -> Batches:
         for batch in batches:
             for position in batch.column(0).to_pylist():
-                read = read_row_group(groups[position], size, tuple(STORED_COLUMNS))
+                there = tuple(name for name in STORED_COLUMNS if name in schema.names)
+                read = read_row_group(groups[position], size, there)
                 probabilities = probabilities_of(read.images, scorer)
-                arrays = [read.others[name].combine_chunks() for name in STORED_COLUMNS]
+                arrays = [
+                    read.others[name].combine_chunks()
+                    if name in there
+                    else pa.nulls(len(read.images), kind)
+                    for name, kind in STORED_COLUMNS.items()
+                ]
                 arrays += [pa.array(column) for column in probabilities.T]
                 arrays += [pa.array(column, pa.int8()) for column in read.labels[:, labels].T]
                 yield pa.RecordBatch.from_arrays(arrays, names)

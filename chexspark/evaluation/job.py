@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 from typing import NamedTuple, cast
 
+import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
@@ -33,10 +34,13 @@ from chexspark.evaluation.runs import (
 from chexspark.evaluation.scores import GivenScores, Scores, read_given
 from chexspark.evaluation.scoring import Scoring, earlier_scores, score
 from chexspark.evaluation.store_split import StoreSplit
+from chexspark.evaluation.studies import STUDY, by_study
 from chexspark.run.folder import METRICS, PREDICTIONS, RunFolder, run_folder
 from chexspark.session import start_session
 from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
+from chexspark.store.row_groups import checked_column
+from chexspark.store.schema import parquet_schema
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +118,13 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
     )
     val = split.other("val")
     fault = None if split.name == "val" else validation_fault(runs, val)
+    check_studies(split, config)
+    aggregate = aggregate_of(config)
     against = None
     if config.against is not None:
-        against = read_against(config.against, split.name, findings, manifest.fingerprint)
+        against = read_against(
+            config.against, split.name, findings, manifest.fingerprint, aggregate
+        )
     say([
         left_out,
         fault and f"no thresholds and no scaling: {fault}",
@@ -132,11 +140,12 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
         table = earlier_scores(val, scoring)
         if table is None:
             table = score(spark, val, scoring, ", for thresholds and scaling")
-        validation = Validation(table, f"the val split of {store}")
+        validation = Validation(rows_of(table, findings, aggregate), f"the val split of {store}")
     table = score(spark, split, scoring)
+    rows = rows_of(table, findings, aggregate)
     if split.name == "val":
-        validation = Validation(table, f"the val split of {store}")
-    scored = Scored(split.name, table, findings, validation, left_out)
+        validation = Validation(rows, f"the val split of {store}")
+    scored = Scored(split.name, rows, findings, validation, left_out, manifest.means, aggregate)
     measured = write_metrics(scored, config.bootstrap, out)
     if against is not None:
         write_comparison(scored, against, config.bootstrap, out)
@@ -149,6 +158,7 @@ def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evalu
     predictions = cast(Scores, config.predictions)  # which are there in this mode
     given = read_given(predictions, "--predictions", config.labels, config.label_form)
     unknown = check_runs_of(given.table)
+    aggregate = aggregate_of(config)
     validation = None
     if config.validation_predictions is not None:
         val = read_given(
@@ -159,10 +169,11 @@ def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evalu
         )
         check_validation(val, given)
         words = f"the {len(val.table):,} images of --validation-predictions"
-        validation = Validation(val.table, words)
+        validation = Validation(rows_of(val.table, given.findings, aggregate), words)
     against = None
     if config.against is not None:
-        against = read_against(config.against, config.split, given.findings, None)
+        against = read_against(config.against, config.split, given.findings, None, aggregate)
+    rows = rows_of(given.table, given.findings, aggregate)
     say([given.left_out, *given.notes, unknown])
     out = run_folder(config.out or "")
     out.place.make_directory()
@@ -175,11 +186,37 @@ def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evalu
         "labels": config.labels, "images": len(given.table),
         "patients": int(given.table["patient_id"].nunique()),
     })  # fmt: skip
-    scored = Scored(GIVEN, given.table, given.findings, validation, given.left_out)
+    scored = Scored(GIVEN, rows, given.findings, validation, given.left_out, given.means, aggregate)
     write_metrics(scored, config.bootstrap, out)
     if against is not None:
         write_comparison(scored, against, config.bootstrap, out)
     return result(start_session(spark, "evaluate"), out, GIVEN)
+
+
+def aggregate_of(config: EvaluateConfig) -> str | None:
+    """How scores of a study's images are put together; None where images are counted."""
+    return config.aggregate if config.by == STUDY else None
+
+
+def rows_of(table: pd.DataFrame, findings: tuple[str, ...], aggregate: str | None) -> pd.DataFrame:
+    """The rows that are counted: images, or studies. Raises UserError where no image has a study."""
+    return by_study(table, findings, aggregate) if aggregate else table
+
+
+def check_studies(split: StoreSplit, config: EvaluateConfig) -> None:
+    """Raise UserError where studies are to be counted and the store knows of none, before any is scored."""
+    if config.by != STUDY:
+        return
+    if "study_id" in parquet_schema(split.manifest.image_size, split.manifest.schema_version).names:
+        groups = split.row_groups()
+        if any(
+            value is not None for group in groups for value in checked_column([group], "study_id")
+        ):
+            return
+    raise UserError(
+        f"--by=study: no image of {split} has a study: ingest with a label form that has study, or, of "
+        "DICOM files, with --dicom-columns=study"
+    )
 
 
 def check_validation(validation: GivenScores, given: GivenScores) -> None:

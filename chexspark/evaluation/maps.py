@@ -28,7 +28,7 @@ from chexspark.evaluation.localisation import (
 from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.evaluation.task_device import task_device
-from chexspark.findings import UNKNOWN
+from chexspark.findings import UNKNOWN, is_mean
 from chexspark.models import LOGITS
 from chexspark.run.folder import EXAMPLES, LOCALISATION, RunFolder
 from chexspark.spark_progress import watched
@@ -191,7 +191,7 @@ def write_maps(
 
     `table`: the split's predictions; `records`: its metrics, a row per finding and their mean.
     """
-    findings = [record["finding"] for record in records[:-1]]
+    findings = [record["finding"] for record in records if not is_mean(record["finding"])]
     boxes = read_boxes(split.store, split.manifest)
     if boxes is not None:
         boxes = boxes[boxes["image_index"].isin(table["image_index"])]

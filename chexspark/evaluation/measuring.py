@@ -5,7 +5,8 @@ In: the predictions of a split, those of a validation split, those of another mo
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from chexspark.evaluation.comparison import comparison_records
 from chexspark.evaluation.metrics import Fitted, Measured, fit, metric_records
 from chexspark.evaluation.predictions import labelled_scores, scores_of
 from chexspark.evaluation.scores import Scores, read_scores
+from chexspark.evaluation.studies import STUDY, by_study
 from chexspark.evaluation.subgroups import Group, groups_of
 from chexspark.evaluation.tables import ComparisonRow
 from chexspark.findings import shared
@@ -42,6 +44,9 @@ class Scored:
     findings: tuple[str, ...]
     validation: Validation | None  # where thresholds and scaling come from
     left_out: str | None = None  # which other findings there were, in words
+    # Name → findings, whose mean stands beside that of all.
+    means: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    aggregate: str | None = None  # rows are studies: the mean or max of their images' scores
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def measure(scored: Scored, resamples: int) -> tuple[list[Group], Measured]:
         fitted = fit(validation.labels, validation.scores, validation.patients)
     groups = groups_of(scored.table)
     rows = labelled_scores(scored.table, scored.findings)
-    return groups, metric_records(rows, resamples, groups, fitted)
+    means = {n: f for n, f in scored.means.items() if set(f) <= set(scored.findings)}
+    return groups, metric_records(rows, resamples, groups, fitted, means=means)
 
 
 def write_metrics(scored: Scored, resamples: int, out: RunFolder) -> Measured:
@@ -79,6 +85,7 @@ def write_metrics(scored: Scored, resamples: int, out: RunFolder) -> Measured:
     tables.write_evaluation(out, scored.split, {
         **facts, "metrics": True, "bootstrap": resamples, "fitted_on": fitted_on,
         "left_out": scored.left_out, "warnings": warnings,
+        "by": STUDY if scored.aggregate else "image", "aggregate": scored.aggregate,
     })  # fmt: skip
     log.info("%s", tables.metrics_text(measured.whole, scored.split))
     if facts.get("synthetic"):
@@ -94,16 +101,24 @@ def write_metrics(scored: Scored, resamples: int, out: RunFolder) -> Measured:
 
 
 def read_against(
-    given: Scores, split: str, findings: tuple[str, ...], fingerprint: str | None
+    given: Scores,
+    split: str,
+    findings: tuple[str, ...],
+    fingerprint: str | None,
+    aggregate: str | None,
 ) -> Against:
     """The scores of the other model: an evaluated run's of the same split, or scores as they are.
 
-    `fingerprint`: of the store that is scored, if it is one. Raises UserError where there are none of
+    `fingerprint`: of the store that is scored, if it is one. `aggregate`: where rows are studies. Raises UserError where there are none of
     these images or of any of these findings.
     """
     name = given if isinstance(given, str) else "a DataFrame"
     place = run_folder(given) if isinstance(given, str) else None
     if place is None or not (place.lineage.is_file() or place.evaluation.is_file()):
+        if aggregate:
+            raise UserError(
+                f"--against={name} with --by=study: give an evaluated run, whose images have studies"
+            )
         found = read_scores(given, "--against", findings)
         return Against(name, found.table, found.findings)
     facts = tables.read_evaluation(place)
@@ -119,6 +134,8 @@ def read_against(
                 f"scored here ({listed(findings)})"
             )
         table = tables.read_predictions(place, one, theirs)
+        if table is not None and aggregate:
+            table = by_study(table, theirs, aggregate, f"--against={place}")
         if table is not None:
             return Against(name, table, theirs)
     raise UserError(
@@ -133,17 +150,20 @@ def write_comparison(scored: Scored, against: Against, resamples: int, out: RunF
     Raises UserError where they have no image in common.
     """
     findings, name = against.findings, against.name
-    other, table = against.table.set_index("image_index"), scored.table
-    both = table[table["image_index"].isin(other.index)]
+    key = ["patient_id", "study_id"] if scored.aggregate else ["image_index"]
+    table = scored.table.set_index(key, drop=False)
+    other = against.table.set_index(key)
+    both = table[table.index.isin(other.index)]
     if both.empty:
         raise UserError(f"--against={name} has none of the images that were scored")
     if len(both) < max(len(table), len(other)):
-        log.warning("note: compared on the %s images that both have (of %s and %s)",
-                    *(f"{len(each):,}" for each in (both, table, other)))  # fmt: skip
+        log.warning("note: compared on the %s %s that both have (of %s and %s)", f"{len(both):,}",
+                    "studies" if scored.aggregate else "images",
+                    *(f"{len(each):,}" for each in (table, other)))  # fmt: skip
     left_out = [finding for finding in scored.findings if finding not in findings]
     if left_out:
         log.warning("note: compared without %s, of which %s has no scores", listed(left_out), name)
-    second = scores_of(other.loc[both["image_index"]], findings)
+    second = scores_of(other.loc[both.index], findings)
     records = comparison_records(labelled_scores(both, findings), second, resamples)
     rows = [ComparisonRow(**record, images=len(both), other=name) for record in records]
     tables.write_split(out, COMPARISON, scored.split, rows)

@@ -158,12 +158,13 @@ def fit(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> list[Fi
 
 def metric_records(
     rows: LabelledScores, resamples: int, groups: Sequence[Group] = (),
-    fitted: list[Fitted] | None = None, seed: int = 0,
+    fitted: list[Fitted] | None = None, seed: int = 0, means: Mapping[str, Sequence[str]] | None = None,
 ) -> Measured:  # fmt: skip
     """A record of each finding and one of their mean, of all rows and of each of `groups`.
 
     What is not defined is None, and `note` says why. `resamples`: of the patients, for the intervals;
-    `fitted`: per finding. Raises ValueError for scores that are no numbers.
+    `fitted`: per finding; `means`: name → findings, of which all rows have a further mean each. Raises
+    ValueError for scores that are no numbers.
     """
     if not np.isfinite(rows.scores).all():
         raise ValueError(f"{(~np.isfinite(rows.scores)).sum()} scores are not numbers")
@@ -194,7 +195,15 @@ def metric_records(
     for group, of_group in zip(groups, found, strict=True):
         both = zip(records(group.rows), of_group, strict=True)
         parts.append([GroupMetric(**record, **difference) for record, difference in both])
-    return Measured(records(everybody), parts)
+    whole = records(everybody)
+    of_all = of_mask[everybody.tobytes()]
+    for name, findings in (means or {}).items():
+        which = [rows.findings.index(finding) for finding in findings]
+        drawn = Draws(*(part[:, which] for part in of_all))
+        aurocs = ranked[everybody.tobytes()].aurocs[which]
+        some = [whole[i] for i in which]
+        whole.append(mean_record(some, aurocs, drawn, rows.patients, f"{MEAN} of {name}"))
+    return Measured(whole, parts)
 
 
 def group_records(
@@ -319,7 +328,11 @@ def calibration_of(
 
 
 def mean_record(
-    records: list[Metric], aurocs: np.ndarray, draws: Draws, patients: np.ndarray
+    records: list[Metric],
+    aurocs: np.ndarray,
+    draws: Draws,
+    patients: np.ndarray,
+    name: str = MEAN,
 ) -> Metric:
     """The mean over the findings that have the figure; of AUROC, its own interval.
 
@@ -349,7 +362,7 @@ def mean_record(
             ranking["auroc_low"], ranking["auroc_high"] = of_auroc
             ranking["average_precision_low"], ranking["average_precision_high"] = of_precision
     return Metric(
-        finding=MEAN, **ranking, **mean_decisions(records), **mean_calibration(records),
+        finding=name, **ranking, **mean_decisions(records), **mean_calibration(records),
         positives=None, negatives=None, unknown=None, rough=rough > 0, note="; ".join(notes),
     )  # fmt: skip
 

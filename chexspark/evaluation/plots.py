@@ -21,7 +21,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.published_aurocs import Published
 from chexspark.evaluation.tables import SubgroupRow
-from chexspark.findings import MEAN
+from chexspark.findings import is_mean
 
 # Each stands for a variable of the page until the SVG is written.
 INK, ACCENT, SECOND, THIRD, FAINT, ALARM = (
@@ -106,7 +106,7 @@ def intervals(records: Sequence[Metric], published: Sequence[Published] = ()) ->
     with matplotlib.rc_context(STYLE):
         figure, axes = rows_figure([r["finding"] for _, r in shown])
         for y, (auroc, r) in enumerate(shown):
-            colour = SECOND if r["finding"] == MEAN else ACCENT
+            colour = SECOND if is_mean(r["finding"]) else ACCENT
             others = [v for p in published if (v := p.of(r["finding"])) is not None]
             axes.plot(others, [y] * len(others), "|", color=FAINT, ms=9, mew=1.3, zorder=1)
             draw_interval(axes, r, y, colour)

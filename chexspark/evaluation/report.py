@@ -12,9 +12,10 @@ from chexspark.config import ReportConfig
 from chexspark.errors import UserError, listed
 from chexspark.evaluation import plots, sections, tables
 from chexspark.evaluation.sections import Evaluated
+from chexspark.evaluation.studies import scored_rows
 from chexspark.evaluation.tables import AGAIN, SplitFacts
 from chexspark.evaluation.training_sections import Trained
-from chexspark.findings import MEAN
+from chexspark.findings import MEAN, is_mean
 from chexspark.run.folder import (
     COMPARISON,
     EXAMPLES,
@@ -52,6 +53,7 @@ def report(config: ReportConfig) -> str:
         loader=PackageLoader("chexspark.evaluation", "."), autoescape=True,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    pages.tests["mean"] = is_mean
     pages.filters |= {
         "spoken": plots.spoken, "figure": sections.figure, "probability": tables.probability_text, "listed": listed,
         "chance": lambda p: tables.p_text(p) or "–",
@@ -81,11 +83,13 @@ def read_evaluated(run: RunFolder, split: str | None) -> Evaluated:
         )
     split = split or next(name for name in ORDER if name in done)
     facts = tables.read_evaluation(run)[split]
-    predictions = tables.read_predictions(run, split, facts["findings"])
+    predictions = scored_rows(tables.read_predictions(run, split, facts["findings"]), facts)
     metrics, subgroups = (tables.read_split(run, name, split) for name in (METRICS, SUBGROUPS))
     if predictions is None or metrics is None or subgroups is None:
         raise UserError(f"{run} has no tables of split {split}: {AGAIN}")
-    if list(metrics["finding"]) != [*facts["findings"], MEAN]:
+    named = [*facts["findings"], MEAN]
+    further_means = metrics["finding"][len(named) :]
+    if list(metrics["finding"][: len(named)]) != named or not all(map(is_mean, further_means)):
         raise UserError(
             f"{run.table(METRICS, split)} is damaged: it has not a row for each finding; {AGAIN}"
         )

@@ -8,7 +8,8 @@ both labels and scores, and what to say of the others.
 
 import difflib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,7 +22,6 @@ from chexspark.evaluation.predictions import (
     label_column,
     probability_column,
 )
-from chexspark.evaluation.subgroups import COLUMNS as DESCRIPTIONS
 from chexspark.findings import (
     ALIASES,
     LABEL,
@@ -32,14 +32,17 @@ from chexspark.findings import (
     plain_spelling,
 )
 from chexspark.ingestion.image_names import label_name
-from chexspark.ingestion.labels import DUPLICATE_LABEL, label_findings, read_labels
+from chexspark.ingestion.label_table import label_findings
+from chexspark.ingestion.labels import DUPLICATE_LABEL, read_labels
 from chexspark.storage import Location, locate
+from chexspark.store.schema import FACTS
 from chexspark.text_files import decoded, read_content
 
 Scores: TypeAlias = str | pd.DataFrame | DataFrame  # a path, or a table
 
 KEYS = ("image_index", "Image Index")
-FACTS = ("patient_id", *DESCRIPTIONS, "run", "split", "store_fingerprint")  # no findings
+DESCRIPTIONS = tuple(FACTS)
+NO_FINDINGS = ("patient_id", *DESCRIPTIONS, "run", "split", "store_fingerprint")
 PARQUET_MARK = b"PAR1"
 SIMILAR = 0.75  # of two spellings: Pneumonia and Pnuemonia are, Pneumonia and Pneumothorax are not
 
@@ -59,6 +62,8 @@ class GivenScores(NamedTuple):
     findings: tuple[str, ...]  # those with labels and scores, in the labels' order
     left_out: str | None = None  # findings without labels or without scores, in words
     notes: tuple[str, ...] = ()  # what else is to be said
+    # Name → findings, whose mean stands beside that of all.
+    means: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
 
 def name_of(given: Scores, option: str) -> str:
@@ -85,12 +90,12 @@ def read_given(
     found = score_columns(table, labelled, name)
     findings = tuple(found.columns)
     scores = with_scores(table, keys, found.columns, name)
-    joined, notes = with_labels(scores, findings, labels, name, label_form)
+    joined, notes, means = with_labels(scores, findings, labels, name, label_form)
     parts = [f"no scores of {listed(found.lacking)}"] * bool(found.lacking)
     parts += [f"no labels for {listed(found.others)}"] * bool(found.others)
     number = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
     left_out = f"scored on {number}: there are {', and '.join(parts)}" if parts else None
-    return GivenScores(joined, findings, left_out, notes)
+    return GivenScores(joined, findings, left_out, notes, means)
 
 
 def read_scores(given: Scores, option: str, findings: Sequence[str]) -> GivenScores:
@@ -192,7 +197,7 @@ def score_columns(table: pd.DataFrame, labelled: Sequence[str], name: str) -> Sc
             break
     columns = {finding: spelled[column] for finding, column in found.items() if column}
     lacking = tuple(finding for finding, column in found.items() if not column)
-    known = {*KEYS, *FACTS, *found.values(), *(n for each in names.values() for n in each)}
+    known = {*KEYS, *NO_FINDINGS, *found.values(), *(n for each in names.values() for n in each)}
     left = [c for c in spelled if c not in known and not c.startswith(LABEL)]
     for finding in lacking:
         similar = similar_column(finding, left)
@@ -270,23 +275,24 @@ def with_labels(
     labels: str | None,
     name: str,
     label_form: str | None,
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
+) -> tuple[pd.DataFrame, tuple[str, ...], dict[str, tuple[str, ...]]]:
     """Join labels, patients and facts from a label CSV, or take those that the table has.
 
-    Returns the table and what to say of it. Raises UserError for images without a label.
+    Returns the table, what to say of it, and the label form's means. Raises UserError for images without a label.
     """
     own, notes = [label_column(finding) for finding in findings], []
     if labels is None:
         table = scores.assign(**{c: own_label(scores, c, name) for c in own})
+        means: dict[str, tuple[str, ...]] = {}
     else:
-        table = join_labels(scores, findings, labels, name, label_form)
+        table, means = join_labels(scores, findings, labels, name, label_form)
     if "patient_id" not in table:
         notes.append(f"{name} has no patient_id: intervals take every image for a patient of its own")  # fmt: skip
         table["patient_id"] = table["image_index"]
     table["patient_id"] = table["patient_id"].astype(str)
     kept = ["image_index", "patient_id", *(c for c in DESCRIPTIONS if c in table)]
     kept += [probability_column(finding) for finding in findings] + own
-    return table[kept + (["run"] if "run" in table else [])], tuple(notes)
+    return table[kept + (["run"] if "run" in table else [])], tuple(notes), means
 
 
 def own_label(table: pd.DataFrame, column: str, name: str) -> np.ndarray:
@@ -306,8 +312,8 @@ def own_label(table: pd.DataFrame, column: str, name: str) -> np.ndarray:
 
 def join_labels(
     scores: pd.DataFrame, findings: Sequence[str], labels: str, name: str, label_form: str | None
-) -> pd.DataFrame:
-    """Scores with the labels, the patient and the facts of the same image in a label CSV.
+) -> tuple[pd.DataFrame, dict[str, tuple[str, ...]]]:
+    """Scores with the labels, the patient and the facts of the same image in a label CSV; the form's means.
 
     Raises UserError for images without a label, or with two.
     """
@@ -335,10 +341,12 @@ def join_labels(
     facts = rows.set_index("image_index").loc[scores["image_index"]]
     truth = np.stack(facts["labels"].to_list())
     columns = {
-        c: facts[c].to_numpy() for c in ("patient_id", *DESCRIPTIONS) if facts[c].notna().any()
+        c: facts[c].to_numpy()
+        for c in ("patient_id", *DESCRIPTIONS)
+        if c in facts and facts[c].notna().any()
     }
     columns |= {label_column(finding): truth[:, i] for i, finding in enumerate(findings)}
-    return scores.assign(**columns)
+    return scores.assign(**columns), found.means()
 
 
 def shown(columns: Iterable[Any]) -> str:

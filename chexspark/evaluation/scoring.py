@@ -80,7 +80,7 @@ def score(
     log.info("scoring %s images of %s%s", f"{images:,}", split, purpose)
     started = time.monotonic()
     manifest = split.manifest
-    scores = score_split(spark, split.row_groups(), manifest.image_size, scoring.scorer, manifest.findings)  # fmt: skip
+    scores = score_split(spark, split.row_groups(), manifest, scoring.scorer)
     scores = scores.withColumn("run", lit(" + ".join(scoring.runs)))
     scores = scores.withColumn("store_fingerprint", lit(manifest.fingerprint))
     with watched(spark, f"scoring {split.name}", images):

@@ -22,7 +22,7 @@ from chexspark.evaluation.published_aurocs import Published, are_published, publ
 from chexspark.evaluation.subgroups import MIN_PATIENTS, rarer_patients
 from chexspark.evaluation.tables import SplitFacts, SubgroupRow, records_of
 from chexspark.evaluation.training_sections import Trained, trained_rows, training_contents
-from chexspark.findings import MEAN
+from chexspark.findings import MEAN, is_mean
 from chexspark.store.manifest import SPLITS
 
 PICTURE_SIDE = 256  # pixels, at least, of an example in the report
@@ -59,7 +59,7 @@ def contents(
 ) -> dict[str, Any]:
     """All that the templates need. `others`: runs to stand beside `trained` in the scaling chart."""
     records = cast(list[Metric], records_of(evaluated.metrics))
-    findings = [r["finding"] for r in records[:-1]]
+    findings = [r["finding"] for r in of_findings(records)]
     subgroups = cast(list[SubgroupRow], records_of(evaluated.subgroups))
     return {
         "run": run,
@@ -73,7 +73,7 @@ def contents(
         "of_nih": are_published(findings) and not evaluated.facts.get("synthetic"),
         "synthetic": evaluated.facts.get("synthetic", False),
         **metric_contents(evaluated, records),
-        **subgroup_contents(subgroups, records[-1]),
+        **subgroup_contents(subgroups, mean_of_all(records)),
         "localisation": localised(evaluated.localisation),
         "comparison": records_of(evaluated.comparison),
         "examples": pictured(evaluated.examples),
@@ -83,15 +83,26 @@ def contents(
     }
 
 
+def of_findings(records: Sequence[Metric]) -> list[Metric]:
+    """The records that are a finding's."""
+    return [r for r in records if not is_mean(r["finding"])]
+
+
+def mean_of_all(records: Sequence[Metric]) -> Metric:
+    """The record of the mean of all findings."""
+    return next(r for r in records if r["finding"] == MEAN)
+
+
 def published(facts: SplitFacts, findings: Iterable[str]) -> tuple[Published, ...]:
     """What may stand beside the figures: nothing beside those of phantoms."""
     return () if facts.get("synthetic") else published_beside(findings)
 
 
 def metric_contents(evaluated: Evaluated, records: Sequence[Metric]) -> dict[str, Any]:
-    """Figures of the findings and of their mean, which is the last of `records`."""
-    mean, scored = records[-1], [r for r in records[:-1] if r["auroc"] is not None]
-    beside = published(evaluated.facts, [r["finding"] for r in records[:-1]])
+    """Figures of the findings and of their means."""
+    mean, each = mean_of_all(records), of_findings(records)
+    scored = [r for r in each if r["auroc"] is not None]
+    beside = published(evaluated.facts, [r["finding"] for r in each])
     enough = with_enough_patients(evaluated, scored)
     return {
         "records": records,

@@ -1,6 +1,6 @@
 """Parts of the patients by what is known of them, and whether one falls behind. Pure; runs anywhere.
 
-In: sex, age, view position and follow-up of each row; AUROCs of groups in all resamples. Out: groups of
+In: sex, age, view position, follow-up, hospital, device and set of each row; AUROCs of groups in all resamples. Out: groups of
 rows; of each group the difference from its complement, and a test that corrects for how many there are.
 
 The question is whether a group fares worse than the others of which the same is known: women than men,
@@ -20,7 +20,16 @@ from chexspark.evaluation.ranking import interval
 
 AGES = (0, 20, 40, 60, 80, 121)  # years; NIH's ages above 120 are errors of the release
 AGE_NAMES = ("0-19", "20-39", "40-59", "60-79", "80 and more")
-COLUMNS = ("sex", "age", "view_position", "follow_up")
+COLUMNS = (
+    "sex",
+    "age",
+    "view_position",
+    "follow_up",
+    "institution",
+    "manufacturer",
+    "device",
+    "source",
+)
 LEVEL = 0.05
 POWER = 0.8  # with which a test finds the gap that is called detectable
 MIN_PATIENTS = 10  # of the rarer class: with fewer, neither interval nor test says much

@@ -22,7 +22,7 @@ from chexspark.evaluation.localisation import Localisation
 from chexspark.evaluation.metrics import GroupMetric, Metric
 from chexspark.evaluation.predictions import label_column, probability_column
 from chexspark.evaluation.subgroups import Difference, Group
-from chexspark.findings import MEAN, names_fault, of_file
+from chexspark.findings import MEAN, is_mean, names_fault, of_file
 from chexspark.run.folder import (
     COMPARISON,
     EXAMPLES,
@@ -92,6 +92,8 @@ class SplitFacts(TypedDict, total=False):
     bootstrap: int  # resamples
     fitted_on: str | None  # where thresholds and scaling come from, in words
     warnings: list[str]
+    by: str  # image or study: what a row of the metrics counts
+    aggregate: str | None  # of a study's images: mean or max of their scores
 
 
 def schema_of(row: type) -> pa.Schema:
@@ -222,7 +224,7 @@ def width_of(records: Sequence[Mapping[str, Any]]) -> int:
 def metrics_text(records: Sequence[Metric], split: str) -> str:
     """The metrics as a table for the terminal."""
     width = width_of(records)
-    with_auroc = sum(r["auroc"] is not None for r in records if r["finding"] != MEAN)
+    with_auroc = sum(r["auroc"] is not None for r in records if not is_mean(r["finding"]))
     lines = [
         f"{'finding':<{width}}{'AUROC':>8}{'95 % interval':>17}{'precision':>11}{'positives':>11}  {split}"
     ]

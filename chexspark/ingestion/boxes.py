@@ -5,6 +5,7 @@ is none is refused with its line.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from chexspark.errors import UserError
 from chexspark.ingestion.label_facts import is_empty
 from chexspark.ingestion.label_findings import Words, position_of_words
 from chexspark.ingestion.label_form import LabelForm, column_finder
-from chexspark.ingestion.label_rows import LabelRows, cell_of
+from chexspark.ingestion.label_rows import LabelRows, Line, cell_of
 
 COLUMNS = ["image_index", "finding", "x", "y", "width", "height"]
 SHOWN = 3  # lines of what is refused
@@ -55,7 +56,7 @@ def box_of(cells: list[str], corners: bool = False) -> tuple[float, float, float
     return x, y, width, height
 
 
-def check_faults(faults: list[tuple[int, str]], where: str) -> None:
+def check_faults(faults: Sequence[tuple[Line, str]], where: str) -> None:
     """Raise UserError with the lines of what is no box."""
     if faults:
         lines = ", ".join(f"line {line} {text}" for line, text in faults[:SHOWN])
@@ -79,7 +80,8 @@ def label_boxes(
     find_column = column_finder(table.header, where)
     columns = [find_column(name) for name in form.boxes]
     words = Words(form, position_of_words(table.header, form, where), findings) if form.words else None  # fmt: skip
-    found, faults = [], []
+    found: list[tuple] = []
+    faults: list[tuple[Line, str]] = []
     left_alone: dict[str, int] = {}
     for record in records:
         cells = [cell_of(record["row"], column) for column in columns]

@@ -6,7 +6,7 @@ In: the config. Out: labels with their splits, image files and archives, boxes; 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,23 @@ from chexspark.config import IngestConfig
 from chexspark.errors import UserError, listed
 from chexspark.ingestion.box_files import read_boxes
 from chexspark.ingestion.boxes import Boxes
+from chexspark.ingestion.dicom_headers import Texts, asked_facts, filled
 from chexspark.ingestion.image_names import common_parts, label_name, label_names
 from chexspark.ingestion.labels import Labels, read_labels
-from chexspark.ingestion.sources import SourceFile, find_sources, passed_over_words
+from chexspark.ingestion.sets import ImageSet, image_set, set_note
+from chexspark.ingestion.sources import SourceFile, Sources, find_sources, passed_over_words
 from chexspark.ingestion.splits import assign_splits, split_source
 from chexspark.ingestion.task import Label
+from chexspark.ingestion.views import of_views
 from chexspark.storage import locate
-from chexspark.store.manifest import SPLITS
+from chexspark.store.manifest import SPLITS, Manifest
+from chexspark.store.schema import FACTS
 
-NO_LABEL, NO_IMAGE, DUPLICATE_IMAGE, PASSED_OVER = (
+NO_LABEL, NO_IMAGE, DUPLICATE_IMAGE, OTHER_VIEW, PASSED_OVER = (
     "image without a label",
     "label without an image",
     "duplicate image",
+    "image of another view",
     "file that is no image",
 )
 SHOWN = 3  # examples of what is refused
@@ -39,7 +44,8 @@ LISTED = 30  # names of what is left alone
 class IngestInputs:
     """All that goes in. `unmatched`: (name, kind) of what the labels and the images do not share."""
 
-    labels: dict[str, Label]  # by image name
+    labels: dict[str, Label]  # by image name, without the prefix of its set
+    left_out: frozenset[str]  # names of labels that are not asked for
     findings: tuple[str, ...]  # in the order of each label
     files: list[SourceFile]  # one per name
     archives: list[SourceFile]
@@ -47,48 +53,95 @@ class IngestInputs:
     notes: list[str]  # what was left alone, or could not be read, a line each
     table: str  # how many images have each finding, for people
     label_form: str  # the name of the set whose form the labels have
+    image_set: ImageSet
+    means: dict[str, tuple[str, ...]]  # name → findings whose mean stands beside that of all
     unmatched: list[tuple[str, str]]
     digest: str  # of names, sizes, times, labels, splits and boxes: the same input gives the same
 
 
-def read_inputs(config: IngestConfig, findings: tuple[str, ...]) -> IngestInputs:
+def read_inputs(
+    config: IngestConfig,
+    findings: tuple[str, ...],
+    before: Manifest | None,
+    read_headers: Callable[[Sources], dict[str, Texts]],
+) -> IngestInputs:
     """Read labels, splits and boxes, find the images. Raises UserError for what does not fit.
 
-    `findings`: those to take, as `read_labels` has them.
+    `findings`: those to take, as `read_labels` has them. `before`: the store that is added to.
+    `read_headers`: what DICOM files say, asked if any of it is wanted.
     """
-    found = read_labels(locate(config.labels), findings, config.label_form)
+    added_to = before if config.append else None
+    found = read_labels(list(map(locate, config.labels)), findings, config.label_form,
+                        partial=added_to is not None and not config.findings)  # fmt: skip
     table, unmatched = found.rows, found.problems
-    refuse(unmatched, config.allow_missing == "all", f"--labels={config.labels}")
+    refuse(unmatched, config.allow_missing == "all", labels_flag(config))
     boxes = found.boxes
     if config.boxes:
         boxes = read_boxes(locate(config.boxes), found.findings, set(table["image_index"]))
+    notes: list[str] = []
     files, archives, passed_over = find_sources(config.images)
     files = named_as_labels(files, dict(zip(table["image_index"], table["path"], strict=True)))
     by_name: dict[str, SourceFile] = {}
     again = [f.name for f in files if by_name.setdefault(f.name, f) is not f]
     duplicates = [(name, DUPLICATE_IMAGE) for name in again]
     refuse(duplicates, config.allow_missing == "all", f"--images={' '.join(config.images)}")
-    splits = assign_splits(table, config)
-    labels = {
-        row.image_index: Label(
-            row.patient_id, splits.get(row.image_index), row.labels.tobytes(), row.view_position, row.sex,
-            row.age, row.follow_up,
-        )
-        for row in table.itertuples()
-    }  # fmt: skip
+    if facts := asked_facts(config.dicom_columns):
+        headers = read_headers(Sources(list(by_name.values()), archives, []))
+        table, notes = filled(table, headers, {f.uri: f.name for f in files}, facts)
+    left_out: frozenset[str] = frozenset()
+    if config.views:
+        fitting = of_views(table, config.views)
+        left_out, table = frozenset(table.loc[~fitting, "image_index"]), table[fitting]
+        by_name = {name: file for name, file in by_name.items() if name not in left_out}
+    this = image_set(config.source, found.form.name, added_to)
+    labels = labels_of(table, assign_splits(table, config), this)
     check_have_splits(by_name, labels, config)
+    box_rows = None if boxes is None else in_set(boxes.rows, this)
     return IngestInputs(
         labels,
+        left_out,
         found.findings,
         list(by_name.values()),
         archives,
-        None if boxes is None else pa.Table.from_pandas(boxes.rows, preserve_index=False),
-        left_alone_notes(config, found, boxes) + passed_over_notes([f.name for f in passed_over]),
+        None if box_rows is None else pa.Table.from_pandas(box_rows, preserve_index=False),
+        [
+            *left_alone_notes(config, found, boxes),
+            *passed_over_notes([f.name for f in passed_over]),
+            *notes,
+            *set_note(this, added_to),
+        ],
         found.table(),
         found.form.name,
-        unmatched + duplicates + [(f.name, PASSED_OVER) for f in passed_over],
-        digest_of(labels, list(by_name.values()) + archives, None if boxes is None else boxes.rows),
+        this,
+        found.means(),
+        [
+            *unmatched,
+            *duplicates,
+            *((name, OTHER_VIEW) for name in sorted(left_out)),
+            *((f.name, PASSED_OVER) for f in passed_over),
+        ],
+        digest_of(labels, list(by_name.values()) + archives, box_rows),
     )
+
+
+def labels_flag(config: IngestConfig) -> str:
+    """``--labels=train.csv valid.csv``."""
+    return f"--labels={' '.join(config.labels)}"
+
+
+def labels_of(rows: pd.DataFrame, splits: dict[str, str], this: ImageSet) -> dict[str, Label]:
+    """What is stored of each image beside its pixels, by name."""
+    facts = rows.assign(source=this.name)[list(FACTS)].itertuples(index=False, name=None)
+    known = zip(rows["image_index"], rows["patient_id"], rows["labels"], facts, strict=True)
+    return {
+        name: Label(this.prefix + patient, splits.get(name), labels.tobytes(), described)
+        for name, patient, labels, described in known
+    }
+
+
+def in_set(boxes: pd.DataFrame, this: ImageSet) -> pd.DataFrame:
+    """Boxes with the names that images of the set have in the store."""
+    return boxes.assign(image_index=this.prefix + boxes["image_index"].astype(str))
 
 
 def named_as_labels(files: list[SourceFile], labels: dict[str, str]) -> list[SourceFile]:
@@ -116,15 +169,15 @@ def left_alone_notes(config: IngestConfig, labels: Labels, boxes: Boxes | None) 
     """A line for each kind of thing that was not asked for, or is not there."""
     notes = []
     if labels.left_alone:
-        notes.append(f"--labels={config.labels}: not asked for and left alone: "
+        notes.append(f"{labels_flag(config)}: not asked for and left alone: "
                      f"{listed(labels.left_alone, LISTED)}")  # fmt: skip
     if labels.lacking:
-        notes.append(f"--labels={config.labels} has no column of {listed(labels.lacking, LISTED)}: unknown "
+        notes.append(f"{labels_flag(config)} has no column of {listed(labels.lacking, LISTED)}: unknown "
                      "in all images (name the findings that it has: --findings=A,B,…)")  # fmt: skip
-    notes += [f"--labels={config.labels}: {note}" for note in labels.notes]
+    notes += [f"{labels_flag(config)}: {note}" for note in labels.notes]
     if boxes is not None and boxes.left_alone:
         number = sum(boxes.left_alone.values())
-        where = f"--boxes={config.boxes}" if config.boxes else f"--labels={config.labels}"
+        where = f"--boxes={config.boxes}" if config.boxes else labels_flag(config)
         notes.append(f"{where}: {number:,} boxes are of findings or images that the store does not have, "
                      "and are left alone: "
                      + listed((f"{n:,} {what}" for what, n in boxes.left_alone.items()), LISTED))  # fmt: skip
@@ -161,14 +214,14 @@ def check_matches(
     """
     if not seen & inputs.labels.keys():
         raise UserError(
-            f"none of the {len(seen):,} images has a label in {config.labels}: the first image is "
+            f"none of the {len(seen):,} images has a label in {' '.join(config.labels)}: the first image is "
             f"{min(seen, default='none')}, the first label {min(inputs.labels)}"
         )
     no_label = [(name, NO_LABEL) for name in sorted(seen - inputs.labels.keys())]
     no_image = [(name, NO_IMAGE) for name in sorted(inputs.labels.keys() - seen)]
     where = f"--images={' '.join(config.images)}"
     refuse(no_label, config.allow_missing in ("labels", "all"), where)
-    refuse(no_image, config.allow_missing in ("images", "all"), f"--labels={config.labels}")
+    refuse(no_image, config.allow_missing in ("images", "all"), labels_flag(config))
     return no_label + no_image
 
 
@@ -205,8 +258,7 @@ def digest_of(
     digest = hashlib.sha256()
     for name in sorted(labels):
         label = labels[name]
-        facts = (name, label.patient_id, label.split, label.labels.hex(), label.view_position,
-                 label.sex, label.age, label.follow_up)  # fmt: skip
+        facts = (name, label.patient_id, label.split, label.labels.hex(), *label.facts)
         digest.update(json.dumps(facts).encode())
     for source in sorted(sources, key=lambda s: s.name):
         digest.update(json.dumps((source.name, source.bytes, source.modified)).encode())
@@ -216,5 +268,5 @@ def digest_of(
 
 def layout_settings(config: IngestConfig) -> dict[str, Any]:
     """The settings that decide what is in the store."""
-    names = ("size", "rows_per_group", "split", "split_seed")
+    names = ("size", "rows_per_group", "split", "split_by", "split_seed")
     return {name: getattr(config, name) for name in names}

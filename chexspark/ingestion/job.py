@@ -16,6 +16,7 @@ from chexspark.arguments import takes
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError, spoken
 from chexspark.findings import names_fault
+from chexspark.ingestion.dicom_headers import Texts, asked_facts, read_headers
 from chexspark.ingestion.image_names import plain_path
 from chexspark.ingestion.inputs import (
     IngestInputs,
@@ -26,7 +27,8 @@ from chexspark.ingestion.inputs import (
 )
 from chexspark.ingestion.label_findings import COLUMNS
 from chexspark.ingestion.petastorm_metadata import write_petastorm_metadata
-from chexspark.ingestion.sources import is_archive
+from chexspark.ingestion.sets import ImageSet
+from chexspark.ingestion.sources import Sources, is_archive
 from chexspark.ingestion.summary import (
     QUARANTINE_SCHEMA,
     patients_of,
@@ -65,7 +67,14 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
     started = time.monotonic()
     out = locate(config.out)
     before = read_manifest(out) if (out / FILE_NAME).is_file() else None
-    inputs = read_inputs(config, asked_findings(config, before))
+
+    def headers(sources: Sources) -> dict[str, Texts]:
+        nonlocal spark
+        spark = start_session(spark, "ingest")
+        facts = asked_facts(config.dicom_columns)
+        return read_headers(spark, sources.files, sources.archives, facts)
+
+    inputs = read_inputs(config, asked_findings(config, before), before, headers)
     for note in inputs.notes:
         log.warning(spoken(f"note: {note}"))
     if before and is_in_store(inputs, before, config):
@@ -84,7 +93,7 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         workplace.clean(before)
         stored = read_stored(out, before)
         check_known_patients(stored, inputs)
-        there = frozenset(plain_path(kept.name) for kept in stored)
+        there = names_of_set(stored, inputs.image_set)
         tasks = plan_tasks(inputs, config, workplace.folder, before, there)
         results = run_tasks(spark, tasks, inputs, there, config.size)
         stop_when_too_many_refused(results, config.max_bad, out)
@@ -128,6 +137,11 @@ def check_place(out: Location, before: Manifest | None, append: bool) -> None:
             f"--append: the store {out} has schema version {before.schema_version}, and this "
             f"chexspark writes {SCHEMA_VERSION}: ingest all into a new folder"
         )
+    if before and before.settings.get("split_by", "patient") != "patient":
+        raise UserError(
+            f"--append: the store {out} is split by {before.settings['split_by']}, which with more images may "
+            "come out otherwise: ingest all into a new folder, or split it with --split-file"
+        )
     if holds_other_things(out):
         raise UserError(f"--out={out} has other files in it: give a new or empty folder")
 
@@ -165,7 +179,7 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
     """What a store that is added to already holds, without its pixels."""
     stored = []
     columns = ["image_index", "patient_id", LABELS, "original_mode", "inverted", "perceptual_hash",
-               "pixel_digest", "original_width", "original_height"]  # fmt: skip
+               "pixel_digest", "original_width", "original_height", "source"]  # fmt: skip
     if before is None:
         return []
     for split in SPLITS:
@@ -177,9 +191,18 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
                 stored.append(
                     Kept(row["image_index"], row["patient_id"], split, labels, row["original_mode"],
                          row["inverted"], row["perceptual_hash"], row["pixel_digest"],
-                         (row["original_width"], row["original_height"]))
+                         (row["original_width"], row["original_height"]), row["source"])
                 )  # fmt: skip
     return stored
+
+
+def names_of_set(stored: list[Kept], this: ImageSet) -> frozenset[str]:
+    """The names of the stored images of a set, without its prefix."""
+    return frozenset(
+        plain_path(kept.name.removeprefix(this.prefix))
+        for kept in stored
+        if kept.source == this.name
+    )
 
 
 def check_known_patients(stored: list[Kept], inputs: IngestInputs) -> None:
@@ -218,7 +241,7 @@ def plan_tasks(
     first = max((int(path.split("part-")[1][:5]) for path in files_before), default=-1) + 1
     return [
         WriteTask(folder=folder.uri, number=first + i, size=config.size,
-             rows_per_group=config.rows_per_group, sources=sources)
+             rows_per_group=config.rows_per_group, sources=sources, prefix=inputs.image_set.prefix)
         for i, sources in enumerate(groups)
     ]  # fmt: skip
 
@@ -236,7 +259,7 @@ def run_tasks(
     context = spark.sparkContext
     wanted = {f.name for f in inputs.files} - stored
     labels = {n: v for n, v in inputs.labels.items() if inputs.archives or n in wanted}
-    shared = context.broadcast((labels, stored))
+    shared = context.broadcast((labels, stored, inputs.left_out))
     total = None if inputs.archives else len(wanted & labels.keys())
     # The longest first, so that no core waits long for the last.
     ordered = sorted(tasks, key=lambda t: (not is_archive(t.sources[0]), -len(t.sources)))

@@ -4,6 +4,7 @@ Pure functions; runs on the driver. What cannot be read is unknown, and counted 
 ages of 411, a date where a number should be.
 """
 
+import datetime
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,16 @@ NO_SEX = ("u", "unknown", "o", "other")
 SHOWN = 3  # examples
 # Of a year, or of a date that begins with one: 1950, 1950.0, 20140915, 2014-09-15 …
 YEAR = re.compile(r"((?:1[89]|20)[0-9]{2})(?:[.,]0*|[-/.]?[01]?[0-9][-/.]?[0-3]?[0-9](?:[T ].*)?)?")
+
+# 20140915, also as 20140915.0; 2014-09-15, 2014/9/15, also with a time after it; 15.09.2014; 2014.
+DATES = [
+    re.compile(r"(?P<year>[0-9]{4})(?P<month>[0-9]{2})(?P<day>[0-9]{2})(?:[.,]0*)?"),
+    re.compile(
+        r"(?P<year>[0-9]{4})([-/.])(?P<month>[0-9]{1,2})\2(?P<day>[0-9]{1,2})(?:[T ][0-9:.,+Z -]*)?"
+    ),
+    re.compile(r"(?P<day>[0-9]{1,2})\.(?P<month>[0-9]{1,2})\.(?P<year>[0-9]{4})"),
+]
+ONLY_YEAR = re.compile(r"([0-9]{4})(?:[.,]0*)?")
 
 
 def is_empty(text: str) -> bool:
@@ -49,6 +60,23 @@ def parse_sex(text: str) -> str | None:
     return None if word in NO_SEX else SEXES.get(word, text.strip())
 
 
+def parse_date(text: str) -> str | None:
+    """``2014-09-15`` of a date with the year first, or last after points; ``2014`` of a year; None for others.
+
+    Which of two numbers with strokes is the month is not known, so such a date is none.
+    """
+    text = short(text)
+    if year := ONLY_YEAR.fullmatch(text):
+        return year[1]
+    match = next(filter(None, (pattern.fullmatch(text) for pattern in DATES)), None)
+    try:
+        return (
+            match and datetime.date(*(int(match[n]) for n in ("year", "month", "day"))).isoformat()
+        )
+    except ValueError:
+        return None
+
+
 def parse_text(text: str) -> str | None:
     """The text without blanks around it."""
     return text.strip() or None
@@ -76,24 +104,25 @@ class Unreadable:
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def read(self, fact: str, text: str, line: int, parse: Callable[[str], Any]) -> Any:
-        """What `parse` makes of a cell; an empty one is None, and one that it cannot read is counted."""
+    def read(self, fact: str, text: str, at: str, parse: Callable[[str], Any]) -> Any:
+        """What `parse` makes of a cell; an empty one is None, and one that it cannot read is counted.
+
+        `at`: the line or file that it is in.
+        """
         if is_empty(text):
             return None
         value = parse(text)
         if value is None and not (fact == "sex" and text.strip().casefold() in NO_SEX):
-            self.count(fact, text, line)
+            self.count(fact, text, at)
         return value
 
-    def count(self, fact: str, text: str, line: int) -> None:
-        """Count one that could not be read."""
+    def count(self, fact: str, text: str, at: str) -> None:
+        """Count one that could not be read, in the line or file `at`."""
         self.counts[fact] = self.counts.get(fact, 0) + 1
         shown = self.examples.setdefault(fact, [])
         if len(shown) < SHOWN:
             text = text.strip()
-            shown.append(
-                f"{text[:LONGEST_TEXT]!r}{'…' * (len(text) > LONGEST_TEXT)} in line {line}"
-            )
+            shown.append(f"{text[:LONGEST_TEXT]!r}{'…' * (len(text) > LONGEST_TEXT)} in {at}")
 
     def notes(self) -> list[str]:
         """A line for each fact."""

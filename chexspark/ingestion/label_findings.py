@@ -92,16 +92,21 @@ def named_findings(header: list[str], rows: Rows, form: LabelForm, where: str) -
 
 
 def labelled_findings(
-    header: list[str], rows: Rows, form: LabelForm, asked: tuple[str, ...], where: str
+    header: list[str],
+    rows: Rows,
+    form: LabelForm,
+    asked: tuple[str, ...],
+    where: str,
+    partial: bool = False,
 ) -> LabelledFindings:
     """The findings to take: `asked`; none, the form's; `COLUMNS`, all columns of a file.
 
     `where`: what a message calls the file. Raises UserError for a finding that was asked for and is
-    not there, or that two columns have.
+    not there, or that two columns have; with `partial` only where none is there.
     """
     if form.words:
-        return from_words(header, rows, form, asked, where)
-    return from_columns(header, form, asked, where)
+        return from_words(header, rows, form, asked, where, partial)
+    return from_columns(header, form, asked, where, partial)
 
 
 def finding_columns(header: list[str], form: LabelForm, where: str) -> dict[int, str]:
@@ -119,7 +124,7 @@ def finding_columns(header: list[str], form: LabelForm, where: str) -> dict[int,
 
 
 def from_columns(
-    header: list[str], form: LabelForm, asked: tuple[str, ...], where: str
+    header: list[str], form: LabelForm, asked: tuple[str, ...], where: str, partial: bool
 ) -> LabelledFindings:
     """A column per finding. Raises UserError for one that is not there, or is there twice."""
     columns = finding_columns(header, form, where)
@@ -146,7 +151,7 @@ def from_columns(
         positions[i] = column
     left_alone = tuple(n for c, n in columns.items() if c not in positions.values())
     lacking = tuple(f for i, f in enumerate(findings) if i not in positions)
-    check_lacking(lacking, left_alone, asked, form, where)
+    check_lacking(lacking, findings, left_alone, () if partial else asked, form, where)
     read: dict[str, int | None] = {}
 
     def value_of(row: list[str], column: int) -> int:
@@ -185,21 +190,30 @@ def cell_value(text: str, form: LabelForm) -> int | None:
 
 def check_lacking(
     lacking: tuple[str, ...],
+    findings: tuple[str, ...],
     columns: tuple[str, ...],
     asked: tuple[str, ...],
     form: LabelForm,
     where: str,
 ) -> None:
     """Raise UserError for findings without a column, where they were asked for or are none at all."""
-    if len(lacking) == len(FINDINGS) and not asked and not form.findings:
+    if lacking == findings == FINDINGS and not asked and not form.findings:
         raise UserError(
             f"{where} has no column of NIH's 14 findings, such as {FINDINGS[0]}: name its findings, "
             "--findings=A,B,…, or take all its columns, --findings=columns"
         )
+    if not asked:
+        check_speaks(lacking, findings, where)
     for finding in lacking if asked else ():
         rest = f" (columns: {listed(columns)})"
         hint = closest(finding, columns)
         raise UserError(f"--findings={finding}: {where} has no column {finding}{hint or rest}")
+
+
+def check_speaks(lacking: tuple[str, ...], findings: tuple[str, ...], where: str) -> None:
+    """Raise UserError where a file speaks of none of the findings."""
+    if lacking == findings:
+        raise UserError(f"{where} speaks of none of the store's findings: {listed(findings)}")
 
 
 def position_of_words(header: list[str], form: LabelForm, where: str) -> int:
@@ -216,11 +230,17 @@ def words_of(rows: Rows, words: Words) -> list[str]:
 
 
 def from_words(
-    header: list[str], rows: Rows, form: LabelForm, asked: tuple[str, ...], where: str
+    header: list[str],
+    rows: Rows,
+    form: LabelForm,
+    asked: tuple[str, ...],
+    where: str,
+    partial: bool,
 ) -> LabelledFindings:
     """One column with the findings that an image has, as words.
 
-    Raises UserError for a finding that was asked for, and that neither an image has nor the form knows.
+    Raises UserError for a finding that was asked for, and that neither an image has nor the form knows;
+    with `partial` it is unknown in all images.
     """
     findings = asked or tuple(form.findings or FINDINGS)
     words = Words(form, position_of_words(header, form, where), findings)
@@ -231,12 +251,18 @@ def from_words(
             f"{','.join(every[:2])},…"
         )
     known = (*(form.findings or FINDINGS), *form.other_findings)
-    for i, finding in enumerate(asked):
-        # One that the set knows may be rare; another that no image has is likely a slip.
-        if find(finding, known) is None and not any(i in words.positions(w) for w in every):
-            raise UserError(
-                f"--findings={finding}: no image of {where} has it{closest(finding, every)}"
-            )
+    # One that the set knows may be rare; another that no image has is likely a slip, or not the set's.
+    lacking = tuple(
+        finding
+        for i, finding in enumerate(asked)
+        if find(finding, known) is None and not any(i in words.positions(w) for w in every)
+    )
+    if lacking and not partial:
+        raise UserError(
+            f"--findings={lacking[0]}: no image of {where} has it{closest(lacking[0], every)}"
+        )
+    check_speaks(lacking, findings, where)
+    without = [findings.index(finding) for finding in lacking]
     healthy = {w for w in every if says_nothing_was_found(w, form)}
     silent = {w for w in every if plain_spelling(w) in map(plain_spelling, form.unknown_words)}
     others = [w for w in every if not words.positions(w) and w not in healthy | silent]
@@ -254,14 +280,17 @@ def from_words(
     def says(row: list[str]) -> np.ndarray:
         found = words.split(row)
         if not found:
-            return np.full(len(findings), BLANK, np.int8)
+            said = np.full(len(findings), BLANK, np.int8)
+            said[without] = UNKNOWN
+            return said
         rest = UNKNOWN if any(word in doubtful for word in found) else 0
         said = np.full(len(findings), rest, np.int8)
         for word in found:
             said[list(words.positions(word))] = 1
+        said[without] = UNKNOWN
         return said
 
-    return LabelledFindings(findings, says, wrong, left_alone)
+    return LabelledFindings(findings, says, wrong, left_alone, lacking)
 
 
 def is_similar(word: str, names: Iterable[str]) -> bool:

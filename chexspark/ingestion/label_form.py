@@ -14,7 +14,9 @@ BLANK, UNCERTAIN = -2, -3  # what a cell says, before it is taken for 1, 0 or `U
 DEFAULT_VALUES = {"1": 1, "0": 0, "-1": UNCERTAIN}
 ANY, MAJORITY = "any", "majority"
 DEFAULT = "default"  # of a policy: what holds for the findings that it does not name
-FACTS = ("image", "patient", "sex", "age", "view", "follow_up", "split")
+DESCRIBED = ("sex", "age", "view", "follow_up", "study", "series", "institution", "manufacturer", "device",
+             "date")  # fmt: skip
+FACTS = ("image", "patient", *DESCRIBED, "split")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class LabelForm:
     boxes: tuple[str, ...] = ()  # columns of a box: x, y and width, height or the other corner
     corners: bool = False  # whether a box is given by its other corner
     joins: tuple[Join, ...] = ()
+    # Name → findings whose mean stands beside that of all.
+    means: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def several_rows(self) -> bool:

@@ -15,6 +15,7 @@ from chexspark.ingestion.label_form import (
     ANY,
     DEFAULT,
     DEFAULT_VALUES,
+    DESCRIBED,
     FACTS,
     MAJORITY,
     UNCERTAIN,
@@ -37,7 +38,7 @@ KEYS = {
     "header": "columns by which the form is told",
     "image": "the column of the image's name or path",
     "patient": f"the column of the patient, or {NO_PATIENT}",
-    "sex": "a column", "age": "a column", "view": "a column", "follow_up": "a column",
+    **dict.fromkeys(DESCRIBED, "a column"),
     "split": "a column of train, val and test",
     "findings": "names of findings, or finding: column",
     "words": "column and separator of findings as words",
@@ -49,6 +50,7 @@ KEYS = {
     "blank": "negative or unknown", "uncertain": "ignore, zeros or ones",
     "readers": "column and votes of who read the image",
     "boxes": "columns of x, y, width, height, or of x_min, y_min, x_max, y_max",
+    "means": "name: [findings], whose mean stands beside that of all",
     "joins": "files beside the labels, each with file and key",
 }  # fmt: skip
 
@@ -147,6 +149,7 @@ def checked_form(values: dict[str, Any], where: str) -> LabelForm:
         boxes=columns,
         corners=corners,
         joins=tuple(joins_of(values, where)),
+        means=means_of(values, where),
     )
 
 
@@ -258,6 +261,14 @@ def policy_of(given: Any, valid: Mapping[str, int], where: str) -> dict[str, int
         if not isinstance(word, str) or word not in valid:
             raise UserError(f"{where} is {word!r} for {name}, but must be {', '.join(valid)}")
     return {DEFAULT: next(iter(valid.values()))} | {n: valid[w] for n, w in words.items()}
+
+
+def means_of(values: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
+    """Name → findings. Raises UserError."""
+    given = values.get("means", {})
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: means is {given!r}, but must be lines of {KEYS['means']}")
+    return {text_of(n, f"{where}: means"): texts_of(f, f"{where}: means: {n}") for n, f in given.items()}  # fmt: skip
 
 
 def box_columns(values: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], bool]:

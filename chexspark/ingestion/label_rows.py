@@ -14,7 +14,8 @@ from chexspark.ingestion.label_form import Join, LabelForm, column_finder
 from chexspark.storage import Location
 from chexspark.text_files import read_csv_rows
 
-Rows = list[tuple[int, list[str]]]  # line in the file, cells
+Line = int | str  # 12, or ``12 of valid.csv``
+Rows = list[tuple[Line, list[str]]]  # line in the file, cells
 
 
 @dataclass
@@ -31,7 +32,7 @@ class LabelRows:
 
 def read_rows(place: Location, name: str) -> tuple[list[str], Rows]:
     """The header and the rows of a CSV, each with its line in the file. Raises UserError."""
-    rows = list(read_csv_rows(place, name))
+    rows: Rows = list(read_csv_rows(place, name))
     if not rows:
         raise UserError(f"{name} is empty")
     return [cell.strip() for cell in rows[0][1]], rows[1:]

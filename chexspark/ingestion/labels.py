@@ -6,8 +6,7 @@ hold commas inside column names (``OriginalImage[Width,Height]``), and the 2017 
 more comma: columns are therefore found by name, and what trails is left alone.
 """
 
-import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +18,11 @@ from chexspark.ingestion.boxes import Boxes, label_boxes
 from chexspark.ingestion.image_names import label_names
 from chexspark.ingestion.label_facts import (
     Unreadable,
-    is_empty,
-    parse_age,
-    parse_count,
-    parse_sex,
-    parse_text,
-    years_between,
 )
 from chexspark.ingestion.label_findings import (
     UNKNOWN_FINDING,
     LabelledFindings,
     labelled_findings,
-    named_findings,
 )
 from chexspark.ingestion.label_form import (
     ANY,
@@ -38,22 +30,13 @@ from chexspark.ingestion.label_form import (
     DEFAULT,
     UNCERTAIN,
     LabelForm,
-    column_finder,
 )
-from chexspark.ingestion.label_form_file import find_form, told_by_header
-from chexspark.ingestion.label_rows import LabelRows, cell_of, check_widths, joined, read_rows
+from chexspark.ingestion.label_records import read_records
+from chexspark.ingestion.label_rows import LabelRows
+from chexspark.ingestion.label_table import label_table
 from chexspark.storage import Location
-from chexspark.store.manifest import SPLITS
 
 DUPLICATE_LABEL = "duplicate label"
-# Fact → the column of the table, and what reads its text.
-PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "view": ("view_position", parse_text),
-    "sex": ("sex", parse_sex),
-    "age": ("age", parse_age),
-    "follow_up": ("follow_up", parse_count),
-    "split": ("split", lambda text: text if text in SPLITS else None),
-}
 
 
 class Labels(NamedTuple):
@@ -68,6 +51,14 @@ class Labels(NamedTuple):
     cells: np.ndarray  # (findings, 2): cells that were blank, and that were uncertain
     boxes: Boxes | None  # of a form whose label file has them
     notes: tuple[str, ...]  # what could not be read or known, a line each
+
+    def means(self) -> dict[str, tuple[str, ...]]:
+        """The form's means, by name, of which all findings are taken."""
+        groups = {
+            name: tuple(f for f in self.findings if find(f, group) is not None)
+            for name, group in self.form.means.items()
+        }
+        return {n: group for n, group in groups.items() if len(group) == len(self.form.means[n])}
 
     def table(self) -> str:
         """How many images have each finding, and what blank and uncertain cells were taken for, for people."""
@@ -97,48 +88,26 @@ def policy(given: Mapping[str, int], finding: str) -> int:
     return given[DEFAULT if position is None else names[position]]
 
 
-def label_findings(place: Location, form: str | None = None) -> tuple[str, ...]:
-    """All findings that a label CSV can speak of: its columns; of one with words, the form's and all words."""
-    table, kind = checked_rows(place, form)
-    return named_findings(table.header, table.rows, kind, f"--labels={place}")
-
-
-def checked_rows(place: Location, given: str | None) -> tuple[LabelRows, LabelForm]:
-    """The rows of a label CSV and its form. Raises UserError where a column or all rows are missing."""
-    where = f"--labels={place}"
-    header, rows = read_rows(place, where)
-    form = find_form(given) if given else told_by_header(header, where)
-    check_widths(header, rows, where)
-    table = joined(place, header, rows, form)
-    find_column = column_finder(table.header, where)
-    needed = {fact: form.facts[fact].columns for fact in ("image", "patient") if fact in form.facts}
-    needed |= {name: (name,) for name in form.boxes}
-    missing = [names[0] for names in needed.values() if not any(find_column(n) is not None for n in names)]  # fmt: skip
-    if form.words and find_column(form.words) is None:
-        missing.append(form.words)
-    if missing:
-        raise UserError(
-            f"{where} has no column {', '.join(missing)}; it has {', '.join(header[:12])}"
-        )
-    if not rows:
-        raise UserError(f"{where} has a header and no rows")
-    return table, form
-
-
 def read_labels(
-    place: Location, findings: tuple[str, ...] = (), given_form: str | None = None
+    place: Location | Sequence[Location],
+    findings: tuple[str, ...] = (),
+    given_form: str | None = None,
+    partial: bool = False,
 ) -> Labels:
-    """Read a label CSV.
+    """Read a label CSV, or several of one form.
 
     `findings`: those to take, in this order; none: the form's, or NIH's 14; `label_findings.COLUMNS`: all
-    columns. `given_form`: a name or a path; none: told by the header. Columns of the rows: image_index,
-    path (as the file has it), patient_id (str); labels (int8 array (findings,) of 1, 0 or −1 for
-    unknown); view_position, sex, split (str or None); age (years), follow_up (int or None). Raises
-    UserError naming the line, or the finding that was asked for and is not there.
+    columns. `given_form`: a name or a path; none: told by the header. `partial`: findings that the file
+    does not speak of are unknown in all images, as long as it speaks of one. Columns of the rows:
+    image_index, path (as the file has it), patient_id (str); labels (int8 array (findings,) of 1, 0 or −1
+    for unknown); split (str or None); and what `label_records.PARSED` names, age (years) and follow_up as
+    int or None, others as str or None. Raises UserError naming the line, or the finding that was asked for
+    and is not there.
     """
-    where = f"--labels={place}"
-    table, form = checked_rows(place, given_form)
-    found = labelled_findings(table.header, table.rows, form, findings, where)
+    places = [place] if isinstance(place, Location) else list(place)
+    where = f"--labels={' '.join(map(str, places))}"
+    table, form = label_table(places, given_form)
+    found = labelled_findings(table.header, table.rows, form, findings, where, partial)
     unreadable = Unreadable()
     records = read_records(table, form, found, unreadable, where)
     names = label_names(record["path"] for record in records)
@@ -168,67 +137,6 @@ def read_labels(
     return Labels(
         rows, found.findings, problems, found.left_alone, found.lacking, form, cells, boxes, notes
     )
-
-
-def read_records(
-    table: LabelRows,
-    form: LabelForm,
-    found: LabelledFindings,
-    unreadable: Unreadable,
-    where: str,
-) -> list[dict[str, Any]]:
-    """Each row as a dict: path, patient_id, the facts, what it `says` of findings, line, row and reader.
-
-    Raises UserError naming the line for a row without an image or a patient, and for a wrong value.
-    """
-    find_column = column_finder(table.header, where)
-    positions = {
-        name: [p for c in fact.columns if (p := find_column(c)) is not None]
-        for name, fact in form.facts.items()
-    }
-    birth = form.facts["age"].birth if "age" in form.facts else ""
-    births = find_column(birth) if birth else None
-    reader = find_column(form.readers) if form.readers else None
-    needed = [positions["image"][0], *positions.get("patient", [])[:1]]
-    needed += [find_column(form.words) or 0] if form.words else []
-    fewest = max(needed) + 1
-    records = []
-    for line, row in table.rows:
-        at = f"{where}, line {line}"
-        if len(row) < fewest:
-            raise UserError(f"{at}: {len(row)} cells are too few")
-
-        def text_of(name: str, row: list[str] = row) -> str:
-            if name not in form.facts:
-                return ""
-            return form.facts[name].text([cell_of(row, p) for p in positions[name]])
-
-        image, patient = text_of("image"), unicodedata.normalize("NFC", text_of("patient"))
-        if not image and positions["image"][0] >= table.own:
-            continue  # no joined file has a partner of the row: counted there
-        if is_empty(image) or ("patient" in form.facts and is_empty(patient)):
-            raise UserError(f"{at}: image or patient is empty")
-        record: dict[str, Any] = {"line": line, "row": row, "path": image, "patient_id": patient,
-                                  "reader": cell_of(row, reader).strip()}  # fmt: skip
-        for name, (column, parse) in PARSED.items():
-            text = text_of(name)
-            if name == "age" and births is not None:
-                born, parse = cell_of(row, births), years_of_dates
-                text = f"{born} to {text}" if not is_empty(born) and not is_empty(text) else ""
-            record[column] = unreadable.read(name, text, line, parse)
-        try:
-            record["says"] = found.says(row)
-        except ValueError as error:
-            raise UserError(f"{at}: {error}") from error
-        records.append(record)
-    if not records:
-        raise UserError(f"{where}: no row has an image in the files that are joined to it")
-    return records
-
-
-def years_of_dates(text: str) -> int | None:
-    """The age from ``1950 to 20140915``; None where one is no date."""
-    return years_between(*text.split(" to ", 1))
 
 
 def settle(said: np.ndarray, findings: tuple[str, ...], form: LabelForm) -> np.ndarray:

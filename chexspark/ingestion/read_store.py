@@ -21,7 +21,7 @@ def read_store(spark: SparkSession | None, path: str, split: str | None = None) 
     Columns: ``split``; ``image`` (bytes, 8-bit gray, row after row), ``height``, ``width`` in pixels;
     ``label_<Finding>`` (tinyint 1 or 0, null for unknown) for each finding of the store, signs other
     than letters, digits and ``_`` as ``_``; and what else the store has: image_index, patient_id,
-    view_position, sex, age (years), follow_up, original_width, original_height, … Raises UserError where
+    view_position, sex, age (years), follow_up, study_id, source, original_width, original_height, … Raises UserError where
     there is no store, or no such split.
 
         read_store(spark, "stores/nih", "train").filter("label_Mass = 1").count()

@@ -5,6 +5,7 @@ patient's images are all in one.
 """
 
 import hashlib
+import logging
 import unicodedata
 
 import pandas as pd
@@ -12,9 +13,12 @@ import pandas as pd
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
 from chexspark.ingestion.image_names import label_name
+from chexspark.ingestion.split_by import by_date, check_known, patients_of_values, test_values
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS
 from chexspark.text_files import read_csv_rows, read_text
+
+log = logging.getLogger(__name__)
 
 SHARES = (0.7, 0.1, 0.2)  # CheXNet's shares of the patients: train, val, test
 VAL_OF_TRAIN_VAL = SHARES[1] / (SHARES[0] + SHARES[1])
@@ -45,8 +49,30 @@ def assign_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
         return file_splits(labels, locate(config.split_file))
     if config.split == "official":
         return official_splits(labels, config)
+    if config.split_by != "patient":
+        splits = splits_by(labels, config)
+        return dict(zip(labels["image_index"], labels["patient_id"].map(splits), strict=True))
     splits = {p: random_split(p, config.split_seed) for p in labels["patient_id"].unique()}
     return dict(zip(labels["image_index"], labels["patient_id"].map(splits), strict=True))
+
+
+def splits_by(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
+    """The split of each patient after `--split-by`: test is of others, or later. Raises UserError."""
+    check_known(labels, config.split_by)
+    if config.split_by == "date":
+        return by_date(labels, SHARES)
+    values = test_values(labels, config.split_by, SHARES[2], config.split_seed)
+    test = patients_of_values(labels, config.split_by, values)
+    log.info(f"test is of the {config.split_by} {', '.join(values)}: {len(test):,} patients")
+    return {
+        patient: "test" if patient in test else train_or_val(patient, config.split_seed)
+        for patient in labels["patient_id"].unique()
+    }
+
+
+def train_or_val(patient_id: str, seed: int) -> str:
+    """One patient in eight of those that are not for test is for validation."""
+    return "val" if patient_fraction(patient_id, seed) < VAL_OF_TRAIN_VAL else "train"
 
 
 def split_source(config: IngestConfig) -> str:
@@ -59,18 +85,29 @@ def split_source(config: IngestConfig) -> str:
 
 def list_folder(config: IngestConfig) -> Location:
     """Where NIH's two lists are: beside the labels, unless said otherwise."""
-    return locate(config.split_lists or locate(config.labels).uri.rpartition("/")[0] or ".")
+    return locate(config.split_lists or locate(config.labels[0]).uri.rpartition("/")[0] or ".")
 
 
 def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
     """The split that the label file has a column of; else NIH's two lists.
 
+    Of a column without val, one patient in eight of train is for validation.
     NIH's test list is the test split; of its other list, one patient in eight is for validation. Raises
     UserError where a list is missing, or an image or a patient is in both.
     """
     own = labels.set_index("image_index")["split"].dropna().to_dict() if "split" in labels else {}
+    patients = labels.set_index("image_index")["patient_id"]
     if own:
-        return one_per_patient(labels, own, f"--split=official of --labels={config.labels}")
+        where = f"--split=official of --labels={' '.join(config.labels)}"
+        splits = one_per_patient(labels, own, where)
+        if "val" not in splits.values():  # a set of train and test only
+            splits = {
+                image: train_or_val(patients[image], config.split_seed)
+                if split == "train"
+                else split
+                for image, split in splits.items()
+            }
+        return splits
     folder = list_folder(config)
     listed: dict[str, str] = {}
     labels_of = set(labels["image_index"])
@@ -85,15 +122,8 @@ def official_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str
             if listed.setdefault(image, name) != name:
                 raise UserError(f"{split_source(config)}: {image} is in both: keep it in one")
     lists = one_per_patient(labels, listed, split_source(config))
-    patients = labels.set_index("image_index")["patient_id"]
     return {
-        image: "test"
-        if name == TEST_LIST
-        else (
-            "val"
-            if patient_fraction(patients[image], config.split_seed) < VAL_OF_TRAIN_VAL
-            else "train"
-        )
+        image: "test" if name == TEST_LIST else train_or_val(patients[image], config.split_seed)
         for image, name in lists.items()
     }
 

@@ -84,6 +84,7 @@ def summarise(
         for split in SPLITS
     }
     total = int(before.fingerprint, 16) if before else 0
+    sets_before = before.sources["sets"] if before else {}
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         image_size=config.size,
@@ -100,12 +101,14 @@ def summarise(
         fingerprint=f"{(total + sum(r.fingerprint for r in results)) % FINGERPRINT_MODULUS:064x}",
         sources={
             "images": list(config.images),
-            "labels": config.labels,
+            "labels": list(config.labels),
             "label_form": inputs.label_form,
+            "sets": sets_before | {inputs.image_set.name: inputs.image_set.prefix},
             "digests": [*(before.sources["digests"] if before else []), inputs.digest],
         },
         settings=layout_settings(config),
         seconds=0.0,
+        means=(before.means if before else {}) | {n: list(f) for n, f in inputs.means.items()},
         synthetic=(before.synthetic if before else 0) + sum(r.synthetic for r in results),
     )
     tables = {
@@ -137,7 +140,9 @@ def names_present(
 
     A refused name without a label (an archive's own, say) is in quarantine and needs no partner.
     """
-    present = {f.name for f in inputs.files} | {k.name for k in kept}
+    this = inputs.image_set
+    present = {f.name for f in inputs.files}
+    present |= {k.name.removeprefix(this.prefix) for k in kept if k.source == this.name}
     present |= {name for result in results for name in result.unlabelled}
     named = {label_name(path.rpartition("!")[2], inputs.labels) for path, *_ in refused}
     return present | {name for name in named if name is not None}

@@ -20,6 +20,7 @@ from chexspark.ingestion.sources import SourceFile, is_archive, read_source_imag
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, StoreFile
 from chexspark.store.schema import (
+    FACTS,
     IMAGE,
     LABELS,
     RowGroupChecksum,
@@ -29,6 +30,7 @@ from chexspark.store.schema import (
 )
 
 FINGERPRINT_MODULUS = 2**256
+SOURCE = list(FACTS).index("source")
 FILE_ROWS = 1024  # 100 MB of 320 × 320 images: large for a file system, small for a retry
 
 
@@ -39,10 +41,7 @@ class Label:
     patient_id: str
     split: str | None  # None: the split that was given does not name the image
     labels: bytes
-    view_position: str | None
-    sex: str | None
-    age: int | None
-    follow_up: int | None
+    facts: tuple[str | int | None, ...]  # in the order of `store.schema.FACTS`
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class WriteTask:
     size: int
     rows_per_group: int
     sources: tuple[SourceFile, ...]
+    prefix: str = ""  # what names of images begin with in the store
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Kept:
     perceptual_hash: str
     pixel_digest: int
     original: tuple[int, int]  # width and height before it was shrunk
+    source: str  # the set that it is of
 
 
 @dataclass
@@ -175,10 +176,13 @@ class FileWriter:
         return locate(self.task.folder) / f"{self.path()}.tmp"
 
 
-def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]) -> TaskResult:
+def write_task(
+    task: WriteTask, labels: dict[str, Label], stored: frozenset[str], left_out: frozenset[str]
+) -> TaskResult:
     """Decode, check, shrink and store the images of one task.
 
-    `labels`: by image name. `stored`: names that the store holds already, which are passed over.
+    `labels`: by image name. `stored`: names that the store holds already; `left_out`: names of labels
+    that are not asked for; both are passed over.
     Raises nothing for an image that cannot be used: the result says why.
     """
     cv2.setNumThreads(1)  # Spark runs a task per core
@@ -187,9 +191,13 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
     for file_name, path, size, content in read_source_images(task.sources):
         # A file of its own has its label's name already; what is in an archive is only seen here.
         member = path.partition("!")[2] if is_archive(task.sources[0]) else ""
-        name = label_name(member, labels) or label_name(member, stored) or file_name
+        name = next(
+            filter(None, (label_name(member, n) for n in (labels, stored, left_out))), file_name
+        )
         if name in stored:
             result.stored_before += 1
+            continue
+        if name in left_out:
             continue
         label = labels.get(name)
         try:
@@ -210,7 +218,7 @@ def write_task(task: WriteTask, labels: dict[str, Label], stored: frozenset[str]
             result.quarantined.append((path, str(error), size))
             continue
         pixels = image.pixels.data.cast("B")
-        kept = kept_image(name, label, label.split, image, pixels)
+        kept = kept_image(task.prefix + name, label, label.split, image, pixels)
         result.kept.append(kept)
         result.synthetic += image.synthetic
         result.fingerprint = (result.fingerprint + row_digest(kept, pixels)) % FINGERPRINT_MODULUS
@@ -228,6 +236,7 @@ def kept_image(name: str, label: Label, split: str, image: StoredImage, pixels: 
         name, label.patient_id, split, label.labels, image.original_mode, image.inverted,
         image.perceptual_hash, int.from_bytes(digest, "big", signed=True),
         (image.original_width, image.original_height),
+        str(label.facts[SOURCE]),
     )  # fmt: skip
 
 
@@ -245,10 +254,7 @@ def row_of(kept: Kept, label: Label, image: StoredImage) -> Row:
         "image_index": kept.name,
         "patient_id": label.patient_id,
         "labels": np.frombuffer(label.labels, np.int8),
-        "view_position": label.view_position,
-        "sex": label.sex,
-        "age": label.age,
-        "follow_up": label.follow_up,
+        **dict(zip(FACTS, label.facts, strict=True)),
         "original_width": image.original_width,
         "original_height": image.original_height,
         "original_mode": image.original_mode,
@@ -257,7 +263,6 @@ def row_of(kept: Kept, label: Label, image: StoredImage) -> Row:
         "inverted": image.inverted,
         "perceptual_hash": kept.perceptual_hash,
         "pixel_digest": kept.pixel_digest,
-        "source": None,  # one set of images so far
     }
 
 

@@ -17,9 +17,10 @@ from chexspark.storage import Location
 from chexspark.text_files import read_json
 
 # Of the store's layout. 1: NIH's 14 findings. 2: its own list of findings, a column `source`, and a
-# checksum per row group of the columns beside images and labels. 3: a perceptual hash of 256 bits.
-SCHEMA_VERSION = 3
-READABLE = (1, 2, 3)
+# checksum per row group of the columns beside images and labels. 3: a perceptual hash of 256 bits. 4: columns of
+# study, institution and device.
+SCHEMA_VERSION = 4
+READABLE = (1, 2, 3, 4)
 FILE_NAME = "dataset.json"
 UNFINISHED = "_unfinished"  # the folder in which an ingest works
 SPLITS = ("train", "val", "test")
@@ -72,6 +73,8 @@ class Manifest:
     settings: dict[str, Any]
     seconds: float
     synthetic: int = 0  # images that say of themselves that they are; not counted before version 3
+    # Name → findings whose mean stands beside that of all; none before version 4.
+    means: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def write(self, store: Location) -> None:
         """Write the file, in one step."""

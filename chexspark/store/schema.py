@@ -15,6 +15,21 @@ import pyarrow as pa
 import xxhash
 
 IMAGE, LABELS = "image", "labels"
+# What is known of an image's patient and study, where it is: column → type, and the version of the layout
+# that brought it.
+FACTS: dict[str, tuple[pa.DataType, int]] = {
+    "view_position": (pa.string(), 1),
+    "sex": (pa.string(), 1),
+    "age": (pa.int16(), 1),  # years
+    "follow_up": (pa.int16(), 1),
+    "study_id": (pa.string(), 4),
+    "series_id": (pa.string(), 4),
+    "institution": (pa.string(), 4),
+    "manufacturer": (pa.string(), 4),
+    "device": (pa.string(), 4),
+    "study_date": (pa.string(), 4),  # 2014-09-15, or 2014
+    "source": (pa.string(), 2),  # the set that the image is of
+}
 
 
 @functools.cache
@@ -25,13 +40,14 @@ def image_header(size: int) -> bytes:
     return buffer.getvalue()[: -size * size]
 
 
-def parquet_schema(size: int, version: int = 3) -> pa.Schema:
+def parquet_schema(size: int, version: int = 4) -> pa.Schema:
     """The columns of ``STORE/train``, ``val`` and ``test``, for images of `size` × `size` pixels.
 
-    `version`: of the store's layout. `source`: the set of images that a row came from, where several
-    were put together. `perceptual_hash`: 64 digits in hex; in versions 1 and 2 another one, of 64 bits.
+    `version`: of the store's layout. `perceptual_hash`: 64 digits in hex; in versions 1 and 2 another one,
+    of 64 bits.
     """
-    added = [pa.field("source", pa.string())] if version > 1 else []
+    facts = {n: pa.field(n, kind) for n, (kind, since) in FACTS.items() if since <= version}
+    first = [name for name in facts if FACTS[name][1] == 1]
     hash_type = pa.string() if version > 2 else pa.int64()
     return pa.schema(
         [
@@ -39,10 +55,7 @@ def parquet_schema(size: int, version: int = 3) -> pa.Schema:
             pa.field("patient_id", pa.string(), nullable=False),
             pa.field(IMAGE, pa.binary(len(image_header(size)) + size * size), nullable=False),
             pa.field(LABELS, pa.list_(pa.int8()), nullable=False),
-            pa.field("view_position", pa.string()),
-            pa.field("sex", pa.string()),
-            pa.field("age", pa.int16()),
-            pa.field("follow_up", pa.int16()),
+            *(facts.pop(name) for name in first),
             pa.field("original_width", pa.int32(), nullable=False),
             pa.field("original_height", pa.int32(), nullable=False),
             pa.field("original_mode", pa.string(), nullable=False),
@@ -51,7 +64,7 @@ def parquet_schema(size: int, version: int = 3) -> pa.Schema:
             pa.field("inverted", pa.bool_(), nullable=False),
             pa.field("perceptual_hash", hash_type, nullable=False),
             pa.field("pixel_digest", pa.int64(), nullable=False),
-            *added,
+            *facts.values(),
         ]
     )
 
