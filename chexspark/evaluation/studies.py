@@ -14,6 +14,7 @@ from chexspark.evaluation.tables import SplitFacts
 
 STUDY = "study"
 MEAN, MAX = "mean", "max"
+KEY = ["patient_id", "study_id"]
 IMAGES = "images"  # the column that counts a study's
 
 
@@ -31,18 +32,21 @@ def by_study(
             f"{name}: no image has a study: the label form needs study, or, of DICOM files, ingest "
             "--dicom-columns=study"
         )
-    table = table.sort_values("image_index")
-    study = table["study_id"].astype(object).where(table["study_id"].notna(), table["image_index"])
-    keys = [table["patient_id"].astype(str), study.astype(str)]
+    table = table.sort_values("image_index").reset_index(drop=True)
+    study = table["study_id"].where(table["study_id"].notna(), table["image_index"])
+    table = table.assign(**{KEY[0]: table[KEY[0]].astype(str), KEY[1]: study.astype(str)})
     scores, labels = map(probability_column, findings), map(label_column, findings)
-    ways = dict.fromkeys(labels, "max") | dict.fromkeys(scores, aggregate)
-    rest = {
-        c: shared_value for c in table if c not in (*ways, "patient_id", "study_id", "image_index")
-    }
-    grouped = table.assign(**{IMAGES: 1}).groupby(keys, sort=True)
-    result = grouped.agg({**ways, **rest, "image_index": "first", IMAGES: "size"})
-    result.index.names = ["patient_id", "study_id"]
-    return result.reset_index()[[c for c in (*table.columns, "study_id", IMAGES)]]
+    ways = (
+        dict.fromkeys(labels, "max") | dict.fromkeys(scores, aggregate) | {"image_index": "first"}
+    )
+    rest = [name for name in table if name not in (*ways, *KEY)]
+    grouped = table.groupby(KEY, sort=True)
+    result = grouped.agg(ways | dict.fromkeys(rest, "first"))
+    for name in rest:  # of several values none is the study's
+        several = grouped[name].nunique(dropna=False) > 1
+        result[name] = result[name].astype(object).where(~several, None)
+    result[IMAGES] = grouped.size()
+    return result.reset_index()[[*table.columns, IMAGES]]
 
 
 def scored_rows(table: pd.DataFrame | None, facts: SplitFacts) -> pd.DataFrame | None:
@@ -50,8 +54,3 @@ def scored_rows(table: pd.DataFrame | None, facts: SplitFacts) -> pd.DataFrame |
     if table is None or facts.get("by") != STUDY:
         return table
     return by_study(table, facts["findings"], facts["aggregate"] or MEAN)
-
-
-def shared_value(values: pd.Series) -> object:
-    """The value that all have, or None."""
-    return values.iloc[0] if values.nunique(dropna=False) == 1 else None

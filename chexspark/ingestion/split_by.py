@@ -31,7 +31,7 @@ def check_known(rows: pd.DataFrame, by: str) -> None:
         )
 
 
-def test_values(rows: pd.DataFrame, by: str, share: float, seed: int) -> list[str]:
+def values_for_test(rows: pd.DataFrame, by: str, share: float, seed: int) -> list[str]:
     """The values of a fact that are for the test split: so many that it has about `share` of the patients.
 
     They are taken in the order of a hash, `seed` with it. Images of unknown value are never among them.

@@ -13,7 +13,7 @@ import pandas as pd
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError
 from chexspark.ingestion.image_names import label_name
-from chexspark.ingestion.split_by import by_date, check_known, patients_of_values, test_values
+from chexspark.ingestion.split_by import by_date, check_known, patients_of_values, values_for_test
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS
 from chexspark.text_files import read_csv_rows, read_text
@@ -61,7 +61,7 @@ def splits_by(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
     check_known(labels, config.split_by)
     if config.split_by == "date":
         return by_date(labels, SHARES)
-    values = test_values(labels, config.split_by, SHARES[2], config.split_seed)
+    values = values_for_test(labels, config.split_by, SHARES[2], config.split_seed)
     test = patients_of_values(labels, config.split_by, values)
     log.info(f"test is of the {config.split_by} {', '.join(values)}: {len(test):,} patients")
     return {
