@@ -137,10 +137,11 @@ def add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["type"] = value_type(field)
-            options["choices"] = field.metadata.get("choices")
-            options["metavar"] = (
-                None if "choices" in field.metadata else METAVARS[value_type(field)]
+            # Of several with commas between them each is looked at later.
+            options["choices"] = (
+                None if field.metadata.get("listed") else field.metadata.get("choices")
             )
+            options["metavar"] = None if options["choices"] else METAVARS[value_type(field)]
             options["nargs"] = "+" if is_several(field) else None
         groups[name].add_argument(flag(field.name), **options)
     if config_class is TrainConfig:

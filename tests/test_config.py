@@ -184,6 +184,6 @@ def test_a_recipe_is_valid_and_says_where_it_comes_from_and_what_to_expect(path)
 
 def test_the_recipes_are_those_of_the_papers():
     assert {path.stem for path in RECIPES} == {
-        "aidoc-poc", "chexnet", "dell-gpu", "large-batch", "large-batch-lamb", "large-image",
+        "aidoc-poc", "chexnet", "chexpert", "dell-gpu", "large-batch", "large-batch-lamb", "large-image",
         "surfsara-cyclic",
     }  # fmt: skip

@@ -200,7 +200,15 @@ def aggregate_of(config: EvaluateConfig) -> str | None:
 
 def rows_of(table: pd.DataFrame, findings: tuple[str, ...], aggregate: str | None) -> pd.DataFrame:
     """The rows that are counted: images, or studies. Raises UserError where no image has a study."""
-    return by_study(table, findings, aggregate) if aggregate else table
+    if not aggregate:
+        return table
+    rows = by_study(table, findings, aggregate)
+    without = int(table["study_id"].isna().sum())
+    alone = f", {without:,} images without a study each for itself" if without else ""
+    log.info(
+        f"{len(rows):,} studies of {len(table):,} images, the {aggregate} of their scores{alone}"
+    )
+    return rows
 
 
 def check_studies(split: StoreSplit, config: EvaluateConfig) -> None:

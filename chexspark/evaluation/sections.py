@@ -19,6 +19,7 @@ from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.predictions import label_column, labels_of, probability_column
 from chexspark.evaluation.published_aurocs import Published, are_published, published_beside
+from chexspark.evaluation.studies import STUDY
 from chexspark.evaluation.subgroups import MIN_PATIENTS, rarer_patients
 from chexspark.evaluation.tables import SplitFacts, SubgroupRow, records_of
 from chexspark.evaluation.training_sections import Trained, trained_rows, training_contents
@@ -67,6 +68,7 @@ def contents(
         "facts": evaluated.facts,
         "title": title_of(evaluated, trained),
         "images": len(evaluated.predictions),
+        "rows_are": rows_are(evaluated.facts),
         "patients": evaluated.predictions["patient_id"].nunique(),
         "findings": findings,
         "published": published(evaluated.facts, findings),
@@ -81,6 +83,13 @@ def contents(
         **training_contents(trained, others),
         "lineage": lineage_rows(run, evaluated, trained),
     }
+
+
+def rows_are(facts: SplitFacts) -> str:
+    """What the metrics count, in words."""
+    if facts.get("by") != STUDY:
+        return "images"
+    return f"studies (each with the {facts['aggregate']} of its images’ scores)"
 
 
 def of_findings(records: Sequence[Metric]) -> list[Metric]:

@@ -47,6 +47,7 @@ def header_texts(content: bytes, facts: Sequence[str]) -> Texts:
     try:
         from pydicom.filereader import read_partial
         from pydicom.multival import MultiValue
+        from pydicom.tag import Tag
 
         from chexspark.ingestion.dicom import MARK, PREAMBLE, check_inflated
 
@@ -54,8 +55,8 @@ def header_texts(content: bytes, facts: Sequence[str]) -> Texts:
             content = PREAMBLE + content
         check_inflated(content)
         dataset = read_partial(
-            io.BytesIO(content), lambda tag, vr, length: tag.group > LAST_GROUP, force=True,
-            specific_tags=[keyword for fact in facts for keyword in KEYWORDS[fact]],
+            io.BytesIO(content), lambda tag, vr, length: tag >> 16 > LAST_GROUP, force=True,
+            specific_tags=[Tag(keyword) for fact in facts for keyword in KEYWORDS[fact]],
         )  # fmt: skip
         found = {}
         for fact in facts:

@@ -85,7 +85,8 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
     if not inputs.archives:
         names = {file.name for file in inputs.files}
         check_matches(inputs, names, config)
-        check_splits(patients_of(inputs.labels[n] for n in names & inputs.labels.keys()))
+        if not before:
+            check_splits(patients_of(inputs.labels[n] for n in names & inputs.labels.keys()))
     out.make_directory()
     spark = start_session(spark, "ingest")
 
