@@ -47,6 +47,7 @@ def explain(
     run: str,
     images: str | Sequence[str],
     data: str | None = ...,
+    bit_depth: int | None = ...,
     findings: str | Sequence[str] = ...,
     out: str | None = ...,
 ) -> pd.DataFrame: ...
@@ -73,6 +74,8 @@ def ingest(
     max_bad: float = ...,
     out: str,
     size: int = ...,
+    fit: str | None = ...,
+    bit_depth: int | None = ...,
     rows_per_group: int = ...,
     append: bool = ...,
     split: str = ...,
@@ -88,6 +91,7 @@ def predict(
     run: str | Sequence[str],
     flip: bool = ...,
     batch_size: int = ...,
+    bit_depth: int | None = ...,
     out: str,
 ) -> Predicted: ...
 def read_store(

@@ -6,6 +6,7 @@ below: a setting is written down once.
 
 from dataclasses import dataclass
 
+from chexspark.preparation import DEPTHS, FITS
 from chexspark.settings import Frame, setting
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "lars", "lamb")
@@ -68,6 +69,14 @@ class IngestConfig:
     out: str = setting("where the store is written", "output", path=True)
     size: int = setting("height and width of the stored images, pixels", "output", 320,
                         minimum=32, maximum=2048)  # fmt: skip
+    fit: str | None = setting(
+        "how an image that is not square becomes one: pad: black around it; stretch: squashed; crop: its "
+        "middle; by default that of the store that is added to, else stretch for NIH's labels and pad for "
+        "others", "output", None, choices=FITS)  # fmt: skip
+    bit_depth: int | None = setting(
+        "bits of the detector whose images are 16-bit PNGs, 8 to 16; by default that of the store that is "
+        "added to, else for each file the fewest of 8, 10, 12, 14 and 16 that hold its values", "output",
+        None, minimum=DEPTHS[0], maximum=DEPTHS[-1])  # fmt: skip
     rows_per_group: int = setting("images per Parquet row group", "output", 64, minimum=1)
     append: bool = setting("add what is new to the store that is there", "output", False)
     split: str = setting(
@@ -318,6 +327,9 @@ class PredictConfig:
     )
     flip: bool = setting("also score the mirror image, and average", "input", False)
     batch_size: int = setting("images per step of inference", "input", 32, minimum=1)
+    bit_depth: int | None = setting(
+        "bits of the detector whose images are 16-bit PNGs, 8 to 16; by default as the run's store was made",
+        "input", None, minimum=DEPTHS[0], maximum=DEPTHS[-1])  # fmt: skip
     out: str = setting(
         "Parquet folder to write, new or empty; what was refused goes beside it, to OUT-quarantine",
         "output", path=True)  # fmt: skip
@@ -332,6 +344,9 @@ class ExplainConfig:
         "names of images in the store; without --data, image files, folders or globs", "input"
     )
     data: str | None = setting("the store that has the images", "input", None, path=True)
+    bit_depth: int | None = setting(
+        "bits of the detector whose image files are 16-bit PNGs, 8 to 16; by default as the run's store was "
+        "made", "input", None, minimum=DEPTHS[0], maximum=DEPTHS[-1], not_with=("data",))  # fmt: skip
     findings: tuple[str, ...] = setting(
         "which findings to draw, A,B,…; by default the one with the highest probability, and those that "
         "the label names", "output", (), listed=True)  # fmt: skip

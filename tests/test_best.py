@@ -6,11 +6,14 @@ import zipfile
 import numpy as np
 import pytest
 
-from chexspark.run.best import model_findings, promote, save_best, settle
+from chexspark.errors import UserError
+from chexspark.preparation import Preparation
+from chexspark.run.best import model_findings, model_preparation, promote, save_best, settle
 from chexspark.run.folder import run_folder
 from chexspark.storage import Location
 
 NAMES = ["Lung Opacity", "Mass"]
+HOW = Preparation(32, "pad", 12)
 
 
 class Model:
@@ -30,7 +33,7 @@ def run(tmp_path):
         if epoch:
             promote(run)
         figures = {"epoch": epoch, "val_auroc": 0.1 + 0.2}
-        save_best(Model(f"weights {epoch}"), run, figures, NAMES)
+        save_best(Model(f"weights {epoch}"), run, figures, NAMES, HOW)
     return run
 
 
@@ -92,11 +95,23 @@ def test_a_model_says_its_findings_and_keras_loads_it(tmp_path):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
     run = run_folder(str(tmp_path))
-    save_best(model, run, {"epoch": 0}, NAMES)
+    save_best(model, run, {"epoch": 0}, NAMES, HOW)
     promote(run)
     assert model_findings(run.best_model) == tuple(NAMES)
+    assert model_preparation(run.best_model) == HOW
     loaded = keras.models.load_model(run.best_model.path, safe_mode=True)
     for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     model.save(run.best_model.path)
     assert model_findings(run.best_model) is None, "it does not say"
+    assert model_preparation(run.best_model) is None
+
+
+@pytest.mark.parametrize(
+    "member", ["{", "[]", '{"size": 32, "fit": "fill"}', '{"size": "32"}', '{"size": 32, "x": 1}']
+)
+def test_a_model_whose_image_is_damaged_is_one_line(run, member):
+    with zipfile.ZipFile(run.best_model.path, "w") as archive:
+        archive.writestr("image.json", member)
+    with pytest.raises(UserError, match=r"model.keras is damaged: image.json.*; copy it again$"):
+        model_preparation(run.best_model)

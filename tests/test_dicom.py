@@ -7,6 +7,7 @@ import struct
 import sys
 import zlib
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -27,6 +28,7 @@ from pydicom.uid import (
 from chexspark.ingestion import dicom as reading
 from chexspark.ingestion.images import BadImageError, decode, prepare
 from chexspark.ingestion.kinds import HEAD, kind_of
+from chexspark.preparation import Preparation
 
 ROWS, COLUMNS = 24, 20
 STORED = np.linspace(300, 3360, ROWS * COLUMNS).astype(int).reshape(ROWS, COLUMNS)  # of 12 bits
@@ -408,7 +410,7 @@ def test_a_dicomdir_is_no_image():
 )
 def test_a_bad_dicom_is_refused_with_its_reason(content, reason):
     with pytest.raises(BadImageError, match=reason):
-        prepare(content, 32, "chest.dcm")
+        prepare(content, Preparation(32), "chest.dcm")
 
 
 def test_a_file_that_inflates_beyond_bounds_is_not_inflated(monkeypatch):
@@ -443,7 +445,7 @@ def test_whatever_a_decoder_raises_the_file_is_refused(monkeypatch, error):
 
     monkeypatch.setattr(reading, "read_dicom", fail)
     with pytest.raises(BadImageError, match=r"^cannot be decoded: ."):
-        prepare(dicom(), 32, "chest.dcm")
+        prepare(dicom(), Preparation(32), "chest.dcm")
 
 
 def test_a_decoder_that_is_missing_is_named(monkeypatch):
@@ -544,3 +546,16 @@ def test_decoders_of_jpeg_2000_agree():
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     arrays = [decoder.as_array(dataset, decoding_plugin=p)[0] for p in ("gdcm", "pillow")]
     np.testing.assert_allclose(arrays[0].astype(int), arrays[1], atol=1)
+
+
+@pytest.mark.parametrize(
+    "said, burned_in", [("YES", True), ("yes ", True), ("NO", False), ("", False), (None, False)]
+)
+def test_a_file_that_says_that_annotations_are_burned_in(said, burned_in):
+    for content in (dicom(BurnedInAnnotation=said), dicom(BurnedInAnnotation=said)[128:]):
+        assert prepare(content, Preparation(32), "chest.dcm").burned_in is burned_in
+
+
+def test_other_files_say_nothing_of_annotations():
+    png = cv2.imencode(".png", np.arange(4096, dtype=np.uint8).reshape(64, 64))[1].tobytes()
+    assert prepare(png, Preparation(32)).burned_in is False

@@ -9,6 +9,7 @@ from chexspark.errors import UserError
 from chexspark.extras import check_extra
 from chexspark.ingestion.images import BadImageError, prepare
 from chexspark.ingestion.sources import find_sources
+from chexspark.preparation import Preparation
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_dicom_is_refused_on_the_driver_and_in_archives(without, tmp_path):
     with pytest.raises(UserError, match=r"a DICOM file of --images needs pydicom.*\[dicom\]"):
         find_sources((str(tmp_path),))
     with pytest.raises(BadImageError, match=r"a DICOM file needs pydicom"):
-        prepare(bytes(128) + b"DICM" + bytes(64), 32, "b.dcm")
+        prepare(bytes(128) + b"DICM" + bytes(64), Preparation(32), "b.dcm")
 
 
 def test_all_are_installed_where_the_tests_run():

@@ -12,6 +12,7 @@ from chexspark.ingestion.image_names import common_parts, label_name, label_name
 from chexspark.ingestion.inputs import named_as_labels
 from chexspark.ingestion.sources import SourceFile
 from chexspark.ingestion.task import Label, WriteTask, write_task
+from chexspark.preparation import Preparation
 
 TREE = [f"set/train/patient{i:05}/study{j}/view1.jpg" for i in (1, 2) for j in (1, 2)]
 
@@ -96,7 +97,9 @@ def test_members_of_an_archive_have_the_labels_of_their_paths(tmp_path):
             info = tarfile.TarInfo(member)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    task = WriteTask(str(tmp_path / "out"), 0, 32, 8, (source(str(tmp_path / "a.tar")),))
+    task = WriteTask(
+        str(tmp_path / "out"), 0, Preparation(32), 8, (source(str(tmp_path / "a.tar")),)
+    )
     labels = {f"p{i}/v.png": Label(str(i), "train", bytes([i]), (None,) * 11) for i in (1, 2)}
     result = write_task(task, labels, frozenset(), frozenset())
     assert {k.name: (k.patient_id, k.labels) for k in result.kept} == {

@@ -15,9 +15,9 @@ from chexspark.ingestion.images import (
     looks_inverted,
     perceptual_hash,
     prepare,
-    shrink,
 )
 from chexspark.phantom import draw_phantom, write_release
+from chexspark.preparation import Preparation
 
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
 
@@ -74,6 +74,28 @@ def test_sixteen_bits_of_which_fewer_are_in_use(bits, planes):
     brighter = painted.copy()
     brighter[0, 0] = 2**bits  # a value more than they hold
     assert f" of {bits} bits" not in decode(cv2.imencode(".png", brighter)[1].tobytes())[1]
+
+
+@pytest.mark.parametrize("planes", [1, 3, 4])
+def test_sixteen_bits_of_a_depth_that_is_declared(planes):
+    values = SIXTEEN >> 7  # 0 to 511, 9 bits
+    painted = np.dstack([values] * planes)
+    if planes == 4:
+        painted[..., 3] = 65535
+    content = cv2.imencode(".png", painted)[1].tobytes()
+    for bits in (9, 11, 12, 16):
+        pixels, mode = decode(content, bit_depth=bits)
+        np.testing.assert_array_equal(pixels, nearest(values, bits))
+        assert mode.endswith(f" of {bits} bits") == (bits < 16)
+    with pytest.raises(
+        BadImageError, match=r"^beyond the bit depth: .* up to 511, and 8 bits end at 255$"
+    ):
+        decode(content, bit_depth=8)
+
+
+def test_what_has_eight_bits_knows_no_other_depth():
+    for content in (encoded(Image.fromarray(RAMP)), encoded(Image.fromarray(RAMP).convert("RGB"))):
+        np.testing.assert_array_equal(decode(content, bit_depth=12)[0], RAMP)
 
 
 def png(samples, depth, colour, palette=b"", transparent=b""):
@@ -139,7 +161,7 @@ def test_the_orientation_is_applied_once(orientation, form, mode):
     expected = AS_SHOWN[orientation]
     assert pixels.shape == expected.shape
     np.testing.assert_allclose(pixels, expected.astype(int), atol=0 if form == "PNG" else 20)
-    stored = prepare(buffer.getvalue(), 32)
+    stored = prepare(buffer.getvalue(), Preparation(32))
     assert (stored.original_height, stored.original_width) == expected.shape
 
 
@@ -160,13 +182,8 @@ def test_an_orientation_that_a_png_has_after_its_pixels():
     np.testing.assert_array_equal(pixels, AS_SHOWN[6])
 
 
-def test_shrinking_by_area_is_the_mean_of_each_block():
-    checks = np.indices((64, 64)).sum(0) % 2 * 255
-    np.testing.assert_allclose(shrink(checks.astype(np.uint8), 32), 127.5, atol=0.5)
-
-
 def test_an_image_of_the_right_size_is_kept_as_it_is():
-    stored = prepare(encoded(Image.fromarray(RAMP)), 64)
+    stored = prepare(encoded(Image.fromarray(RAMP)), Preparation(64))
     np.testing.assert_array_equal(stored.pixels, RAMP)
     assert (stored.original_width, stored.original_height) == (64, 64)
     assert stored.pixel_mean == RAMP.mean()
@@ -203,7 +220,7 @@ def flipped(content):
 )
 def test_a_bad_image_is_refused_with_its_reason(content, reason):
     with pytest.raises(BadImageError, match=reason):
-        prepare(content, 32)
+        prepare(content, Preparation(32))
 
 
 def test_absurd_dimensions_are_refused_by_the_header_alone():
@@ -211,12 +228,12 @@ def test_absurd_dimensions_are_refused_by_the_header_alone():
     header[16:24] = (60_000).to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
     with pytest.raises(BadImageError, match=r"absurd dimensions|exceeds limit"):
-        prepare(bytes(header), 32)
+        prepare(bytes(header), Preparation(32))
 
 
 def test_a_name_that_disagrees_with_the_content():
     with pytest.raises(BadImageError, match="extension and content disagree: named PNG, is JPEG"):
-        prepare(encoded(Image.fromarray(RAMP), "JPEG"), 32, "chest.png")
+        prepare(encoded(Image.fromarray(RAMP), "JPEG"), Preparation(32), "chest.png")
 
 
 def phantom(size, seed):
@@ -249,11 +266,40 @@ def test_a_phantom_says_that_it_is_one_whatever_it_is_called(tmp_path):
     write_release(out=str(tmp_path), images=1, size=32)
     (drawn,) = (path.read_bytes() for path in (tmp_path / "images").iterdir())
     copied = encoded(Image.open(io.BytesIO(drawn)))  # by an editor that drops what a file says
-    assert prepare(drawn, 32, "real.png").synthetic and not prepare(copied, 32).synthetic
-    np.testing.assert_array_equal(prepare(drawn, 32).pixels, prepare(copied, 32).pixels)
-    assert not prepare(encoded(Image.fromarray(RAMP), "JPEG"), 32).synthetic
+    assert (
+        prepare(drawn, Preparation(32), "real.png").synthetic
+        and not prepare(copied, Preparation(32)).synthetic
+    )
+    np.testing.assert_array_equal(
+        prepare(drawn, Preparation(32)).pixels, prepare(copied, Preparation(32)).pixels
+    )
+    assert not prepare(encoded(Image.fromarray(RAMP), "JPEG"), Preparation(32)).synthetic
 
 
 def test_a_negative_looks_inverted():
     chest = phantom(64, 0)
     assert not looks_inverted(chest) and looks_inverted(255 - chest)
+    for row in (chest[:1], chest[:, :1], chest[:3]):  # what padding leaves of a strip
+        looks_inverted(row)
+
+
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+@pytest.mark.parametrize("height", [192, 320])
+def test_what_is_measured_is_that_of_the_picture_however_it_is_fitted(fit, height):
+    def stored(pixels):
+        return prepare(encoded(Image.fromarray(pixels)), Preparation(64, fit))
+
+    one, other = (cv2.resize(phantom(256, seed), (256, height)) for seed in (0, 1))
+    first, negative, second = stored(one), stored(255 - one), stored(other)
+    assert negative.inverted and not first.inverted and not second.inverted
+    assert (
+        abs(first.pixel_mean - one.mean()) < 1 and abs(negative.pixel_mean - 255 + one.mean()) < 1
+    )
+
+    def differ(a, b):
+        return (int(a, 16) ^ int(b, 16)).bit_count()
+
+    assert differ(first.perceptual_hash, second.perceptual_hash) > NEAR_BITS
+    assert differ(first.perceptual_hash, perceptual_hash(one)) <= NEAR_BITS
+    with pytest.raises(BadImageError, match="blank"):
+        stored(one * 0 + 200)

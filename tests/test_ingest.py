@@ -11,6 +11,7 @@ from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import prepare
 from chexspark.ingestion.labels import read_labels
 from chexspark.petastorm_imports import petastorm_imports
+from chexspark.preparation import Preparation
 from chexspark.storage import locate
 from chexspark.store.manifest import SPLITS, class_weights, read_manifest
 
@@ -38,7 +39,7 @@ def test_the_store_holds_every_image_with_its_labels(spark, release, store, mani
         assert (row.patient_id, row.age, row.sex) == tuple(
             truth.loc[name, ["patient_id", "age", "sex"]]
         )
-        pixels = prepare((release / "images" / name).read_bytes(), 32).pixels
+        pixels = prepare((release / "images" / name).read_bytes(), Preparation(32)).pixels
         assert bytes(row.image).endswith(pixels.tobytes())
     assert sum(split.images for split in manifest.splits.values()) == 96
 

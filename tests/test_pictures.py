@@ -9,6 +9,7 @@ from chexspark.evaluation.examples import KINDS, choose_examples, example_row
 from chexspark.evaluation.maps import Mapped
 from chexspark.evaluation.pictures import BOX, SHOWN, STRENGTH, encoded, enlarged, overlay
 from chexspark.findings import FINDINGS
+from chexspark.preparation import placing
 
 
 def test_a_flat_map_leaves_the_x_ray_as_it_is():
@@ -103,7 +104,13 @@ def test_a_row_holds_the_finding_s_map_and_its_boxes_as_fractions():
     maps = np.zeros((2, 2, 3))
     maps[1, 1, 2] = 4
     mapped = Mapped(
-        "b", ("Nodule", "Mass"), maps, np.zeros(2), {}, 200, 100, np.eye(5, dtype=np.uint8)
+        "b",
+        ("Nodule", "Mass"),
+        maps,
+        np.zeros(2),
+        {},
+        placing(200, 100, 5, "stretch"),
+        np.eye(5, dtype=np.uint8),
     )
     boxes = pd.DataFrame(
         [
@@ -120,3 +127,23 @@ def test_a_row_holds_the_finding_s_map_and_its_boxes_as_fractions():
     assert np.frombuffer(row["map"], np.float32).tolist() == [0, 0, 0, 0, 0, 4]
     assert np.frombuffer(row["pixels"], np.uint8).reshape(5, 5).trace() == 5
     assert example_row(example, mapped, None)["boxes"] == []
+
+
+@pytest.mark.parametrize(
+    "fit, drawn",
+    [  # of 200 × 100 pixels; as fractions of the square
+        ("pad", [[0.1, 0.35, 0.5, 0.25], [0, 0.25, 0.1, 0.5]]),  # half a pixel for two
+        ("stretch", [[0.1, 0.2, 0.5, 0.5], [0, 0, 0.1, 1]]),
+        ("crop", [[0, 0.2, 0.7, 0.5]]),  # columns 50 to 150; the second is cut away
+    ],
+)
+def test_boxes_follow_the_picture_into_its_square(fit, drawn):
+    (example, *_) = choose_examples(table_of(Mass=MASS), [record("Mass", 3), MEAN])
+    pixels = np.eye(100, dtype=np.uint8)
+    where = placing(200, 100, 100, fit)
+    mapped = Mapped("b", ("Mass",), np.zeros((1, 2, 2)), np.zeros(1), {}, where, pixels)
+    boxes = pd.DataFrame(
+        [("b", "Mass", 20, 20, 100, 50), ("b", "Mass", 0, 0, 20, 100)],
+        columns=["image_index", "finding", "x", "y", "width", "height"],
+    )
+    np.testing.assert_allclose(example_row(example, mapped, boxes)["boxes"], drawn, atol=1e-12)

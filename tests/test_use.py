@@ -16,6 +16,7 @@ from chexspark import explain, export, predict
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import prepare
+from chexspark.preparation import Preparation
 from chexspark.storage import Location
 
 PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
@@ -52,7 +53,7 @@ def test_images_without_labels(spark, release, run, model, tmp_path):
     result = predict(spark, images=str(folder), run=run.path, out=str(tmp_path / "out.parquet"))
     found = pd.read_parquet(tmp_path / "out.parquet").set_index("image_index")
     assert found.index.tolist() == names and set(found.run) == {run.path}
-    stored = [prepare((folder / name).read_bytes(), 32).pixels for name in names]
+    stored = [prepare((folder / name).read_bytes(), Preparation(32)).pixels for name in names]
     np.testing.assert_allclose(found[PROBABILITIES], probabilities(model, stored), atol=1e-6)
     refused = pd.read_parquet(tmp_path / "out-quarantine.parquet").set_index("path").reason
     assert {Path(path).name: reason.split(":")[0] for path, reason in refused.items()} == {
@@ -103,7 +104,7 @@ def test_maps_of_stored_images_and_of_files(spark, release, store, run, model, t
                      findings=["Mass", "Hernia"])  # fmt: skip
     filed = explain(spark, run=run.path, images=str(release / "images" / name),
                     out=str(tmp_path / "b"), findings=["Mass", "Hernia"])  # fmt: skip
-    pixels = prepare((release / "images" / name).read_bytes(), 32).pixels
+    pixels = prepare((release / "images" / name).read_bytes(), Preparation(32)).pixels
     expected = probabilities(model, [pixels])[0]
     for table in (stored, filed):
         assert table.finding.tolist() == ["Mass", "Hernia"]

@@ -13,6 +13,7 @@ from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.models import build_model
 from chexspark.models.weights import check_weights, load_weights, train_trunk, trunk_layers
+from chexspark.preparation import Preparation
 from chexspark.run.best import promote, save_best
 from chexspark.run.folder import run_folder
 
@@ -44,7 +45,7 @@ def run(tmp_path):
     for layer in model.layers:
         layer.set_weights([w + 1 for w in layer.get_weights()])
     place = run_folder(str(tmp_path / "run"))
-    save_best(model, place, {"epoch": 0}, FINDINGS)
+    save_best(model, place, {"epoch": 0}, FINDINGS, Preparation(32))
     promote(place)
     return tmp_path / "run", model
 
@@ -159,7 +160,7 @@ def test_a_model_under_mixed_precision_starts_from_a_plain_one(run):
 def test_training_goes_on_at_another_size(tmp_path):
     source = build_model("resnet50", 32, 14)
     run = run_folder(str(tmp_path))
-    save_best(source, run, {"epoch": 0}, FINDINGS)
+    save_best(source, run, {"epoch": 0}, FINDINGS, Preparation(32))
     promote(run)
     model = build_model("resnet50", 64, 14)
     line = load_weights(model, "resnet50", str(tmp_path), FINDINGS)

@@ -13,7 +13,7 @@ from chexspark.arguments import takes
 from chexspark.config import ExplainConfig
 from chexspark.errors import UserError, closest, listed
 from chexspark.evaluation.inference import Model
-from chexspark.evaluation.localisation import box_fractions
+from chexspark.evaluation.localisation import box_fractions, over_original
 from chexspark.evaluation.maps import (
     Mapped,
     Mapper,
@@ -24,13 +24,13 @@ from chexspark.evaluation.maps import (
     map_stored,
 )
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
-from chexspark.evaluation.runs import best_model, check_fit
+from chexspark.evaluation.runs import best_model, check_fit, one_preparation
 from chexspark.evaluation.tables import probability_text
 from chexspark.findings import UNKNOWN, column_name, find
 from chexspark.ingestion.images import BadImageError, StoredImage, decode, prepare
 from chexspark.ingestion.sources import find_sources, read_source_images
+from chexspark.preparation import Preparation
 from chexspark.run.folder import run_folder
-from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
@@ -76,16 +76,19 @@ def explain(spark: SparkSession | None, config: ExplainConfig) -> pd.DataFrame:
         boxes = read_boxes(store, manifest)
         spark = start_session(spark, "explain")
         wanted = frozenset(names)
-        stored = StoredImages(wanted, wanted, manifest.image_size, manifest.findings)
+        stored = StoredImages(wanted, wanted, manifest.preparation, manifest.findings)
         mapped = all_mapped(map_stored(spark, groups, stored, Mapper(model, BATCH)), names)
         pictures = {image.name: picture_of(image) for image in mapped}
     else:
-        pictures, prepared = read_images(config.images, read_lineage(run)["image_size"])
+        how = one_preparation([run], config.bit_depth)
+        pictures, prepared = read_images(config.images, how)
         spark = start_session(spark, "explain")
-        mapped = all_mapped(map_files(spark, prepared, model), prepared)
+        mapped = all_mapped(map_files(spark, prepared, model, how), prepared)
     out.make_directory()
     rows = [
-        draw_overlay(image, pictures[image.name], finding, boxes, out)
+        draw_overlay(
+            image, map_on_picture(image, finding), pictures[image.name], finding, boxes, out
+        )
         for image in mapped
         for finding in (asked or default_findings(image))
     ]
@@ -140,11 +143,11 @@ def check_number(number: int) -> None:
 
 
 def read_images(
-    given: tuple[str, ...], size: int
+    given: tuple[str, ...], how: Preparation
 ) -> tuple[dict[str, np.ndarray], dict[str, StoredImage]]:
     """Pictures to draw on, uint8 (height, width), and images as the model sees them, by name.
 
-    `size`: height and width that the model takes, pixels. Raises UserError.
+    Raises UserError.
     """
     files, archives, _ = find_sources(given)
     if archives:
@@ -158,15 +161,15 @@ def read_images(
         try:
             if isinstance(content, BadImageError):
                 raise content
-            prepared[name] = prepare(content, size, name)
-            pictures[name] = enlarged(decode(content, name)[0], PICTURE_SIDE)
+            prepared[name] = prepare(content, how, name)
+            pictures[name] = enlarged(decode(content, name, how.bit_depth)[0], PICTURE_SIDE)
         except BadImageError as error:
             raise UserError(f"--images={uri} cannot be used: {error}") from error
     return pictures, prepared
 
 
 def map_files(
-    spark: SparkSession, prepared: dict[str, StoredImage], model: Model
+    spark: SparkSession, prepared: dict[str, StoredImage], model: Model, how: Preparation
 ) -> dict[str, Mapped] | NoMaps:
     """Maps of prepared images, by name, in Spark tasks."""
 
@@ -179,7 +182,7 @@ def map_files(
             return [found]
         return [
             Mapped(name, model.findings, found.maps[k], found.probabilities[k], {},
-                   image.original_width, image.original_height, None)
+                   how.placing(image.original_width, image.original_height), None)
             for k, (name, image) in enumerate(images.items())
         ]  # fmt: skip
 
@@ -203,14 +206,21 @@ def picture_of(image: Mapped) -> np.ndarray:
     return enlarged(image.pixels, PICTURE_SIDE)
 
 
+def map_on_picture(image: Mapped, finding: str) -> np.ndarray:
+    """A finding's map over what is drawn: float32 (h, w), of a stored image its own, else the original's."""
+    activation = image.map_of(finding)
+    return activation if image.pixels is not None else over_original(activation, image.placing)
+
+
 def draw_overlay(
-    image: Mapped, gray: np.ndarray, finding: str, boxes: pd.DataFrame | None, out: Location
-) -> Drawn:
+    image: Mapped, activation: np.ndarray, gray: np.ndarray, finding: str, boxes: pd.DataFrame | None,
+    out: Location,
+) -> Drawn:  # fmt: skip
     """Write one picture, the X-ray and beside it the X-ray with the map; return its row.
 
-    `gray`: uint8 (height, width); `boxes`: in pixels of the original image.
+    `activation`: (h, w) over all of `gray`, uint8 (height, width); `boxes`: in pixels of the original
+    image, and drawn where `gray` is the stored one.
     """
-    activation = image.map_of(finding)
     drawn = box_fractions(boxes, image, finding)
     picture = np.hstack([overlay(gray, activation * 0), overlay(gray, activation, drawn)])
     stem = posixpath.splitext(image.name)[0]

@@ -3,6 +3,7 @@
 Each is run on images of a store and compared with the model itself before it is kept.
 """
 
+import dataclasses
 import json
 import logging
 import tempfile
@@ -17,10 +18,11 @@ from chexspark.arguments import takes
 from chexspark.config import ExportConfig
 from chexspark.errors import RunFailedError
 from chexspark.evaluation.inference import Model, load_keras
-from chexspark.evaluation.runs import best_model, check_fit
+from chexspark.evaluation.runs import best_model, check_fit, one_preparation
 from chexspark.evaluation.task_device import quiet_errors, task_device
 from chexspark.extras import check_extra
 from chexspark.models import LOGITS
+from chexspark.preparation import Preparation
 from chexspark.run.folder import run_folder
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import check_run
@@ -37,6 +39,7 @@ IMAGES = 32  # to verify on
 OPSET = 17  # ONNX operators; onnxruntime 1.12 and later
 SAVED_MODEL, ONNX = "savedmodel", "onnx"
 NAMES = "findings.json"  # a JSON list of the names, in the order of the logits
+IMAGE = "image.json"  # how images are made: size, fit, bit_depth
 
 Logits = np.ndarray  # float32 (images, findings)
 
@@ -55,7 +58,8 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
 
     Both take uint8 (batch, size, size, 1) and return logits float32 (batch, findings): a probability is
     1 / (1 + e^-logit). The names of the findings, in the order of the logits, are beside them in
-    ``findings.json``, a JSON list, and in ONNX's metadata under ``findings``, the same list. Raises
+    ``findings.json``, a JSON list, and in ONNX's metadata under ``findings``, the same list; how images of
+    other shapes and depths become those is in ``image.json`` and under ``image``: size, fit, bit_depth. Raises
     UserError for what the user can mend, RunFailedError when an exported model differs from the model.
     """
     if ONNX in config.formats:
@@ -69,14 +73,13 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
     group = row_groups(store, manifest, split)[0]
     out = locate(config.out) if config.out else run.exported
     out.make_directory()
-    model, size, formats = best_model(run), manifest.image_size, config.formats
+    model, formats, how = best_model(run), config.formats, one_preparation([run])
     spark = start_session(spark, "export")
     with watched(spark, "export", IMAGES):
         one = spark.sparkContext.parallelize([out.uri], 1)
-        (found,) = one.map(
-            lambda place: write_formats(model, group, size, formats, place)
-        ).collect()
+        (found,) = one.map(lambda place: write_formats(model, group, how, formats, place)).collect()
     (out / NAMES).write_text(json.dumps(model.findings) + "\n")
+    (out / IMAGE).write_text(json.dumps(dataclasses.asdict(how)) + "\n")
     for name, made in found.items():
         log.info("%s: %s (on %s images of %s its logits differ by %.1e at most)",
                  name, made.place, made.images, store / split, made.difference)  # fmt: skip
@@ -84,22 +87,26 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
 
 
 def write_formats(
-    model: Model, group: RowGroup, size: int, formats: Sequence[str], out: str
+    model: Model, group: RowGroup, how: Preparation, formats: Sequence[str], out: str
 ) -> dict[str, Exported]:
-    """Export and verify in a Spark task, on images of `size` × `size` pixels.
+    """Export and verify in a Spark task, on images that were made as `how` says.
 
     Raises RunFailedError for a format that gives other logits than the model.
     """
     keras_model = load_keras(model, task_device())
-    images = read_row_group(group, size).images[:IMAGES, ..., None].copy()
+    images = read_row_group(group, how.size).images[:IMAGES, ..., None].copy()
     expected = np.asarray(keras_model(images, training=False))
+    metadata = {
+        "findings": json.dumps(model.findings),
+        "image": json.dumps(dataclasses.asdict(how)),
+    }
     writers: dict[str, Callable[..., tuple[Path, Logits]]] = {
         SAVED_MODEL: write_saved_model, ONNX: write_onnx,
     }  # fmt: skip
     found = {}
     for name in formats:
         with tempfile.TemporaryDirectory(prefix="chexspark-") as folder, quiet_errors():
-            made, logits = writers[name](keras_model, model.findings, Path(folder), images)
+            made, logits = writers[name](keras_model, metadata, Path(folder), images)
             difference = float(np.abs(logits - expected).max())
             if not difference <= TOLERANCE:
                 raise RunFailedError(
@@ -125,7 +132,7 @@ def keep(made: Path, out: Location) -> Location:
 
 
 def write_saved_model(
-    model: Any, findings: Sequence[str], folder: Path, images: np.ndarray
+    model: Any, metadata: dict[str, str], folder: Path, images: np.ndarray
 ) -> tuple[Path, Logits]:
     """Write ``savedmodel/``, load it again as a stranger would, and run it on uint8 (n, size, size, 1)."""
     import tensorflow as tf
@@ -139,9 +146,9 @@ def write_saved_model(
 
 
 def write_onnx(
-    model: Any, findings: Sequence[str], folder: Path, images: np.ndarray
+    model: Any, metadata: dict[str, str], folder: Path, images: np.ndarray
 ) -> tuple[Path, Logits]:
-    """Write ``model.onnx``, and run it in onnxruntime on uint8 (n, size, size, 1)."""
+    """Write ``model.onnx`` with the metadata, and run it in onnxruntime on uint8 (n, size, size, 1)."""
     import onnx
     import onnxruntime
     import tensorflow as tf
@@ -151,7 +158,7 @@ def write_onnx(
     signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
     forward = tf.function(lambda image: {LOGITS: model(image, training=False)})
     proto, _ = tf2onnx.convert.from_function(forward, [signature], opset=OPSET)
-    onnx.helper.set_model_props(proto, {"findings": json.dumps(findings)})
+    onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto)
     onnx.save(proto, str(place))
     session = onnxruntime.InferenceSession(str(place), providers=["CPUExecutionProvider"])

@@ -2,8 +2,9 @@
 
 In: class activation maps, and boxes in pixels of the original image. Out: one record per finding and
 threshold, and for their mean: intersection over union, pointing game, hit rates.
-A map is enlarged to the original image and scaled to 0–1; at a threshold, the box around the largest
-connected region above it is what the model points out (Zhou et al. 2016, section 3.2).
+A map is laid over the original image and scaled to 0–1; at a threshold, the box around the largest
+connected region above it is what the model points out (Zhou et al. 2016, section 3.2). Of an image that
+was cropped, only the part that the model was shown counts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +15,14 @@ import numpy as np
 import pandas as pd
 
 from chexspark.findings import MEAN
+from chexspark.preparation import STRETCH, Placing, placing
 
 if TYPE_CHECKING:
     from chexspark.evaluation.maps import Mapped
 
 THRESHOLDS = (0.2, 0.35, 0.5, 0.65, 0.8)  # of the map's range
 HITS = {"hit_iou10": 0.10, "hit_iou25": 0.25, "hit_iou50": 0.50}
+FLAT = 1e-9  # range of a map, as share of its values, that is rounding alone
 TIED = 1e-6  # of the map's range: values so near each other differ by rounding alone
 SIDES = ["x", "y", "width", "height"]
 OUTSIDE = 0.01  # share of boxes outside their image above which they are of other files, and of a
@@ -41,12 +44,33 @@ class Localisation(TypedDict):
 
 
 def enlarge(activation: np.ndarray, width: int, height: int) -> np.ndarray:
-    """A map (h, w) over the original image: float32 (height, width) of 0–1; zeros for a flat one."""
-    if not activation.max() > activation.min():
-        return np.zeros((height, width), np.float32)
-    size = (width, height)
-    large = cv2.resize(activation.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-    return (large - large.min()) / np.ptp(large)
+    """A map (h, w) over all of an image: float32 (height, width) of 0–1; zeros for a flat one."""
+    return over_original(activation, placing(width, height, max(width, height), STRETCH))
+
+
+def over_original(activation: np.ndarray, where: Placing) -> np.ndarray:
+    """A map (h, w) of a stored image over its original: float32 (height, width).
+
+    0–1 in the part that is stored, and zeros beside it; zeros for a map that is flat there.
+    """
+    x, y, width, height = where.part
+    over = np.zeros((where.height, where.width), np.float32)
+    down = interpolation(len(activation), where.size, where.place.y, where.place.height, height)
+    across = interpolation(activation.shape[1], where.size, where.place.x, where.place.width, width)
+    part = down @ activation.astype(np.float64) @ across.T
+    if part.max() - part.min() > FLAT * np.abs(part).max():
+        over[y : y + height, x : x + width] = (part - part.min()) / np.ptp(part)
+    return over
+
+
+def interpolation(cells: int, size: int, first: int, length: int, pixels: int) -> np.ndarray:
+    """Weights of a map's `cells` at each of `pixels`, linear between their centres: float64 (pixels, cells).
+
+    The cells divide `size` stored pixels evenly, of which the pixels divide the `length` from `first`.
+    """
+    centres = first + (np.arange(pixels) + 0.5) * length / pixels
+    at = np.clip(centres * cells / size - 0.5, 0, cells - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)))
 
 
 Box = tuple[float, float, float, float]  # x, y, width, height
@@ -107,24 +131,30 @@ def points_at(activation: np.ndarray, boxes: Iterable[Sequence[float]]) -> bool:
 
 
 def box_fractions(boxes: pd.DataFrame | None, image: "Mapped", finding: str) -> np.ndarray:
-    """The boxes of a finding in an image, as fractions of it: float64 (boxes, 4), x, y, width, height.
+    """The boxes of a finding in a stored image, as fractions of it: float64 (boxes, 4), x, y, width, height.
 
-    Those that were drawn on another, larger file are left out.
+    Those that were drawn on another, larger file are left out, and those that a crop cuts away.
     """
     if boxes is None:
         return np.zeros((0, 4))
     of = (boxes["image_index"] == image.name) & (boxes["finding"] == finding)
-    drawn = boxes[of][SIDES].to_numpy(float) / ([image.original_width, image.original_height] * 2)
-    return drawn[(drawn[:, :2] + drawn[:, 2:] <= 1 + OUTSIDE).all(axis=1)]
+    drawn = boxes[of][SIDES].to_numpy(float)
+    where = image.placing
+    ends = (drawn[:, :2] + drawn[:, 2:]) / [where.width, where.height]
+    stored = where.stored(drawn[(ends <= 1 + OUTSIDE).all(axis=1)]) / where.size
+    return stored[(stored[:, 2:] > 0).all(axis=1)]
 
 
 def usable_boxes(
     boxes: pd.DataFrame, mapped: Mapping[str, "Mapped"]
-) -> tuple[pd.DataFrame, str]:  # fmt: skip
-    """The boxes that lie in their image, and a note; none where too many do not."""
+) -> tuple[pd.DataFrame, list[str]]:
+    """The boxes that lie in their image, clipped to what of it is stored, and notes.
+
+    None where too many do not lie in their image.
+    """
     images = [mapped[name] for name in boxes["image_index"]]
-    width = np.array([image.original_width for image in images])
-    height = np.array([image.original_height for image in images])
+    width = np.array([image.placing.width for image in images])
+    height = np.array([image.placing.height for image in images])
     inside = (boxes["x"] >= -1) & (boxes["y"] >= -1) & (boxes["width"] > 0) & (boxes["height"] > 0)
     inside &= (boxes["x"] + boxes["width"] <= width + 1) & (
         boxes["y"] + boxes["height"] <= height + 1
@@ -132,13 +162,21 @@ def usable_boxes(
     outside = int((~inside).sum())
     if outside > OUTSIDE * len(boxes):
         first = images[int(np.argmax(~inside.to_numpy()))]
-        return boxes[:0], (
+        return boxes[:0], [
             f"no localisation: {outside:,} of {len(boxes):,} boxes lie outside their images, such as "
-            f"{first.name} of {first.original_width}x{first.original_height} pixels: they were drawn on "
+            f"{first.name} of {first.placing.width}x{first.placing.height} pixels: they were drawn on "
             "other files; ingest the images that they were drawn on"
-        )
-    note = f"{outside} boxes lie outside their images and are left out" if outside else ""
-    return boxes[inside], note
+        ]
+    notes = [f"{outside} boxes lie outside their images and are left out"] if outside else []
+    boxes = boxes[inside].copy()
+    drawn = boxes[SIDES].to_numpy(float)
+    places = [mapped[name].placing for name in boxes["image_index"]]
+    seen = [where.visible(box[None])[0] for where, box in zip(places, drawn, strict=True)]
+    boxes[SIDES] = np.array(seen).reshape(-1, 4)
+    shown = (boxes["width"] > 0) & (boxes["height"] > 0)
+    if not shown.all():
+        notes.append(f"{int((~shown).sum()):,} boxes lie in what was cropped and are left out")
+    return boxes[shown], notes
 
 
 def localisation_records(
@@ -147,12 +185,12 @@ def localisation_records(
     """Per finding and threshold: images, boxes, mean IoU (of an image's best box), pointing game,
     and the share of images whose IoU reaches 0.1, 0.25, 0.5; then their means over the findings.
 
-    `boxes`: of `findings` only, in pixels of the original image; `mapped`: image's name → its maps.
+    `boxes`: of `findings` only, as `usable_boxes` has them; `mapped`: image's name → its maps.
     """
     measured = []
     for (name, finding), drawn in boxes.groupby(["image_index", "finding"], sort=True):
         image = mapped[name]
-        activation = enlarge(image.map_of(finding), image.original_width, image.original_height)
+        activation = over_original(image.map_of(finding), image.placing)
         truth = drawn[SIDES].to_numpy(float)
         pointing = bool(activation.any()) and points_at(activation, truth)
         for threshold in THRESHOLDS:

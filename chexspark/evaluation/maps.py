@@ -30,6 +30,7 @@ from chexspark.evaluation.store_split import StoreSplit
 from chexspark.evaluation.task_device import task_device
 from chexspark.findings import UNKNOWN, is_mean
 from chexspark.models import LOGITS
+from chexspark.preparation import Placing, Preparation
 from chexspark.run.folder import EXAMPLES, LOCALISATION, RunFolder
 from chexspark.spark_progress import watched
 from chexspark.store.manifest import read_boxes
@@ -54,8 +55,7 @@ class Mapped:
     maps: np.ndarray  # float32 (findings, height, width) of the last features
     probabilities: np.ndarray  # float64 (findings,)
     labels: dict[str, int]  # finding of the store → 1, 0 or −1; none for an image of no store
-    original_width: int
-    original_height: int
+    placing: Placing  # of the original image in the stored one
     pixels: np.ndarray | None  # uint8 (size, size), where they were asked for
 
     def map_of(self, finding: str) -> np.ndarray:
@@ -88,7 +88,7 @@ class StoredImages:
 
     names: frozenset[str]
     pictured: frozenset[str]  # those whose pixels are to come along
-    size: int  # of the store's images, pixels
+    preparation: Preparation  # of the store's images
     findings: tuple[str, ...]  # of the store
 
 
@@ -151,7 +151,7 @@ def map_stored(
 
     def of_group(group: RowGroup) -> list[Mapped | NoMaps]:
         columns = ("image_index", "original_width", "original_height")
-        read = read_row_group(group, wanted.size, columns)
+        read = read_row_group(group, wanted.preparation.size, columns)
         names = read.others["image_index"].to_pylist()
         rows = [i for i, name in enumerate(names) if name in wanted.names]
         found = map_images(read.images[rows], mapper)
@@ -162,7 +162,7 @@ def map_stored(
             Mapped(
                 fact["image_index"], mapper.model.findings, found.maps[i], found.probabilities[i],
                 dict(zip(wanted.findings, read.labels[row].tolist(), strict=True)),
-                fact["original_width"], fact["original_height"],
+                wanted.preparation.placing(fact["original_width"], fact["original_height"]),
                 read.images[row].copy() if fact["image_index"] in wanted.pictured else None,
             )
             for i, (row, fact) in enumerate(zip(rows, facts, strict=True))
@@ -202,7 +202,7 @@ def write_maps(
     if not boxed | pictured:
         return
     manifest = split.manifest
-    wanted = StoredImages(boxed | pictured, pictured, manifest.image_size, manifest.findings)
+    wanted = StoredImages(boxed | pictured, pictured, manifest.preparation, manifest.findings)
     mapped = map_stored(spark, split.row_groups(), wanted, mapper)
     if isinstance(mapped, NoMaps):
         log.warning("note: no class activation maps: %s", mapped.reason)
@@ -211,8 +211,8 @@ def write_maps(
     tables.write_split(out, EXAMPLES, split.name, rows)
     if boxes is None or not boxed:
         return
-    usable, note = usable_boxes(boxes, mapped)
-    if note:
+    usable, notes = usable_boxes(boxes, mapped)
+    for note in notes:
         log.warning("note: %s", note)
     if len(usable):
         found = localisation_records(usable, mapped, findings)

@@ -20,7 +20,7 @@ from chexspark.config import PredictConfig
 from chexspark.errors import UserError, spoken
 from chexspark.evaluation.inference import Scorer, probabilities_of
 from chexspark.evaluation.predictions import probability_column
-from chexspark.evaluation.runs import best_model, different_runs, shared_findings
+from chexspark.evaluation.runs import best_model, different_runs, one_preparation, shared_findings
 from chexspark.ingestion.images import BadImageError, prepare
 from chexspark.ingestion.sources import (
     NO_IMAGE,
@@ -30,9 +30,7 @@ from chexspark.ingestion.sources import (
     passed_over_words,
     read_source_images,
 )
-from chexspark.run.folder import RunFolder
-from chexspark.run.lineage import read_lineage
-from chexspark.run.settings import check_run
+from chexspark.preparation import Preparation
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
@@ -63,7 +61,7 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     Of several, the findings that all have. Raises UserError for what the user can mend.
     """
     runs, out = different_runs(config.run), locate(config.out)
-    size = image_size(runs)
+    how = one_preparation(runs, config.bit_depth)
     models = tuple(best_model(run) for run in runs)
     findings, left_out = shared_findings(
         {f"the run {run}": model.findings for run, model in zip(runs, models, strict=True)}
@@ -83,10 +81,10 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     out.make_directory()
     spark = start_session(spark, "predict")
     number = f"{len(files):,} images" + f" and {len(archives):,} archives" * bool(archives)
-    log.info("scoring %s at %s pixels", number, size)
+    log.info("scoring %s at %s", number, how.words())
     one_each = spark.range(0, len(sources), 1, len(sources))
     columns = columns_of(findings)
-    scored = one_each.mapInArrow(source_scorer(sources, size, scorer), ", ".join(map(" ".join, columns.items())))  # fmt: skip
+    scored = one_each.mapInArrow(source_scorer(sources, how, scorer), ", ".join(map(" ".join, columns.items())))  # fmt: skip
     scored = scored.withColumn("run", lit(" + ".join(str(run) for run in runs)))
     with watched(spark, "scoring", max(len(files), len(sources))):
         write_apart(scored, passed_over, out, beside)
@@ -140,18 +138,6 @@ def tell(result: Predicted, out: Location, beside: Location) -> None:
     log.info("%s images: %s", f"{good:,}", out)
 
 
-def image_size(runs: list[RunFolder]) -> int:
-    """The one size of the runs' images. Raises UserError where they differ or have no model."""
-    sizes = {}
-    for run in runs:
-        check_run(run)
-        sizes[read_lineage(run)["image_size"]] = run
-    if len(sizes) > 1:
-        listed = ", ".join(f"{run} at {size}" for size, run in sorted(sizes.items()))
-        raise UserError(f"--run: an ensemble needs one image size, but {listed} pixels")
-    return next(iter(sizes))
-
-
 def quarantine_of(out: Location) -> Location:
     """``scores-quarantine.parquet`` beside ``scores.parquet``."""
     stem, extension = posixpath.splitext(out.uri.rstrip("/"))
@@ -164,7 +150,7 @@ def columns_of(findings: Sequence[str]) -> dict[str, str]:
 
 
 def source_scorer(
-    sources: list[tuple[SourceFile, ...]], size: int, scorer: Scorer
+    sources: list[tuple[SourceFile, ...]], how: Preparation, scorer: Scorer
 ) -> Callable[[Batches], Batches]:
     """The function that a Spark task maps over its Arrow batches of source positions."""
 
@@ -175,15 +161,15 @@ def source_scorer(
                 for image in read_source_images(sources[position]):
                     held.append(image)
                     if len(held) == TASK_IMAGES:
-                        yield scored_batch(held, size, scorer)
+                        yield scored_batch(held, how, scorer)
                         held = []
                 if held:
-                    yield scored_batch(held, size, scorer)
+                    yield scored_batch(held, how, scorer)
 
     return score
 
 
-def scored_batch(held: list[ImageFile], size: int, scorer: Scorer) -> pa.RecordBatch:
+def scored_batch(held: list[ImageFile], how: Preparation, scorer: Scorer) -> pa.RecordBatch:
     """Rows of `columns_of` for some images: probabilities of the good, the reason of the bad."""
     rows: list[dict[str, Any]] = []
     good: list[tuple[dict[str, Any], np.ndarray]] = []
@@ -192,7 +178,7 @@ def scored_batch(held: list[ImageFile], size: int, scorer: Scorer) -> pa.RecordB
         try:
             if isinstance(content, BadImageError):
                 raise content
-            image = prepare(content, size, name)
+            image = prepare(content, how, name)
             row |= {"original_width": image.original_width, "inverted": image.inverted,
                     "original_height": image.original_height}  # fmt: skip
             good.append((row, image.pixels))

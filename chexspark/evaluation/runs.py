@@ -4,6 +4,7 @@ In: runs and what is to be scored. Out: their models and findings, or a UserErro
 note is returned, and said by who asked.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,13 +15,20 @@ from chexspark.evaluation import seen_patients_check
 from chexspark.evaluation.inference import Model
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.findings import shared
-from chexspark.run.best import model_findings
+from chexspark.preparation import Preparation
+from chexspark.run.best import model_findings, model_preparation
 from chexspark.run.folder import RunFolder, model_and_digest, run_folder
-from chexspark.run.lineage import read_lineage
+from chexspark.run.lineage import preparation_of, read_lineage
 from chexspark.run.seen_patients import read_seen_patients
 from chexspark.run.settings import check_run
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
+
+NAMES = {
+    "size": "image size",
+    "fit": "fit",
+    "bit_depth": "bit depth",
+}  # of a preparation, for people
 
 
 class Shared(NamedTuple):
@@ -41,16 +49,41 @@ def different_runs(names: Sequence[str]) -> list[RunFolder]:
 def best_model(run: RunFolder) -> Model:
     """The run's best model, with its digest and the findings of its outputs.
 
-    Raises UserError where the model itself says others: one of the two is not this run's.
+    Raises UserError where the model itself says others, or other images: one of the two is not this run's.
     """
     uri, digest = model_and_digest(run)
-    findings, said = tuple(read_lineage(run)["findings"]), model_findings(run.best_model)
+    lineage = read_lineage(run)
+    findings, said = tuple(lineage["findings"]), model_findings(run.best_model)
     if said not in (None, findings):
         raise UserError(
             f"--run={run}: its lineage names the findings {listed(findings)}, and its best model "
             f"{listed(said)}: one of the two was changed; copy the run again"
         )
+    made, taken = preparation_of(lineage), model_preparation(run.best_model)
+    if taken not in (None, made):
+        raise UserError(
+            f"--run={run}: its lineage tells of images of {made.words()}, and its best model of "
+            f"{taken.words()}: one of the two was changed; copy the run again"
+        )
     return Model(uri, digest, findings)
+
+
+def one_preparation(runs: Iterable[RunFolder], bit_depth: int | None = None) -> Preparation:
+    """How images are made for all the runs; with `bit_depth`, of that.
+
+    Raises UserError where the runs differ in it, or have no model.
+    """
+    made = {}
+    for run in runs:
+        check_run(run)
+        found = preparation_of(read_lineage(run))
+        made[dataclasses.replace(found, bit_depth=bit_depth or found.bit_depth)] = run
+    for name, remedy in (("size", ""), ("fit", ""), ("bit_depth", "; give --bit-depth")):
+        values = {getattr(how, name): run for how, run in made.items()}
+        if len(values) > 1:
+            told = ", ".join(f"{run} has {'none' if value is None else value}" for value, run in values.items())  # fmt: skip
+            raise UserError(f"--run: an ensemble needs one {NAMES[name]}, but {told}{remedy}")
+    return next(iter(made))
 
 
 def shared_findings(holders: Mapping[str, Sequence[str]]) -> Shared:
@@ -73,13 +106,20 @@ def shared_findings(holders: Mapping[str, Sequence[str]]) -> Shared:
 
 
 def check_fit(store: Location, run: RunFolder, manifest: Manifest) -> None:
-    """Raise UserError unless the run has a model of the store's image size."""
+    """Raise UserError unless the run has a model of images as the store has: of their size, and of their
+    fit where that makes a difference."""
     check_run(run)
-    size = read_lineage(run)["image_size"]
-    if size != manifest.image_size:
+    how = preparation_of(read_lineage(run))
+    if how.size != manifest.image_size:
         raise UserError(
             f"--data={store} has images of {manifest.image_size} pixels, but --run={run} was trained "
-            f"at {size}: ingest with --size={size}"
+            f"at {how.size}: ingest with --size={how.size}"
+        )
+    if how.fit != manifest.fit and manifest.not_square != 0:
+        number = "" if manifest.not_square is None else f"{manifest.not_square:,} "
+        raise UserError(
+            f"--data={store} has {number}images that were not square and made so by --fit={manifest.fit}, but "
+            f"--run={run} was trained with --fit={how.fit}: ingest with --fit={how.fit}"
         )
 
 

@@ -16,8 +16,10 @@ from chexspark.ingestion.label_facts import is_empty
 from chexspark.ingestion.label_findings import Words, position_of_words
 from chexspark.ingestion.label_form import LabelForm, column_finder
 from chexspark.ingestion.label_rows import LabelRows, Line, cell_of
+from chexspark.preparation import CROP, placing
 
-COLUMNS = ["image_index", "finding", "x", "y", "width", "height"]
+SIDES = ["x", "y", "width", "height"]
+COLUMNS = ["image_index", "finding", *SIDES]
 SHOWN = 3  # lines of what is refused
 
 
@@ -109,3 +111,16 @@ def label_boxes(
                 left_alone[lost] = left_alone.get(lost, 0) + 1
     check_faults(faults, where)
     return Boxes(pd.DataFrame(found, columns=COLUMNS), left_alone)
+
+
+def cut_away(boxes: pd.DataFrame, sizes: dict[str, tuple[int, int]], size: int) -> list[str]:
+    """The image of each box that lies wholly in what a crop to `size` cuts away.
+
+    `boxes`: as `Boxes.rows`. `sizes`: name → width and height of the original image.
+    """
+    drawn = boxes[SIDES].to_numpy(float)
+    return [
+        name
+        for name, box in zip(boxes["image_index"], drawn, strict=True)
+        if not placing(*sizes[name], size, CROP).visible(box[None])[0, 2:].all()
+    ]

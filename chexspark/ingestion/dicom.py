@@ -31,6 +31,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue: ITU-R BT.601, as 
 PREAMBLE, MARK = bytes(128), b"DICM"
 META_LENGTH = slice(140, 144)  # the value of (0002,0000): bytes of file meta after it
 MOST_INFLATED = 1 << 28  # bytes; the largest image has fewer
+BURNED_IN = "BurnedInAnnotation"  # PS3.3, C.7.6.1: YES or NO, where it is said
 PACKAGES = {"gdcm": "python-gdcm", "pylibjpeg": "pylibjpeg-openjpeg"}  # decoder → what has it
 
 
@@ -52,6 +53,16 @@ def read_dicom(content: bytes) -> pydicom.Dataset:
     if not dataset.file_meta.get("TransferSyntaxUID"):
         dataset.file_meta.TransferSyntaxUID = guessed_syntax(dataset)
     return dataset
+
+
+def says_burned_in(content: bytes) -> bool:
+    """Whether a file says that annotations are drawn in its pixels. Raises what pydicom raises."""
+    if content.startswith(MARK):
+        content = PREAMBLE + content
+    said = pydicom.dcmread(
+        io.BytesIO(content), force=True, stop_before_pixels=True, specific_tags=[BURNED_IN]
+    )
+    return str(said.get(BURNED_IN) or "").strip().upper() == "YES"
 
 
 def check_inflated(content: bytes) -> None:

@@ -15,8 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from chexspark.errors import UserError
 from chexspark.extras import check_extra
 from chexspark.ingestion.duplicates import HASH_SIDE
+from chexspark.ingestion.fitting import fitted, picture_in
 from chexspark.ingestion.kinds import DICOM, EXTENSIONS, JPEG, PNG, PNG_MARK, kind_of
 from chexspark.phantom import SYNTHETIC
+from chexspark.preparation import Preparation
 
 MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make a fifth of it
 MIN_SIDE, MAX_SIDE = 10, 65_535  # DICOM has no room for more
@@ -44,11 +46,12 @@ class StoredImage:
     original_width: int
     original_height: int
     original_mode: str  # as `decode` tells it
-    pixel_mean: float  # of `pixels`, 0–255
+    pixel_mean: float  # of `pixels` without padding, 0–255
     pixel_std: float
     inverted: bool  # it looks like a negative: a hint, nothing is changed
     perceptual_hash: str  # 256 bits in hex; near images differ in few
     synthetic: bool  # the file says so
+    burned_in: bool  # the file says that annotations are drawn in its pixels
 
 
 def check_png(content: bytes) -> set[bytes]:
@@ -78,13 +81,14 @@ def check_dimensions(width: int, height: int) -> None:
         raise BadImageError(f"absurd dimensions: {width}x{height}")
 
 
-def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
+def decode(content: bytes, name: str = "", bit_depth: int | None = None) -> tuple[np.ndarray, str]:
     """Decode to 8-bit grayscale, uint8 (height, width), upright, and tell the original mode.
 
     That is Pillow's name, L for 8-bit gray, or DICOM's photometric interpretation; where 16-bit samples
     have fewer bits in use, with those. RGB, RGBA and palettes become gray, 16 bits become 8.
     Dimensions are checked before any pixel is decoded. `name` is the file's, to compare with the
-    content. Raises BadImageError, and nothing else, whatever a decoder raises.
+    content; `bit_depth` that of 16-bit PNGs, where it is known. Raises BadImageError, and nothing else,
+    whatever a decoder raises.
     """
     if not content:
         raise BadImageError("empty file")
@@ -95,7 +99,9 @@ def decode(content: bytes, name: str = "") -> tuple[np.ndarray, str]:
     if kind != expected:
         raise BadImageError(f"extension and content disagree: named {expected}, is {kind}")
     try:
-        return decode_dicom(content) if kind == DICOM else decode_picture(content, kind)
+        if kind == DICOM:
+            return decode_dicom(content)
+        return decode_picture(content, kind, bit_depth)
     except BadImageError:
         raise
     except UserError as error:  # of a package that is not installed
@@ -131,7 +137,7 @@ def decode_dicom(content: bytes) -> tuple[np.ndarray, str]:
     return dicom_pixels(dataset)
 
 
-def decode_picture(content: bytes, kind: str) -> tuple[np.ndarray, str]:
+def decode_picture(content: bytes, kind: str, bit_depth: int | None) -> tuple[np.ndarray, str]:
     """See `decode`, of a PNG or JPEG: uint8 (height, width). Raises BadImageError, or what Pillow raises."""
     image = Image.open(io.BytesIO(content), formats=(kind,))
     check_dimensions(*image.size)
@@ -147,7 +153,7 @@ def decode_picture(content: bytes, kind: str) -> tuple[np.ndarray, str]:
         if pixels is None:
             raise BadImageError("cannot be decoded: the PNG's pixels are damaged")
         if deep:
-            bits = bits_in_use(pixels)
+            bits = depth_of(pixels, bit_depth)
             pixels, mode = (
                 eight_bits(pixels, bits),
                 mode if bits == 16 else f"{mode} of {bits} bits",
@@ -172,13 +178,21 @@ def upright(pixels: np.ndarray, orientation: int | None) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def bits_in_use(values: np.ndarray) -> int:
-    """The fewest bits of `DEPTHS` that hold uint16 (height, width) or (height, width, BGR or BGRA).
+def depth_of(values: np.ndarray, declared: int | None) -> int:
+    """The bits of uint16 (height, width) or (height, width, BGR or BGRA): as declared, else those in use.
 
-    A detector of 12 bits fills a sixteenth of a 16-bit PNG.
+    A detector of 12 bits fills a sixteenth of a 16-bit PNG. In use are the fewest of `DEPTHS` that hold
+    all values. Raises BadImageError for values beyond what is declared.
     """
-    most = values.max() if values.ndim == 2 else values[..., :3].max()
-    return next(bits for bits in DEPTHS if most < 2**bits)
+    most = int(values.max() if values.ndim == 2 else values[..., :3].max())
+    if declared is None:
+        return next(bits for bits in DEPTHS if most < 2**bits)
+    if most >= 2**declared:
+        raise BadImageError(
+            f"beyond the bit depth: a 16-bit PNG with values up to {most}, and {declared} bits end at "
+            f"{2**declared - 1}"
+        )
+    return declared
 
 
 def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
@@ -192,6 +206,15 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     return ((gray.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)
 
 
+def is_burned_in(content: bytes) -> bool:
+    """Whether a DICOM file that can be read says that annotations are drawn in its pixels."""
+    if kind_of(content) != DICOM:
+        return False
+    from chexspark.ingestion.dicom import says_burned_in
+
+    return says_burned_in(content)
+
+
 def is_synthetic(content: bytes) -> bool:
     """Whether an image file says of itself that it is a phantom, whatever it is called.
 
@@ -201,15 +224,6 @@ def is_synthetic(content: bytes) -> bool:
         return False
     keyword, text = SYNTHETIC
     return Image.open(io.BytesIO(content), formats=(PNG,)).info.get(keyword) == text
-
-
-def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 (height, width) to (size, size): by area when smaller, so without aliasing."""
-    if pixels.shape == (size, size):
-        return np.ascontiguousarray(pixels)
-    smaller = min(pixels.shape) >= size
-    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    return cv2.resize(pixels, (size, size), interpolation=method)
 
 
 def perceptual_hash(pixels: np.ndarray) -> str:
@@ -227,14 +241,18 @@ def perceptual_hash(pixels: np.ndarray) -> str:
 def looks_inverted(pixels: np.ndarray) -> bool:
     """Whether the spine is darker than the lungs beside it, and the corners brighter than the middle.
 
-    `pixels`: uint8 (size, size). A hint: of 950 NIH images at 64 pixels it names none, and of their negatives 96 in 100.
+    `pixels`: uint8 (height, width), without padding. A hint: of 950 NIH images at 64 pixels it names none,
+    and of their negatives 96 in 100.
     """
-    size = len(pixels)
+
+    def between(side: int, first: float, last: float) -> slice:
+        start = int(first * side)
+        return slice(start, max(start + 1, int(last * side)))
 
     def mean(top: float, bottom: float, left: float, right: float) -> float:
         rows, columns = (
-            slice(int(top * size), int(bottom * size)),
-            slice(int(left * size), int(right * size)),
+            between(pixels.shape[0], top, bottom),
+            between(pixels.shape[1], left, right),
         )
         return cv2.mean(pixels[rows, columns])[0]
 
@@ -245,14 +263,19 @@ def looks_inverted(pixels: np.ndarray) -> bool:
     return bool(negative)
 
 
-def prepare(content: bytes, size: int, name: str = "") -> StoredImage:
-    """Decode, check and shrink one image file. Raises BadImageError."""
-    original, mode = decode(content, name)
-    pixels = shrink(original, size)
-    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(pixels))
+def prepare(content: bytes, how: Preparation, name: str = "") -> StoredImage:
+    """Decode, check and fit one image file. Raises BadImageError.
+
+    What is measured is measured without padding, which would make images alike and dark.
+    """
+    original, mode = decode(content, name, how.bit_depth)
+    height, width = original.shape
+    where = how.placing(width, height)
+    pixels = fitted(original, where)
+    picture = picture_in(pixels, where)
+    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(picture))
     if deviation < BLANK_DEVIATION:
         raise BadImageError("blank: all pixels are nearly equal")
-    height, width = original.shape
     return StoredImage(
         pixels,
         width,
@@ -260,7 +283,8 @@ def prepare(content: bytes, size: int, name: str = "") -> StoredImage:
         mode,
         mean,
         deviation,
-        looks_inverted(pixels),
-        perceptual_hash(pixels),
+        looks_inverted(picture),
+        perceptual_hash(picture),
         is_synthetic(content),
+        is_burned_in(content),
     )

@@ -268,5 +268,5 @@ def digest_of(
 
 def layout_settings(config: IngestConfig) -> dict[str, Any]:
     """The settings that decide what is in the store."""
-    names = ("size", "rows_per_group", "split", "split_by", "split_seed")
+    names = ("size", "fit", "bit_depth", "rows_per_group", "split", "split_by", "split_seed")
     return {name: getattr(config, name) for name in names}

@@ -40,6 +40,7 @@ from chexspark.ingestion.summary import (
 )
 from chexspark.ingestion.task import FILE_ROWS, Kept, TaskResult, WriteTask, write_task
 from chexspark.ingestion.workplace import Workplace, holds_other_things
+from chexspark.preparation import PAD, STRETCH, Preparation
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
@@ -54,6 +55,7 @@ from chexspark.store.manifest import (
 from chexspark.store.schema import LABELS, parquet_schema
 
 log = logging.getLogger(__name__)
+NIH = "NIH ChestX-ray14"  # the label form whose images are square
 MIN_FILES, MIN_FILE_ROWS = 8, 32  # so that a small set still keeps several cores and ranks busy
 
 
@@ -75,6 +77,7 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         return read_headers(spark, sources.files, sources.archives, facts)
 
     inputs = read_inputs(config, asked_findings(config, before), before, headers)
+    config = with_preparation(config, before, inputs.label_form)
     for note in inputs.notes:
         log.warning(spoken(f"note: {note}"))
     if before and is_in_store(inputs, before, config):
@@ -120,6 +123,25 @@ def asked_findings(config: IngestConfig, before: Manifest | None) -> tuple[str, 
     return config.findings
 
 
+def with_preparation(config: IngestConfig, before: Manifest | None, form: str) -> IngestConfig:
+    """The config with the fit, and the bit depth of a store that is added to, where none were given.
+
+    `form`: of the labels. NIH's images are square, and what is published on them is so.
+    """
+    fit, depth = config.fit, config.bit_depth
+    if before:
+        fit = fit or before.fit
+        depth = before.bit_depth if config.append and depth is None else depth
+    return dataclasses.replace(
+        config, fit=fit or (STRETCH if form == NIH else PAD), bit_depth=depth
+    )
+
+
+def asked_preparation(config: IngestConfig) -> Preparation:
+    """What is done to each image file, by a config whose fit is known."""
+    return Preparation(config.size, config.fit or STRETCH, config.bit_depth)
+
+
 def is_in_store(inputs: IngestInputs, before: Manifest, config: IngestConfig) -> bool:
     """Whether a store has all of this input already. Raises UserError where its settings differ."""
     check_same_settings(before, config, inputs.findings, locate(config.out))
@@ -152,14 +174,16 @@ def check_same_settings(
 ) -> None:
     """Raise UserError when a store that is there was written with other settings or findings."""
     asked = layout_settings(config)
+    made = before.settings | {
+        "fit": before.fit,
+        "bit_depth": before.bit_depth,
+    }  # older ones lack them
     if before.findings != findings:
         raise UserError(
             f"--out={out} already holds a store of other findings ({', '.join(before.findings)} there, "
             f"{', '.join(findings)} here): give another folder, or the same --findings"
         )
-    differ = [
-        f"{n} {v} there, {asked[n]} here" for n, v in before.settings.items() if v != asked[n]
-    ]
+    differ = [f"{n} {v} there, {asked[n]} here" for n, v in made.items() if v != asked[n]]
     if differ:
         raise UserError(
             f"--out={out} already holds a store with other settings ({', '.join(differ)}): give "
@@ -240,8 +264,9 @@ def plan_tasks(
     groups += [(archive,) for archive in inputs.archives]
     files_before = [f.path for s in before.splits.values() for f in s.files] if before else []
     first = max((int(path.split("part-")[1][:5]) for path in files_before), default=-1) + 1
+    how = asked_preparation(config)
     return [
-        WriteTask(folder=folder.uri, number=first + i, size=config.size,
+        WriteTask(folder=folder.uri, number=first + i, preparation=how,
              rows_per_group=config.rows_per_group, sources=sources, prefix=inputs.image_set.prefix)
         for i, sources in enumerate(groups)
     ]  # fmt: skip

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from chexspark.config import IngestConfig
-from chexspark.errors import UserError
+from chexspark.errors import UserError, spoken
+from chexspark.ingestion.boxes import cut_away
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.image_names import label_name
 from chexspark.ingestion.inputs import (
@@ -22,6 +23,7 @@ from chexspark.ingestion.inputs import (
 )
 from chexspark.ingestion.splits import split_hash
 from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, Label, TaskResult, label_counts
+from chexspark.preparation import CROP, PAD, STRETCH
 from chexspark.progress import duration
 from chexspark.storage import Location
 from chexspark.store.manifest import (
@@ -38,6 +40,8 @@ from chexspark.store.manifest import (
 )
 
 OUTSIDE = "box outside its image"
+CUT_AWAY = "box outside the middle that a crop keeps"
+FITTED = {PAD: "padded with black", CROP: "cut to their middle", STRETCH: "stretched"}
 ROUNDING = 1.0  # pixels that a box may go beyond its image
 QUARANTINE_SCHEMA = pa.schema(
     [("path", pa.string()), ("reason", pa.string()), ("bytes", pa.int64())]
@@ -73,8 +77,11 @@ def summarise(
         [k.name for k in everything], [k.patient_id for k in everything],
         [k.pixel_digest for k in everything], [k.perceptual_hash for k in everything],
     )  # fmt: skip
-    boxes, outside = boxes_of(inputs, {k.name: k.original for k in everything}, out, before)
+    sizes = {k.name: k.original for k in everything}
+    boxes, outside = boxes_of(inputs, sizes, out, before)
     unmatched += [(name, OUTSIDE) for name in outside]
+    if boxes is not None and config.fit == CROP:
+        unmatched += [(n, CUT_AWAY) for n in cut_away(boxes.to_pandas(), sizes, config.size)]
     splits = {
         split: summary_of(
             [k for k in everything if k.split == split],
@@ -110,6 +117,10 @@ def summarise(
         seconds=0.0,
         means=(before.means if before else {}) | {n: list(f) for n, f in inputs.means.items()},
         synthetic=(before.synthetic if before else 0) + sum(r.synthetic for r in results),
+        fit=config.fit or STRETCH,
+        bit_depth=config.bit_depth,
+        not_square=sum(width != height for width, height in sizes.values()),
+        burned_in=(before.burned_in if before else 0) + sum(r.burned_in for r in results),
     )
     tables = {
         QUARANTINE: table_of(all_refused, QUARANTINE_SCHEMA),
@@ -257,6 +268,13 @@ def summary_text(manifest: Manifest, out: Location, results: list[TaskResult]) -
     if converted:
         lines.append(
             "converted to 8-bit gray: " + ", ".join(f"{n:,} {m}" for m, n in converted.items())
+        )
+    if manifest.not_square:
+        how = f"{FITTED[manifest.fit]} ({spoken(f'--fit={manifest.fit}')})"
+        lines.append(f"{manifest.not_square:,} images are not square: {how}")
+    if manifest.burned_in:
+        lines.append(
+            f"{manifest.burned_in:,} DICOM files say that annotations are burned into them"
         )
     if manifest.synthetic:
         images = sum(split.images for split in manifest.splits.values())

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from chexspark.ingestion.image_names import label_name
 from chexspark.ingestion.images import BadImageError, NoImageError, StoredImage, prepare
 from chexspark.ingestion.sources import SourceFile, is_archive, read_source_images
+from chexspark.preparation import Preparation
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, StoreFile
 from chexspark.store.schema import (
@@ -50,7 +51,7 @@ class WriteTask:
 
     folder: str  # the URI that train/, val/ and test/ are below
     number: int  # its files are SPLIT/part-NUMBER-….parquet
-    size: int
+    preparation: Preparation
     rows_per_group: int
     sources: tuple[SourceFile, ...]
     prefix: str = ""  # what names of images begin with in the store
@@ -83,6 +84,7 @@ class TaskResult:
     passed_over: list[str] = field(default_factory=list)  # members of archives that are no images
     stored_before: int = 0
     synthetic: int = 0  # of the kept
+    burned_in: int = 0  # of the kept
     fingerprint: int = 0
 
 
@@ -94,7 +96,7 @@ class FileWriter:
 
     def __init__(self, task: WriteTask, split: str) -> None:
         self.task, self.split = task, split
-        self.schema = parquet_schema(task.size)
+        self.schema = parquet_schema(task.preparation.size)
         self.files: list[tuple[str, StoreFile]] = []
         self.rows: list[tuple[Row, np.ndarray]] = []
         self.number = 0  # of the file
@@ -136,7 +138,7 @@ class FileWriter:
             name: [row[name] for row, _ in self.rows] for name in self.schema.names if name != IMAGE
         }
         columns = [
-            image_column(images, self.task.size)
+            image_column(images, self.task.preparation.size)
             if field.name == IMAGE
             else pa.array(values[field.name], field.type)
             for field in self.schema
@@ -210,7 +212,7 @@ def write_task(
                 raise BadImageError(
                     f"no split: the given one does not name it or its patient {label.patient_id}"
                 )
-            image = prepare(content, task.size, posixpath.basename(path))
+            image = prepare(content, task.preparation, posixpath.basename(path))
         except NoImageError:
             result.passed_over.append(path)
             continue
@@ -221,6 +223,7 @@ def write_task(
         kept = kept_image(task.prefix + name, label, label.split, image, pixels)
         result.kept.append(kept)
         result.synthetic += image.synthetic
+        result.burned_in += image.burned_in
         result.fingerprint = (result.fingerprint + row_digest(kept, pixels)) % FINGERPRINT_MODULUS
         writers[label.split].add(row_of(kept, label, image), image.pixels)
     for writer in writers.values():

@@ -3,10 +3,12 @@
 In: a model and its row of the history. Out: ``model.keras`` and ``best.json``. They wait aside until
 a checkpoint knows of their epoch, so that ``RUN/best`` is always of the history that is continued.
 
-``model.keras`` is what Keras writes, a ZIP archive, with a member more: ``findings.json``, a list of the
-names of its outputs, so that the file by itself says what it is about. Keras passes over it.
+``model.keras`` is what Keras writes, a ZIP archive, with two members more, so that the file by itself says
+what it is about: ``findings.json``, a list of the names of its outputs, and ``image.json``, how its images
+are made: size, fit and bit_depth. Keras passes over them.
 """
 
+import dataclasses
 import json
 import tempfile
 import zipfile
@@ -16,19 +18,22 @@ from typing import Any
 
 from chexspark.errors import UserError
 from chexspark.findings import names_fault
+from chexspark.preparation import Preparation
 from chexspark.run.folder import RunFolder
 from chexspark.run.history import Row
 from chexspark.storage import Location
 from chexspark.text_files import read_json
 
-FINDINGS_MEMBER = "findings.json"
+FINDINGS_MEMBER, IMAGE_MEMBER = "findings.json", "image.json"
 LONGEST_MEMBER = 1 << 20  # bytes that are read of a stranger's
 
 
-def save_best(model: Any, run: RunFolder, figures: Row, findings: Sequence[str]) -> None:
+def save_best(
+    model: Any, run: RunFolder, figures: Row, findings: Sequence[str], preparation: Preparation
+) -> None:
     """Write the whole Keras `model` aside, then the figures of its epoch (its row of the history).
 
-    `findings`: the names of the model's outputs, in their order.
+    `findings`: the names of the model's outputs, in their order; `preparation`: of its images.
     """
     run.waiting.make_directory()
     with tempfile.TemporaryDirectory(prefix="chexspark-") as folder:
@@ -36,6 +41,7 @@ def save_best(model: Any, run: RunFolder, figures: Row, findings: Sequence[str])
         model.save(path)
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(FINDINGS_MEMBER, json.dumps(list(findings)))
+            archive.writestr(IMAGE_MEMBER, json.dumps(dataclasses.asdict(preparation)))
         run.waiting_model.write_bytes(path.read_bytes())
     run.waiting_figures.write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -45,18 +51,38 @@ def model_findings(place: Location) -> tuple[str, ...] | None:
 
     Raises UserError for damage.
     """
-    try:
-        with place.filesystem.open_input_file(place.path) as file, zipfile.ZipFile(file) as archive:
-            if FINDINGS_MEMBER not in archive.namelist():
-                return None
-            with archive.open(FINDINGS_MEMBER) as member:
-                names = json.loads(member.read(LONGEST_MEMBER))
-        fault = names_fault(names) if isinstance(names, list) else "is no list"
-    except (OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
-        fault = " ".join(str(error).split())
+    names = read_member(place, FINDINGS_MEMBER)
+    if names is None:
+        return None
+    fault = names_fault(names) if isinstance(names, list) else "is no list"
     if fault:
         raise UserError(f"{place} is damaged: {FINDINGS_MEMBER} {fault}; copy it again")
     return tuple(names)
+
+
+def model_preparation(place: Location) -> Preparation | None:
+    """How the images of a ``.keras`` file's model are made; None where the file does not say.
+
+    Raises UserError for damage.
+    """
+    facts = read_member(place, IMAGE_MEMBER)
+    try:
+        return None if facts is None else Preparation.of(facts)
+    except ValueError as error:
+        raise UserError(f"{place} is damaged: {IMAGE_MEMBER}: {error}; copy it again") from error
+
+
+def read_member(place: Location, name: str) -> Any:
+    """A JSON member of a ``.keras`` file; None where it has none. Raises UserError for damage."""
+    try:
+        with place.filesystem.open_input_file(place.path) as file, zipfile.ZipFile(file) as archive:
+            if name not in archive.namelist():
+                return None
+            with archive.open(name) as member:
+                return json.loads(member.read(LONGEST_MEMBER))
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
+        fault = " ".join(str(error).split())
+        raise UserError(f"{place} is damaged: {name} {fault}; copy it again") from error
 
 
 def promote(run: RunFolder) -> None:

@@ -5,6 +5,7 @@ from typing import TypedDict, cast
 
 from chexspark.errors import UserError
 from chexspark.findings import names_fault, of_file
+from chexspark.preparation import STRETCH, Preparation
 from chexspark.run.folder import RunFolder
 from chexspark.text_files import read_json
 
@@ -19,14 +20,16 @@ class Placed(TypedDict):
 
 
 class Lineage(TypedDict):
-    """The file's content. A run from before they were recorded lacks `trained_patients`
-    and `findings`, which then are NIH's 14; `read_lineage` puts these in."""
+    """The file's content. A run from before they were recorded lacks `trained_patients`,
+    `findings`, which then are NIH's 14, `fit` (stretch) and `bit_depth`; `read_lineage` puts these three in."""
 
     store: str  # path or URI
     store_fingerprint: str
     split_hash: str
     trained_patients: str  # SHA-256 of the table of seen patients
     image_size: int  # pixels
+    fit: str  # how images that are not square were fitted into a square
+    bit_depth: int | None  # of 16-bit PNGs; None: found per file
     findings: list[str]  # in the order of the model's outputs
     chexspark: str
     python: str
@@ -54,8 +57,17 @@ def read_lineage(run: RunFolder) -> Lineage:
             raise UserError(
                 f"{run.lineage} is damaged: {name} is {found.get(name)!r}; copy the run again"
             )
-    found["findings"] = of_file(found)
+    found = {"fit": STRETCH, "bit_depth": None} | found | {"findings": of_file(found)}
+    try:
+        preparation_of(cast(Lineage, found))
+    except ValueError as error:
+        raise UserError(f"{run.lineage} is damaged: {error}; copy the run again") from error
     fault = names_fault(found["findings"]) if isinstance(found["findings"], list) else "is no list"
     if fault:
         raise UserError(f"{run.lineage} is damaged: findings {fault}; copy the run again")
     return cast(Lineage, found)
+
+
+def preparation_of(lineage: Lineage) -> Preparation:
+    """How the images that the run was trained on were made. Raises ValueError for what cannot be."""
+    return Preparation(lineage["image_size"], lineage["fit"], lineage["bit_depth"])

@@ -13,6 +13,7 @@ import pandas as pd
 
 from chexspark.errors import UserError
 from chexspark.findings import names_fault
+from chexspark.preparation import STRETCH, Preparation
 from chexspark.storage import Location
 from chexspark.text_files import read_json
 
@@ -75,6 +76,15 @@ class Manifest:
     synthetic: int = 0  # images that say of themselves that they are; not counted before version 3
     # Name → findings whose mean stands beside that of all; none before version 4.
     means: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    fit: str = STRETCH  # how an image that is not square was fitted into one
+    bit_depth: int | None = None  # of 16-bit PNGs, as declared; None: found per file
+    not_square: int | None = None  # images; None where they were not counted
+    burned_in: int = 0  # DICOM files that say that annotations are drawn in their pixels
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the images were made. Raises ValueError for what cannot be."""
+        return Preparation(self.image_size, self.fit, self.bit_depth)
 
     def write(self, store: Location) -> None:
         """Write the file, in one step."""
@@ -149,6 +159,7 @@ def read_manifest(store: Location) -> Manifest:
             for name, split in raw["splits"].items()
         }
         manifest = Manifest(**{**raw, "splits": splits, "findings": tuple(raw["findings"])})
+        _ = manifest.preparation  # raises for what cannot be
         fault = names_fault(manifest.findings)
         if fault:
             raise ValueError(f"findings {fault}")

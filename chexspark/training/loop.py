@@ -51,6 +51,7 @@ class Training:
     ) -> None:  # fmt: skip
         config, store = settings.config, locate(settings.config.data)
         self.config, self.findings, self.facts, self.ring = config, manifest.findings, facts, ring
+        self.preparation = manifest.preparation
         self.run = run_folder(config.run)
         self.teller = Teller(events, facts.rank, config.epochs)
         self.network, loaded = make_network(settings, manifest, facts, ring)
@@ -114,7 +115,8 @@ class Training:
             is_best = score > self.record.best
             row = history_row(trained, found, is_best, self.findings)
             if is_best and self.facts.rank == 0:
-                save_best(self.network.to_save(), self.run, row, self.findings)
+                model = self.network.to_save()
+                save_best(model, self.run, row, self.findings, self.preparation)
         if self.config.schedule == "plateau":
             self.record.plateau.after_epoch(found.loss)
         self.record.add(row, score)

@@ -88,6 +88,8 @@ def lineage_of(store: str, manifest: Manifest, seen: str, ranks: list[Placed]) -
         "split_hash": manifest.split_hash,
         "trained_patients": seen,
         "image_size": manifest.image_size,
+        "fit": manifest.fit,
+        "bit_depth": manifest.bit_depth,
         "findings": list(manifest.findings),
         "chexspark": version("chexspark"),
         "python": platform.python_version(),
