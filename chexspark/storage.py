@@ -22,6 +22,7 @@ from pyarrow import fs
 from chexspark.errors import UserError
 
 SCHEMES = ("hdfs", "viewfs", "s3")
+URI_LETTERS = "%:/?=&@+,;!$'()*~"  # that a URI has as they are
 UNFINISHED = ".unfinished"  # how names of files end that are being written
 ONE_AT_A_TIME = threading.Lock()  # two threads that come first to S3 crash in Arrow
 
@@ -87,14 +88,23 @@ class Location:
 
     def list_files(self) -> list[fs.FileInfo]:
         """All files at or below this place, sorted by path."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True))
+        found = self.entries(fs.FileSelector(self.path, recursive=True))
         return sorted((i for i in found if i.type == fs.FileType.File), key=lambda i: i.path)
 
     def list_folders(self) -> list[str]:
         """The names of the folders right below this place; none where there is no such place."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        found = self.filesystem.get_file_info(selector)
+        found = self.entries(selector)
         return sorted(i.base_name for i in found if i.type == fs.FileType.Directory)
+
+    def entries(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        """What is below this place. Raises UserError where a name is not UTF-8."""
+        try:
+            return self.filesystem.get_file_info(selector)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.uri} has a file whose name is not UTF-8: rename or remove it"
+            ) from error
 
     def read_bytes(self, most: int | None = None) -> bytes:
         """The file's content, or its first `most` bytes. Raises OSError."""
@@ -111,7 +121,7 @@ class Location:
     def clear_unfinished(self) -> None:
         """Delete what processes that were killed left in this folder of what they were writing."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        for entry in self.filesystem.get_file_info(selector):
+        for entry in self.entries(selector):
             if entry.base_name.startswith(".") and entry.base_name.endswith(UNFINISHED):
                 directory = entry.type == fs.FileType.Directory
                 delete = self.filesystem.delete_dir if directory else self.filesystem.delete_file
@@ -165,7 +175,8 @@ class Location:
         """A new place beside this one, whose name begins with a dot: readers of folders pass over it."""
         folder, name = posixpath.split(self.path)
         hidden = f".{name}.{uuid.uuid4().hex}{UNFINISHED}"
-        return Location(self.filesystem, posixpath.join(folder, hidden), self.uri)
+        uri = posixpath.join(posixpath.dirname(self.uri), hidden)
+        return Location(self.filesystem, posixpath.join(folder, hidden), uri)
 
     def read_table(self) -> pa.Table:
         """The Parquet file, or all in the folder. Raises OSError, and ValueError for what is none."""
@@ -187,6 +198,8 @@ def locate(uri: str) -> Location:
     uri = absolute(uri)
     if not uri:
         raise UserError("a path is empty")
+    if not is_text(uri):
+        raise UserError(f"{as_text(uri)}: the name is not UTF-8: rename it")
     if "://" not in uri:
         return Location(fs.LocalFileSystem(), uri, uri)
     # Others, which pyarrow may know too, hang for minutes where they are not set up.
@@ -194,7 +207,22 @@ def locate(uri: str) -> Location:
         raise UserError(f"{uri}: no file system for it; use a path, file://, hdfs:// or s3://")
     try:
         with ONE_AT_A_TIME:
-            filesystem, path = fs.FileSystem.from_uri(uri)
+            # A URI has %20 for a space and the like; what is written with % already stays.
+            filesystem, path = fs.FileSystem.from_uri(urllib.parse.quote(uri, URI_LETTERS))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{uri} cannot be reached: {' '.join(str(error).split())}") from error
     return Location(filesystem, path, uri.rstrip("/"))
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written in UTF-8: Python has stand-ins for bytes that are none."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_text(name: str) -> str:
+    """A name that can be written, with what is not UTF-8 as ``\\xf6``."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

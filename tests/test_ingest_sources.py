@@ -18,11 +18,12 @@ from PIL import Image
 
 from chexspark import ingest
 from chexspark.errors import UserError
+from chexspark.ingestion import archives as archives_module
+from chexspark.ingestion.archives import archive_members
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.images import BadImageError, NoImageError
 from chexspark.ingestion.sources import (
     SourceFile,
-    archive_members,
     find_sources,
     passed_over_words,
     read_source_images,
@@ -197,7 +198,7 @@ def test_a_task_refuses_passes_over_and_goes_on(mixed, tmp_path, monkeypatch):
     assert reasons.keys() == {"gone.png", "bare", "vindr.dicom", "SIEMENS.IMA", "upper.DCM"}
     assert reasons["gone.png"].startswith("cannot be read: ")
     assert reasons["bare"] == "cannot be decoded: DICOM without PixelData"
-    monkeypatch.setattr(Location, "read_bytes", lambda place: 1 / 0)
+    monkeypatch.setattr(Location, "read_bytes", lambda place, most=None: 1 / 0)
     done = write_task(
         WriteTask(str(tmp_path), 1, Preparation(32), 4, (gone,)), labels, frozenset(), frozenset()
     )
@@ -209,7 +210,7 @@ def test_whatever_an_archive_raises_it_is_set_aside(mixed, monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(tarfile, "open", fail)
+    monkeypatch.setattr(archives_module, "tar_members", fail)
     ((name, _, content),) = archive_members(str(mixed / "all.tar"))
     assert name == "" and str(content).startswith("damaged archive: ")
 

@@ -1,5 +1,6 @@
 """What an ingest comes to, from results written by hand: no Spark, no files."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,14 +30,15 @@ def kept(name, patient="1", split="train", labels=()):
 
 
 def test_a_refused_image_with_a_label_is_there():
-    inputs = SimpleNamespace(
-        files=[],
-        labels={"a.png": None, "p1/v.png": None, "c": None},
-        image_set=ImageSet("a set", ""),
+    inputs = SimpleNamespace(files=[SimpleNamespace(name="loose")], image_set=ImageSet("B", "B/"))
+    stored = [
+        dataclasses.replace(kept("B/b"), source="B"),
+        dataclasses.replace(kept("a"), source="A"),
+    ]
+    result = TaskResult(
+        unlabelled=["u"], refused=["a.png"], quarantined=[("/d/t.tar", "damaged", 1)]
     )
-    refused = [(path, "truncated", 1) for path in
-               ("/d/a.png", "s3://x/t.tar!set/p1/v.png", "/d/c.dcm", "/d/p2/v.png", "/d/t.tar")]  # fmt: skip
-    assert names_present(inputs, [], refused, []) == {"a.png", "p1/v.png", "c"}
+    assert names_present(inputs, stored, [result]) == {"loose", "b", "u", "a.png"}
 
 
 def test_boxes_beyond_their_image_are_left_out_and_named():

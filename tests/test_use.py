@@ -82,10 +82,10 @@ def test_an_image_that_cannot_be_read_is_one_line(release, run, monkeypatch):
     image = sorted((release / "images").iterdir())[0]
     read = Location.read_bytes
 
-    def read_or_fail(place):
+    def read_or_fail(place, most=None):
         if place.path == str(image):
             raise OSError("Permission denied")
-        return read(place)
+        return read(place, most)
 
     monkeypatch.setattr(Location, "read_bytes", read_or_fail)
     with pytest.raises(UserError, match="cannot be used: cannot be read: Permission denied"):

@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.functions import lit
 
 from chexspark.arguments import takes
 from chexspark.config import EvaluateConfig
@@ -37,6 +38,7 @@ from chexspark.evaluation.store_split import StoreSplit
 from chexspark.evaluation.studies import STUDY, by_study
 from chexspark.run.folder import METRICS, PREDICTIONS, RunFolder, run_folder
 from chexspark.session import start_session
+from chexspark.spark_tables import read_parquet
 from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
 from chexspark.store.row_groups import checked_column
@@ -245,9 +247,5 @@ def check_validation(validation: GivenScores, given: GivenScores) -> None:
 
 def result(spark: SparkSession, out: RunFolder, split: str) -> Evaluation:
     """The written tables as Spark DataFrames."""
-    frames = [
-        spark.read.option("basePath", out.table(name).spark_uri)
-        .parquet(out.table(name, split).spark_uri)
-        for name in (PREDICTIONS, METRICS)
-    ]  # fmt: skip
-    return Evaluation(*frames)
+    frames = [read_parquet(spark, [out.table(name, split)]) for name in (PREDICTIONS, METRICS)]
+    return Evaluation(*(frame.withColumn("split", lit(split)) for frame in frames))

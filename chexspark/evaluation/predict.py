@@ -1,29 +1,28 @@
 """Images without labels and a run in, probabilities out. Runs on the driver and in Spark tasks.
 
 Out: a Parquet folder of one row per image, with the checks that ingest makes; beside it, what was
-refused and why.
+refused and why. Tasks write their rows as they score them, so that what ends a job does not undo it.
 """
 
 import logging
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.functions import lit
 
 from chexspark.arguments import takes
 from chexspark.config import PredictConfig
-from chexspark.errors import UserError, spoken
+from chexspark.errors import RunFailedError, UserError, spoken
 from chexspark.evaluation.inference import Scorer, probabilities_of
 from chexspark.evaluation.predictions import probability_column
 from chexspark.evaluation.runs import best_model, different_runs, one_preparation, shared_findings
 from chexspark.ingestion.images import BadImageError, prepare
+from chexspark.ingestion.kinds import NO_IMAGE
 from chexspark.ingestion.sources import (
-    NO_IMAGE,
     ImageFile,
     SourceFile,
     find_sources,
@@ -33,6 +32,7 @@ from chexspark.ingestion.sources import (
 from chexspark.preparation import Preparation
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
+from chexspark.spark_tables import PartWriter, finish, read_parquet
 from chexspark.storage import Location, locate
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,11 @@ log = logging.getLogger(__name__)
 TASK_IMAGES = 64  # loose files of a task
 QUARANTINE = "-quarantine"
 PASSED_OVER = NO_IMAGE.partition(":")[0]  # the kind of that reason
-FILE_COLUMNS = {"image_index": "string", "path": "string", "bytes": "long", "reason": "string",
-                "original_width": "int", "original_height": "int", "inverted": "boolean"}  # fmt: skip
+FILE_COLUMNS = [("image_index", pa.string()), ("path", pa.string()), ("original_width", pa.int32()),
+                ("original_height", pa.int32()), ("inverted", pa.bool_())]  # fmt: skip
+REFUSED = pa.schema([("path", pa.string()), ("reason", pa.string()), ("bytes", pa.int64())])
 Batches = Iterable[pa.RecordBatch]
-ARROW_TYPES = {"string": pa.string(), "long": pa.int64(), "int": pa.int32(),
-               "boolean": pa.bool_(), "double": pa.float64()}  # fmt: skip
+Row = dict[str, Any]  # column → value
 
 
 class Predicted(NamedTuple):
@@ -78,40 +78,29 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     if passed_over:
         log.warning(spoken("note: --images: %s"), passed_over_words([f.name for f in passed_over]))
     scorer = Scorer(models, findings, config.flip, config.batch_size)
-    out.make_directory()
+    for place in (out, beside):
+        place.make_directory()
+    with PartWriter(beside, REFUSED, len(sources)) as writer:
+        named = [{"path": f.uri, "reason": NO_IMAGE, "bytes": f.bytes} for f in passed_over]
+        writer.write(pa.RecordBatch.from_pylist(named, REFUSED))
     spark = start_session(spark, "predict")
     number = f"{len(files):,} images" + f" and {len(archives):,} archives" * bool(archives)
     log.info("scoring %s at %s", number, how.words())
-    one_each = spark.range(0, len(sources), 1, len(sources))
-    columns = columns_of(findings)
-    scored = one_each.mapInArrow(source_scorer(sources, how, scorer), ", ".join(map(" ".join, columns.items())))  # fmt: skip
-    scored = scored.withColumn("run", lit(" + ".join(str(run) for run in runs)))
-    with watched(spark, "scoring", max(len(files), len(sources))):
-        write_apart(scored, passed_over, out, beside)
-    result = Predicted(spark.read.parquet(out.spark_uri), spark.read.parquet(beside.spark_uri))
+    scoring = Scoring(out.uri, beside.uri, " + ".join(str(run) for run in runs), how, scorer)
+    remedy = f"; what was scored until then is in {out}"
+    with watched(spark, "scoring", max(len(files), len(sources)), remedy=remedy):
+        one_each = spark.range(0, len(sources), 1, len(sources))
+        one_each.mapInArrow(source_scorer(sources, scoring), "source long").collect()
+    try:
+        finish(out, schema_of(findings), "path")
+        finish(beside, REFUSED, "path")
+    except OSError as error:
+        raise RunFailedError(
+            f"{error}{remedy}, in files that could not be brought into one"
+        ) from error
+    result = Predicted(read_parquet(spark, [out]), read_parquet(spark, [beside]))
     tell(result, out, beside)
     return result
-
-
-def write_apart(
-    scored: DataFrame, passed_over: list[SourceFile], out: Location, beside: Location
-) -> None:
-    """Write the rows of images that could be used, and beside them those that could not.
-
-    `passed_over`: loose files that are no images, which are named among these.
-    """
-    scored = scored.persist(StorageLevel.DISK_ONLY)
-    try:
-        good = scored.where("reason is null").drop("reason", "bytes")
-        good.coalesce(1).sortWithinPartitions("path").write.mode("overwrite").parquet(out.spark_uri)
-        bad = scored.where("reason is not null").select("path", "reason", "bytes")
-        others = [(file.uri, NO_IMAGE, file.bytes) for file in passed_over]
-        bad = bad.union(scored.sparkSession.createDataFrame(others, bad.schema))
-        bad.coalesce(1).sortWithinPartitions("path").write.mode("overwrite").parquet(
-            beside.spark_uri
-        )
-    finally:
-        scored.unpersist()
 
 
 def tell(result: Predicted, out: Location, beside: Location) -> None:
@@ -144,53 +133,77 @@ def quarantine_of(out: Location) -> Location:
     return locate(f"{stem}{QUARANTINE}{extension}")
 
 
-def columns_of(findings: Sequence[str]) -> dict[str, str]:
-    """The columns of a scored image, name → Spark's type."""
-    return FILE_COLUMNS | {probability_column(finding): "double" for finding in findings}
+@dataclass(frozen=True)
+class Scoring:
+    """What a task needs beside its images; plain values."""
+
+    out: str  # the folder of the scores, a URI
+    beside: str  # that of what is refused
+    run: str
+    preparation: Preparation  # of the images that the model takes
+    scorer: Scorer
+
+
+def schema_of(findings: Sequence[str]) -> pa.Schema:
+    """The columns of a scored image."""
+    scores = [(probability_column(finding), pa.float64()) for finding in findings]
+    return pa.schema([*FILE_COLUMNS, *scores, ("run", pa.string())])
 
 
 def source_scorer(
-    sources: list[tuple[SourceFile, ...]], how: Preparation, scorer: Scorer
+    sources: list[tuple[SourceFile, ...]], scoring: Scoring
 ) -> Callable[[Batches], Batches]:
     """The function that a Spark task maps over its Arrow batches of source positions."""
 
     def score(batches: Batches) -> Batches:
         for batch in batches:
             for position in batch.column(0).to_pylist():
-                held: list[ImageFile] = []
-                for image in read_source_images(sources[position]):
-                    held.append(image)
-                    if len(held) == TASK_IMAGES:
-                        yield scored_batch(held, how, scorer)
-                        held = []
-                if held:
-                    yield scored_batch(held, how, scorer)
+                write_scores(read_source_images(sources[position]), scoring, position)
+            yield batch.slice(0, 0)
 
     return score
 
 
-def scored_batch(held: list[ImageFile], how: Preparation, scorer: Scorer) -> pa.RecordBatch:
-    """Rows of `columns_of` for some images: probabilities of the good, the reason of the bad."""
-    rows: list[dict[str, Any]] = []
-    good: list[tuple[dict[str, Any], np.ndarray]] = []
-    for name, path, number, content in held:
-        row = {"image_index": name, "path": path, "bytes": number}
-        try:
-            if isinstance(content, BadImageError):
-                raise content
-            image = prepare(content, how, name)
-            row |= {"original_width": image.original_width, "inverted": image.inverted,
-                    "original_height": image.original_height}  # fmt: skip
-            good.append((row, image.pixels))
-        except BadImageError as error:
-            row["reason"] = str(error)
-        rows.append(row)
-    if good:
-        found = probabilities_of(np.stack([pixels for _, pixels in good]), scorer)
-        names = [probability_column(finding) for finding in scorer.findings]
-        for (row, _), values in zip(good, found.tolist(), strict=True):
-            row |= dict(zip(names, values, strict=True))
-    columns = columns_of(scorer.findings).items()
-    return pa.RecordBatch.from_pylist(
-        rows, pa.schema([(name, ARROW_TYPES[kind]) for name, kind in columns])
-    )
+def write_scores(images: Iterable[ImageFile], scoring: Scoring, task: int) -> None:
+    """Score images, so many at a time, and write their rows, and those of what is refused."""
+    schema = schema_of(scoring.scorer.findings)
+    good: list[tuple[Row, np.ndarray]] = []
+    bad: list[Row] = []
+    with (
+        PartWriter(locate(scoring.out), schema, task) as scores,
+        PartWriter(locate(scoring.beside), REFUSED, task) as refused,
+    ):
+
+        def write() -> None:
+            if good:
+                scores.write(scored(good, scoring, schema))
+            refused.write(pa.RecordBatch.from_pylist(bad, REFUSED))
+            good.clear()
+            bad.clear()
+
+        for name, path, number, content in images:
+            try:
+                if isinstance(content, BadImageError):
+                    raise content
+                image = prepare(content, scoring.preparation, name)
+                row = {"image_index": name, "path": path, "original_width": image.original_width,
+                       "original_height": image.original_height, "inverted": image.inverted}  # fmt: skip
+                good.append((row, image.pixels))
+            except BadImageError as error:
+                bad.append({"path": path, "reason": str(error), "bytes": number})
+            if len(good) + len(bad) == TASK_IMAGES:
+                write()
+        write()
+
+
+def scored(
+    good: list[tuple[Row, np.ndarray]], scoring: Scoring, schema: pa.Schema
+) -> pa.RecordBatch:
+    """Rows with the probabilities of their pixels, uint8 (size, size)."""
+    found = probabilities_of(np.stack([pixels for _, pixels in good]), scoring.scorer)
+    names = [probability_column(finding) for finding in scoring.scorer.findings]
+    rows = [
+        row | dict(zip(names, values, strict=True)) | {"run": scoring.run}
+        for (row, _), values in zip(good, found.tolist(), strict=True)
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema)

@@ -22,6 +22,7 @@ from chexspark.evaluation.tables import SplitFacts
 from chexspark.progress import duration
 from chexspark.run.folder import PREDICTIONS, TABLES, RunFolder
 from chexspark.spark_progress import watched
+from chexspark.spark_tables import read_parts, write_parts
 from chexspark.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
@@ -83,9 +84,14 @@ def score(
     scores = score_split(spark, split.row_groups(), manifest, scoring.scorer)
     scores = scores.withColumn("run", lit(" + ".join(scoring.runs)))
     scores = scores.withColumn("store_fingerprint", lit(manifest.fingerprint))
-    with watched(spark, f"scoring {split.name}", images):
-        scores = scores.repartition(1).sortWithinPartitions("image_index")
-        scores.write.mode("overwrite").parquet(folder.spark_uri)
+    parts = folder.hidden_name()
+    parts.make_directory()
+    try:
+        with watched(spark, f"scoring {split.name}", images):
+            schema = write_parts(scores, parts)
+        folder.write_table(read_parts(parts, schema).sort_by("image_index"))
+    finally:
+        parts.delete_directory()
     seconds = time.monotonic() - started
     log.info("%s images in %s, %.1f images/s", f"{images:,}", duration(seconds), images / seconds)
     for name in TABLES:

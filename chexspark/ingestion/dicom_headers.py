@@ -1,6 +1,6 @@
 """What DICOM files say of the patient and the study, before any pixel is read. Spark tasks, and the driver.
 
-In: image files and archives. Out: by path, the texts of the elements that were asked for; then the labels,
+In: image files and archives. Out: by place, the texts of the elements that were asked for; then the labels,
 filled where they do not say it.
 """
 
@@ -15,10 +15,10 @@ from chexspark.config import DICOM_FACTS
 from chexspark.extras import check_extra
 from chexspark.ingestion.image_names import label_name
 from chexspark.ingestion.images import BadImageError
-from chexspark.ingestion.kinds import DICOM, HEAD, kind_of
+from chexspark.ingestion.kinds import DICOM, HEAD, kind_by_name, kind_of
 from chexspark.ingestion.label_facts import Unreadable
 from chexspark.ingestion.label_records import PARSED
-from chexspark.ingestion.sources import SourceFile, is_archive, kind_by_name, read_source_images
+from chexspark.ingestion.sources import SourceFile, is_archive, read_source_images
 from chexspark.spark_progress import watched
 from chexspark.storage import locate
 
@@ -32,6 +32,7 @@ LAST_GROUP = 0x0020  # of the elements above; what follows in a file is not look
 HEADER_BYTES = 1 << 20  # in which these elements are, of a file that is not deflated
 FILES_OF_TASK = 256
 Texts = dict[str, str]  # fact → the element's value
+Key = tuple[str, str]  # URI of a file, or of an archive with the member's path
 
 
 def asked_facts(asked: Sequence[str]) -> tuple[str, ...]:
@@ -75,8 +76,8 @@ def deflated(head: bytes) -> bool:
     return b"1.2.840.10008.1.2.1.99" in head[:4096]
 
 
-def headers_of(sources: Sequence[SourceFile], facts: Sequence[str]) -> Iterator[tuple[str, Texts]]:
-    """Path and values of each DICOM file of some files and archives."""
+def headers_of(sources: Sequence[SourceFile], facts: Sequence[str]) -> Iterator[tuple[Key, Texts]]:
+    """Where each DICOM file of some files and archives is, and its values."""
     for source in sources:
         if is_archive(source):
             for image in read_source_images([source]):
@@ -84,7 +85,10 @@ def headers_of(sources: Sequence[SourceFile], facts: Sequence[str]) -> Iterator[
                     not isinstance(image.content, BadImageError)
                     and kind_of(image.content[:HEAD]) == DICOM
                 ):
-                    yield image.path, header_texts(image.content, facts)
+                    yield (
+                        (source.uri, image.path.removeprefix(f"{source.uri}!")),
+                        header_texts(image.content, facts),
+                    )
         elif kind_by_name(source.name) in (DICOM, None):
             try:
                 head = locate(source.uri).read_bytes(HEADER_BYTES)
@@ -92,13 +96,13 @@ def headers_of(sources: Sequence[SourceFile], facts: Sequence[str]) -> Iterator[
             except OSError:
                 continue  # told where its pixels are read
             if kind_of(head[:HEAD]) == DICOM:
-                yield source.uri, header_texts(content, facts)
+                yield (source.uri, ""), header_texts(content, facts)
 
 
 def read_headers(
     spark: SparkSession, files: list[SourceFile], archives: list[SourceFile], facts: Sequence[str]
-) -> dict[str, Texts]:
-    """The values of all DICOM files by path: a file's URI, a member's ``archive!member``.
+) -> dict[Key, Texts]:
+    """The values of all DICOM files by where they are.
 
     Raises UserError where pydicom is not installed.
     """
@@ -113,7 +117,7 @@ def read_headers(
 
 
 def filled(
-    rows: pd.DataFrame, headers: Mapping[str, Texts], names: Mapping[str, str], facts: Sequence[str]
+    rows: pd.DataFrame, headers: Mapping[Key, Texts], names: Mapping[str, str], facts: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Labels with what DICOM files say where they say nothing; and what is to be said of it, a line each.
 
@@ -122,8 +126,8 @@ def filled(
     labels = rows.set_index("image_index", drop=False)
     said: dict[str, Texts] = {}
     known = set(labels.index)
-    for path, texts in headers.items():
-        name = names.get(path) or label_name(path.rpartition("!")[2], known)
+    for (uri, member), texts in headers.items():
+        name = label_name(member, known) if member else names.get(uri)
         if name is not None and name in known:
             said[name] = texts
     unreadable = Unreadable()

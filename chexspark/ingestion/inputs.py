@@ -17,7 +17,7 @@ from chexspark.config import IngestConfig
 from chexspark.errors import UserError, listed
 from chexspark.ingestion.box_files import read_boxes
 from chexspark.ingestion.boxes import Boxes
-from chexspark.ingestion.dicom_headers import Texts, asked_facts, filled
+from chexspark.ingestion.dicom_headers import Key, Texts, asked_facts, filled
 from chexspark.ingestion.image_names import common_parts, label_name, label_names
 from chexspark.ingestion.labels import Labels, read_labels
 from chexspark.ingestion.sets import ImageSet, image_set, set_note
@@ -49,6 +49,7 @@ class IngestInputs:
     findings: tuple[str, ...]  # in the order of each label
     files: list[SourceFile]  # one per name
     archives: list[SourceFile]
+    unreadable: list[SourceFile]  # files without a label that cannot be read
     boxes: pa.Table | None
     notes: list[str]  # what was left alone, or could not be read, a line each
     table: str  # how many images have each finding, for people
@@ -63,7 +64,7 @@ def read_inputs(
     config: IngestConfig,
     findings: tuple[str, ...],
     before: Manifest | None,
-    read_headers: Callable[[Sources], dict[str, Texts]],
+    read_headers: Callable[[Sources], dict[Key, Texts]],
 ) -> IngestInputs:
     """Read labels, splits and boxes, find the images. Raises UserError for what does not fit.
 
@@ -81,6 +82,9 @@ def read_inputs(
     notes: list[str] = []
     files, archives, passed_over = find_sources(config.images)
     files = named_as_labels(files, dict(zip(table["image_index"], table["path"], strict=True)))
+    known = set(table["image_index"])
+    unreadable = [f for f in files if f.fault and f.name not in known]
+    files = [f for f in files if not f.fault or f.name in known]
     by_name: dict[str, SourceFile] = {}
     again = [f.name for f in files if by_name.setdefault(f.name, f) is not f]
     duplicates = [(name, DUPLICATE_IMAGE) for name in again]
@@ -103,6 +107,7 @@ def read_inputs(
         found.findings,
         list(by_name.values()),
         archives,
+        unreadable,
         None if box_rows is None else pa.Table.from_pandas(box_rows, preserve_index=False),
         [
             *left_alone_notes(config, found, boxes),

@@ -16,7 +16,7 @@ from chexspark.arguments import takes
 from chexspark.config import IngestConfig
 from chexspark.errors import UserError, spoken
 from chexspark.findings import names_fault
-from chexspark.ingestion.dicom_headers import Texts, asked_facts, read_headers
+from chexspark.ingestion.dicom_headers import Key, Texts, asked_facts, read_headers
 from chexspark.ingestion.image_names import plain_path
 from chexspark.ingestion.inputs import (
     IngestInputs,
@@ -70,7 +70,7 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
     out = locate(config.out)
     before = read_manifest(out) if (out / FILE_NAME).is_file() else None
 
-    def headers(sources: Sources) -> dict[str, Texts]:
+    def headers(sources: Sources) -> dict[Key, Texts]:
         nonlocal spark
         spark = start_session(spark, "ingest")
         facts = asked_facts(config.dicom_columns)
@@ -100,6 +100,7 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         there = names_of_set(stored, inputs.image_set)
         tasks = plan_tasks(inputs, config, workplace.folder, before, there)
         results = run_tasks(spark, tasks, inputs, there, config.size)
+        results.append(unreadable_files(inputs))
         stop_when_too_many_refused(results, config.max_bad, out)
         manifest, tables = summarise(inputs, config, results, stored, before, out)
         workplace.check_held()
@@ -296,6 +297,11 @@ def run_tasks(
             return spread.map(lambda task: write_task(task, *shared.value)).collect()
     finally:
         shared.destroy()
+
+
+def unreadable_files(inputs: IngestInputs) -> TaskResult:
+    """What cannot be read, and has no label by which it would be a task's."""
+    return TaskResult(quarantined=[(f.uri, f.fault, f.bytes) for f in inputs.unreadable])
 
 
 def images_written(folder: Location, size: int) -> int:

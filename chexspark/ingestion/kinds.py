@@ -1,6 +1,6 @@
-"""What a file is, by its first bytes. Pure functions; runs anywhere.
+"""What a file is, by its name or its first bytes. Pure functions; runs anywhere.
 
-In: bytes. Out: PNG, JPEG, DICOM, or nothing.
+In: a name, or bytes. Out: PNG, JPEG, DICOM, or nothing.
 """
 
 PNG, JPEG, DICOM = "PNG", "JPEG", "DICOM"
@@ -12,6 +12,8 @@ EXTENSIONS = {
     ".dicom": DICOM,
     ".ima": DICOM,
 }
+OF_MACOS = "._"  # how files begin in which macOS keeps what it knows of the file of that name
+NO_IMAGE = "passed over: not a PNG, JPEG or DICOM file"
 HEAD = 256  # bytes by which `kind_of` knows a file
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 DICOM_MARK = b"DICM"
@@ -22,6 +24,14 @@ VALUE_TYPES = (  # PS3.5, 6.2
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OW PN SH SL SQ SS ST TM UI UL UN US UT".split()
 )
 LONGEST_FIRST = 256  # bytes of the first value of a DICOM file
+
+
+def kind_by_name(name: str) -> str | None:
+    """What the name of a file says that it is; of a ``._`` file of macOS nothing, whatever its end."""
+    name = name.rpartition("/")[2]
+    if name.startswith(OF_MACOS):
+        return None
+    return next((kind for end, kind in EXTENSIONS.items() if name.lower().endswith(end)), None)
 
 
 def kind_of(content: bytes) -> str | None:

@@ -10,6 +10,7 @@ from pyspark.sql.functions import col, expr, lit, when
 from chexspark.errors import UserError, closest
 from chexspark.findings import LABEL, UNKNOWN, column_name
 from chexspark.session import start_session
+from chexspark.spark_tables import read_parquet
 from chexspark.storage import locate
 from chexspark.store.manifest import SPLITS, read_manifest
 from chexspark.store.schema import IMAGE, LABELS, image_header, parquet_schema
@@ -36,10 +37,10 @@ def read_store(spark: SparkSession | None, path: str, split: str | None = None) 
     names = [split] if split else [name for name in SPLITS if manifest.splits[name].files]
     parts = []
     for name in names:
-        files = [(store / file.path).spark_uri for file in manifest.splits[name].files]
+        files = [store / file.path for file in manifest.splits[name].files]
         if not files:
             raise UserError(f"{store} has no images in its {name} split")
-        parts.append(spark.read.parquet(*files).withColumn("split", lit(name)))
+        parts.append(read_parquet(spark, files).withColumn("split", lit(name)))
     table = parts[0]
     for part in parts[1:]:
         table = table.unionByName(part)

@@ -1,13 +1,12 @@
 """Where the images are. Runs on the driver; archives are read in Spark tasks.
 
-In: folders, globs and tar archives, as the user wrote them. Out: the list of loose image files, of
-archives, and of files that are neither; and, for an archive, its members one after the other, never
-unpacked to disk. A file whose name does not say what it is is known by its first bytes.
+In: folders, globs, files and archives, as the user wrote them. Out: the list of loose image files, of
+archives, and of files that are neither; and the images of some of them. A file whose name does not say
+what it is is known by its first bytes.
 """
 
 import fnmatch
 import posixpath
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +15,22 @@ from typing import NamedTuple
 
 from chexspark.errors import UserError
 from chexspark.extras import check_extra
+from chexspark.ingestion.archives import (
+    ARCHIVES,
+    LARGEST_MEMBER,
+    archive_members,
+    is_archive_name,
+)
 from chexspark.ingestion.images import BadImageError, NoImageError
-from chexspark.ingestion.kinds import DICOM, EXTENSIONS, HEAD, kind_of
-from chexspark.storage import Location, locate
+from chexspark.ingestion.kinds import DICOM, EXTENSIONS, HEAD, OF_MACOS, kind_by_name, kind_of
+from chexspark.ingestion.listing import files_below
+from chexspark.storage import Location, absolute, locate
 
 IMAGES = tuple(EXTENSIONS)
-ARCHIVES = (".tar", ".tar.gz", ".tgz")
 WILD = "*?["
-ARCHIVE, KINDS = "archive", frozenset(EXTENSIONS.values())
+ARCHIVE, UNREADABLE = "archive", "unreadable"
 READERS = 16  # files whose first bytes are read at a time
 SHOWN, LISTED_ENDS = 3, 8  # examples, and kinds, of what is passed over
-NO_IMAGE = "passed over: not a PNG, JPEG or DICOM file"
-LARGEST_MEMBER = 1 << 30  # bytes; no chest X-ray is near it
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class SourceFile:
     name: str
     bytes: int
     modified: str  # time of the last change, so that a file that was written over is another
+    fault: str = ""  # why it cannot be read, where that is known
 
 
 class Sources(NamedTuple):
@@ -60,8 +64,10 @@ class ImageFile(NamedTuple):
 def find_sources(images: tuple[str, ...]) -> Sources:
     """Return the image files and the archives that the user means, and what is neither.
 
-    A folder is searched through; a glob's ``*`` also crosses ``/``. Raises UserError for one that
-    has nothing to offer, and for DICOM files where pydicom is not installed.
+    A folder is searched through, and links in it are followed; a glob's ``*`` also crosses ``/``. A name
+    that is there is that name, whatever letters it has. A file that cannot be read is among the image
+    files, with the reason. Raises UserError for one that has nothing to offer, and for DICOM files where
+    pydicom is not installed.
     """
     found: dict[str, SourceFile] = {}
     kinds: dict[str, str | None] = {}
@@ -87,17 +93,18 @@ def find_sources(images: tuple[str, ...]) -> Sources:
 
 def kinds_of(sources: list[SourceFile]) -> dict[str, str | None]:
     """What each file is, by URI: by its name, else by its first bytes; None: no image and no archive."""
-    kinds = {source.uri: kind_by_name(source.name) for source in sources}
-    unknown = [uri for uri, kind in kinds.items() if kind is None]
+    kinds = {source.uri: kind_by_its_name(source) for source in sources}
+    unknown = [s.uri for s in sources if kinds[s.uri] is None and not s.fault]
     with ThreadPoolExecutor(READERS) as readers:
         return kinds | dict(zip(unknown, readers.map(kind_by_content, unknown), strict=True))
 
 
-def kind_by_name(name: str) -> str | None:
-    """What the name of a file says that it is."""
-    if name.lower().endswith(ARCHIVES):
-        return ARCHIVE
-    return next((kind for end, kind in EXTENSIONS.items() if name.lower().endswith(end)), None)
+def kind_by_its_name(source: SourceFile) -> str | None:
+    """What the name of a source says that it is; of one that cannot be read, whether it may be an image."""
+    kind = ARCHIVE if is_archive_name(source.name) else kind_by_name(source.name)
+    if source.fault and not source.name.startswith(OF_MACOS):
+        return UNREADABLE if kind or not posixpath.splitext(source.name)[1] else None
+    return kind
 
 
 def kind_by_content(uri: str) -> str | None:
@@ -109,56 +116,80 @@ def kind_by_content(uri: str) -> str | None:
 
 
 def is_archive(source: SourceFile) -> bool:
-    """Whether a source is an archive, by its name."""
-    return kind_by_name(source.name) == ARCHIVE
+    """Whether a source is an archive that can be read, by its name."""
+    return is_archive_name(source.name) and not source.fault
 
 
 def passed_over_words(names: list[str]) -> str:
     """How many files were passed over, by what their names end with, and examples."""
-    ends = Counter(posixpath.splitext(name)[1].lower() or "without extension" for name in names)
+    ends = Counter(
+        f"of macOS, {OF_MACOS}*" if posixpath.basename(name).startswith(OF_MACOS)
+        else posixpath.splitext(name)[1].lower() or "without extension"
+        for name in names
+    )  # fmt: skip
     counted = ", ".join(f"{number:,} {end}" for end, number in ends.most_common(LISTED_ENDS))
     examples = ", ".join(names[:SHOWN]) + ", …" * (len(names) > SHOWN)
     return f"passed over, as no images: {len(names):,} ({counted}): {examples}"
 
 
 def matching(given: str) -> list[SourceFile]:
-    """The files of one folder, glob or file. Raises UserError when it is not there."""
-    pattern = None
-    folder = given
-    if any(sign in given for sign in WILD):
-        first = min(given.index(sign) for sign in WILD if sign in given)
-        folder = given[:first].rpartition("/")[0] or ("/" if given.startswith("/") else ".")
-        pattern = posixpath.join(locate(folder).path, given[len(folder) :].lstrip("/"))
-        if folder == ".":
-            pattern = posixpath.join(locate(folder).path, given)
-    place = locate(folder)
-    if not place.exists() or (pattern and not place.is_directory()):
+    """The files of one folder, file or glob. Raises UserError when it is not there."""
+    try:
+        place, pattern = named(given)
+        there = place.is_directory() if pattern else place.exists()
+        found = files_below(place) if there else []
+    except OSError as error:
+        raise UserError(f"--images={given} cannot be read: {error}") from error
+    if not there:
         raise UserError(f"--images={given}: there is no such file or folder")
-    infos = (
-        place.list_files() if place.is_directory() else [place.filesystem.get_file_info(place.path)]
-    )
+    sources = {below(place, file.path): file for file in found}
+    names = sources.keys() if pattern is None else fitting(sources, pattern)
     return [
-        SourceFile(uri_of(place, info.path), info.base_name, info.size, str(info.mtime))
-        for info in infos
-        if pattern is None or fnmatch.fnmatchcase(info.path, pattern)
+        SourceFile(
+            (place / name).uri if name else place.uri,
+            posixpath.basename(sources[name].path),
+            sources[name].size,
+            sources[name].modified,
+            sources[name].fault,
+        )
+        for name in names
     ]
 
 
-def uri_of(place: Location, path: str) -> str:
-    """The URI of a file below `place` from its path on the file system."""
-    return place.uri if path == place.path else (place / path[len(place.path) :].lstrip("/")).uri
+def named(given: str) -> tuple[Location, str | None]:
+    """The place that a path names, and the pattern for what is below it, if it ends with one.
+
+    What is there is a name and no pattern, also where it is but the beginning.
+    """
+    parts = absolute(given).split("/")
+    wild = (i for i, part in enumerate(parts) if any(sign in part for sign in WILD))
+    first = next(wild, len(parts))
+    place = locate("/".join(parts[:first]) or "/")
+    for end in range(len(parts), first, -1):
+        longer = place / "/".join(parts[first:end])
+        if longer.exists():
+            return longer, "/".join(parts[end:]) or None
+    return place, "/".join(parts[first:]) or None
+
+
+def fitting(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that a glob means; where some have its brackets as letters, these."""
+    literal = pattern.replace("[", "[[]")
+    return [n for n in names if fnmatch.fnmatchcase(n, literal)] or [
+        n for n in names if fnmatch.fnmatchcase(n, pattern)
+    ]
+
+
+def below(place: Location, path: str) -> str:
+    """A path of the file system as a name below `place`; empty for the place itself."""
+    return "" if path == place.path else path[len(place.path) :].lstrip("/")
 
 
 def read_source_images(sources: Iterable[SourceFile]) -> Iterator[ImageFile]:
     """Yield every image of some files and archives. A name that an archive has twice counts once."""
     for source in sources:
-        content: bytes | BadImageError
         if not is_archive(source):
-            try:
-                content = locate(source.uri).read_bytes()
-            except Exception as error:  # whatever a file system raises, it is about this file
-                content = BadImageError(f"cannot be read: {error}")
-            yield ImageFile(source.name, source.uri, source.bytes, content)
+            yield ImageFile(source.name, source.uri, source.bytes, content_of(source))
             continue
         seen = set()
         for member, size, content in archive_members(source.uri):
@@ -169,59 +200,14 @@ def read_source_images(sources: Iterable[SourceFile]) -> Iterator[ImageFile]:
             yield ImageFile(posixpath.basename(member) or source.name, path, size, content)
 
 
-def archive_members(archive: str) -> Iterator[tuple[str, int, bytes | BadImageError]]:
-    """Yield path, size and content of each file of a tar archive, in the archive's order.
-
-    A link, a device, or a name that is absolute or climbs with ``..`` comes as BadImageError, and so
-    does an archive that breaks off, under the archive's own name; what is no image as NoImageError.
-    """
-    place = locate(archive)
+def content_of(source: SourceFile) -> bytes | BadImageError:
+    """The bytes of a loose file, or why there are none."""
+    if source.fault:
+        return BadImageError(source.fault)
     try:
-        with (
-            place.filesystem.open_input_stream(place.path, compression=compression(archive)) as raw,
-            tarfile.open(fileobj=raw, mode="r|", bufsize=1 << 20) as tar,
-        ):
-            for member in tar:
-                reason = unsafe(member)
-                if reason:
-                    yield (
-                        member.name,
-                        member.size,
-                        BadImageError(f"unsafe archive member: {reason}"),
-                    )
-                elif file := tar.extractfile(member):
-                    head = file.read(HEAD)
-                    known = kind_by_name(member.name) in KINDS or kind_of(head)
-                    yield (
-                        member.name,
-                        member.size,
-                        head + file.read() if known else NoImageError(NO_IMAGE),
-                    )
-    except Exception as error:  # whatever a decompressor raises, it is about this archive
-        yield (
-            "",
-            place.filesystem.get_file_info(place.path).size,
-            BadImageError(
-                f"damaged archive: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            ),
-        )
-
-
-def compression(archive: str) -> str | None:
-    """How an archive is compressed, in pyarrow's words, by its name."""
-    return "gzip" if archive.lower().endswith(("gz", "tgz")) else None
-
-
-def unsafe(member: tarfile.TarInfo) -> str | None:
-    """Why a member may not be read, or None."""
-    if member.issym() or member.islnk():
-        return "a link"
-    if member.isdev():
-        return "a device"
-    if member.name.startswith("/"):
-        return "an absolute name"
-    if ".." in member.name.split("/"):
-        return "a name that climbs out"
-    if member.size > LARGEST_MEMBER:
-        return "larger than 1 GiB"
-    return None
+        content = locate(source.uri).read_bytes(LARGEST_MEMBER + 1)
+    except Exception as error:  # whatever a file system raises, it is about this file
+        return BadImageError(f"cannot be read: {error}")
+    if len(content) > LARGEST_MEMBER:
+        return BadImageError(f"too large: more than {LARGEST_MEMBER >> 20} MiB")
+    return content

@@ -13,7 +13,6 @@ from chexspark.config import IngestConfig
 from chexspark.errors import UserError, spoken
 from chexspark.ingestion.boxes import cut_away
 from chexspark.ingestion.duplicates import duplicate_pairs
-from chexspark.ingestion.image_names import label_name
 from chexspark.ingestion.inputs import (
     PASSED_OVER,
     IngestInputs,
@@ -69,7 +68,7 @@ def summarise(
     everything = stored + new
     refused = refused_images(results)
     all_refused = refused + stored_table(out, QUARANTINE, QUARANTINE_SCHEMA, before)
-    present = names_present(inputs, everything, refused, results)
+    present = names_present(inputs, everything, results)
     unmatched = inputs.unmatched + check_matches(inputs, present, config)
     unmatched += [(path, PASSED_OVER) for result in results for path in result.passed_over]
     check_splits(patients_of(everything))
@@ -141,22 +140,15 @@ def check_once(new: list[Kept]) -> None:
         )
 
 
-def names_present(
-    inputs: IngestInputs,
-    kept: list[Kept],
-    refused: list[tuple[str, str, int]],
-    results: list[TaskResult],
-) -> set[str]:
+def names_present(inputs: IngestInputs, kept: list[Kept], results: list[TaskResult]) -> set[str]:
     """The names of all images that are there, usable or not.
 
-    A refused name without a label (an archive's own, say) is in quarantine and needs no partner.
+    What was refused without a label (an archive, say) is in quarantine and needs no partner.
     """
     this = inputs.image_set
     present = {f.name for f in inputs.files}
     present |= {k.name.removeprefix(this.prefix) for k in kept if k.source == this.name}
-    present |= {name for result in results for name in result.unlabelled}
-    named = {label_name(path.rpartition("!")[2], inputs.labels) for path, *_ in refused}
-    return present | {name for name in named if name is not None}
+    return present | {name for result in results for name in (*result.unlabelled, *result.refused)}
 
 
 def files_of(

@@ -81,6 +81,7 @@ class TaskResult:
     kept: list[Kept] = field(default_factory=list)
     quarantined: list[tuple[str, str, int]] = field(default_factory=list)  # path, reason, bytes
     unlabelled: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # names of the quarantined that have labels
     passed_over: list[str] = field(default_factory=list)  # members of archives that are no images
     stored_before: int = 0
     synthetic: int = 0  # of the kept
@@ -192,7 +193,7 @@ def write_task(
     writers = {split: FileWriter(task, split) for split in SPLITS}
     for file_name, path, size, content in read_source_images(task.sources):
         # A file of its own has its label's name already; what is in an archive is only seen here.
-        member = path.partition("!")[2] if is_archive(task.sources[0]) else ""
+        member = path.removeprefix(f"{task.sources[0].uri}!") if is_archive(task.sources[0]) else ""
         name = next(
             filter(None, (label_name(member, n) for n in (labels, stored, left_out))), file_name
         )
@@ -218,6 +219,7 @@ def write_task(
             continue
         except BadImageError as error:
             result.quarantined.append((path, str(error), size))
+            result.refused += [name] * (label is not None)
             continue
         pixels = image.pixels.data.cast("B")
         kept = kept_image(task.prefix + name, label, label.split, image, pixels)
