@@ -303,3 +303,11 @@ def test_what_is_measured_is_that_of_the_picture_however_it_is_fitted(fit, heigh
     assert differ(first.perceptual_hash, perceptual_hash(one)) <= NEAR_BITS
     with pytest.raises(BadImageError, match="blank"):
         stored(one * 0 + 200)
+
+
+def test_an_animated_png_is_refused_by_name():
+    frames = [Image.fromarray(np.full((32, 32), value, np.uint8)) for value in (10, 200)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    with pytest.raises(BadImageError, match="several frames: an animated PNG"):
+        decode(buffer.getvalue())

@@ -24,6 +24,7 @@ MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make
 MIN_SIDE, MAX_SIDE = 10, 65_535  # DICOM has no room for more
 BLANK_DEVIATION = 1.0  # of 255; noise alone is above it on every detector
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
+ANIMATED = b"acTL"  # a chunk
 PNG_DEPTH = 24  # the byte that says how many bits a sample has
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a detector, whatever the file has room for
 ORIENTATION = 0x0112  # EXIF's tag
@@ -142,6 +143,8 @@ def decode_picture(content: bytes, kind: str, bit_depth: int | None) -> tuple[np
     image = Image.open(io.BytesIO(content), formats=(kind,))
     check_dimensions(*image.size)
     chunks = check_png(content) if kind == PNG else set()
+    if ANIMATED in chunks:
+        raise BadImageError("several frames: an animated PNG")
     deep = (
         kind == PNG and content[PNG_DEPTH] == 16
     )  # of colours, Pillow would drop the lower 8 bits
