@@ -262,7 +262,8 @@ class EvaluateConfig:
     )
     run: tuple[str, ...] = setting(
         "the run that train wrote, where predictions and metrics go; several are an ensemble, whose "
-        "probabilities are averaged, and need --out", "input: a store and a run", (), path=True)  # fmt: skip
+        "probabilities are averaged, and need --out; with --predictions, the runs that gave them, so that "
+        "their training patients are not among these", "input: a store and a run", (), path=True)  # fmt: skip
     split: str = setting("which patients to score", "input: a store and a run", "test",
                          choices=("train", "val", "test"))  # fmt: skip
     flip: bool = setting(
@@ -304,8 +305,8 @@ class ReportConfig:
     """A run in, one HTML file and a model card out."""
 
     run: tuple[str, ...] = setting(
-        "the run that train and evaluate wrote, or the --out of evaluate; further runs are drawn in "
-        "the scaling chart", "input", path=True)  # fmt: skip
+        "the run that train and evaluate wrote, or the --out of evaluate, and then the run that was evaluated; "
+        "further runs are drawn in the scaling chart", "input", path=True)  # fmt: skip
     split: str | None = setting(
         "the split to report; by default test, or what was evaluated", "input", None
     )

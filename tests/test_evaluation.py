@@ -245,7 +245,7 @@ def test_files_that_are_no_scores(tmp_path, content, message):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"predictions": "f", "run": "r", "out": "o"}, "leave out --run"),
+        ({"predictions": "f", "data": "d", "out": "o"}, "leave out --data"),
         ({"predictions": "f"}, "--out is missing"),
         ({"run": "r"}, "--data is missing"),
         ({"data": "d", "run": ["a", "b"]}, "an ensemble of 2 runs needs a folder of its own"),
@@ -268,7 +268,7 @@ def test_a_map_and_its_logit_agree(spark, store, manifest, runs):
     groups = row_groups(store, manifest, "test")
     names = frozenset(image_names(groups[0])[:3])
     run = RunFolder(runs[0])
-    wanted = StoredImages(names, names, manifest.image_size, manifest.findings)
+    wanted = StoredImages(names, names, manifest.preparation, manifest.findings)
     found = map_stored(spark, groups, wanted, Mapper(best_model(run), 2))
     model = keras.models.load_model(run.best_model.path, compile=False)
     bias = model.get_layer("logits").bias.numpy()

@@ -26,7 +26,7 @@ from chexspark.evaluation.measuring import (
 from chexspark.evaluation.runs import (
     best_model,
     check_fit,
-    check_runs_of,
+    check_scored_by,
     check_seen,
     different_runs,
     shared_findings,
@@ -71,8 +71,7 @@ def evaluate(spark: SparkSession | None, config: EvaluateConfig) -> Evaluation:
 def check_settings(config: EvaluateConfig) -> None:
     """Raise UserError for settings that do not go together."""
     if config.predictions is not None:
-        given = [n for n, v in (("--run", config.run), ("--data", config.data)) if v]
-        given += ["--flip"] * config.flip
+        given = ["--data"] * bool(config.data) + ["--flip"] * config.flip
         if given:
             raise UserError(
                 f"--predictions is scored already: leave out {' and '.join(given)}, or leave out "
@@ -159,7 +158,8 @@ def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evalu
     """Metrics of scores that are there already, and comparison."""
     predictions = cast(Scores, config.predictions)  # which are there in this mode
     given = read_given(predictions, "--predictions", config.labels, config.label_form)
-    unknown = check_runs_of(given.table)
+    runs = different_runs(config.run)
+    unknown = check_scored_by(runs, given.table)
     aggregate = aggregate_of(config)
     validation = None
     if config.validation_predictions is not None:
@@ -187,6 +187,7 @@ def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evalu
         "scores": predictions if isinstance(predictions, str) else "a DataFrame",
         "labels": config.labels, "images": len(given.table),
         "patients": int(given.table["patient_id"].nunique()),
+        "checked_against": [str(run) for run in runs] if unknown is None else [],
     })  # fmt: skip
     scored = Scored(GIVEN, rows, given.findings, validation, given.left_out, given.means, aggregate)
     write_metrics(scored, config.bootstrap, out)

@@ -4,6 +4,7 @@ The page is one self-contained file: it loads nothing and runs nothing.
 """
 
 import logging
+from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader
 
@@ -23,6 +24,7 @@ from chexspark.run.folder import (
     METRICS,
     SUBGROUPS,
     RunFolder,
+    model_and_digest,
     run_folder,
 )
 from chexspark.run.history import has_history, read_history
@@ -42,9 +44,12 @@ def report(config: ReportConfig) -> str:
     """
     run, *others = (run_folder(name) for name in config.run)
     evaluated = read_evaluated(run, config.split)
-    trained = read_trained(training_run(run, evaluated.facts))
+    trained_here = training_run([run, *others], evaluated.facts)
+    trained = read_trained(trained_here)
     compared = []
     for place in others:
+        if place is trained_here:
+            continue
         other = read_trained(place)
         if other is None:
             raise UserError(f"--run={place} has no history: give runs that chexspark train wrote")
@@ -97,12 +102,16 @@ def read_evaluated(run: RunFolder, split: str | None) -> Evaluated:
     return Evaluated(split, facts, predictions, metrics, subgroups, *further)
 
 
-def training_run(run: RunFolder, facts: SplitFacts) -> RunFolder | None:
-    """The one run that was trained for what was evaluated, where it is in reach."""
-    if has_history(run):
-        return run
-    runs = facts.get("runs", [])
-    return run_folder(runs[0]) if len(runs) == 1 else None
+def training_run(given: Sequence[RunFolder], facts: SplitFacts) -> RunFolder | None:
+    """The run that was trained for what was evaluated, if it is the first of those given, or one of them by
+    the digest of its model. What the evaluation names is not opened: it may be anything."""
+    if has_history(given[0]):
+        return given[0]
+    models = facts.get("models", [])
+    if len(models) != 1:
+        return None
+    others = (run for run in given[1:] if has_history(run) and run.best_model.is_file())
+    return next((run for run in others if model_and_digest(run)[1] == models[0]), None)
 
 
 def read_trained(run: RunFolder | None) -> Trained | None:

@@ -24,6 +24,7 @@ from chexspark.run.settings import check_run
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 
+NOT_CHECKED = "--predictions is not checked against training patients"
 NAMES = {
     "size": "image size",
     "fit": "fit",
@@ -145,21 +146,22 @@ def validation_fault(runs: Iterable[RunFolder], val: StoreSplit) -> str | None:
     return None
 
 
-def check_runs_of(table: pd.DataFrame) -> str | None:
-    """Raise UserError when scores of known runs are of patients that those have seen.
+def check_scored_by(runs: Sequence[RunFolder], table: pd.DataFrame) -> str | None:
+    """Raise UserError when a run whose scores are given was trained or selected on patients of theirs.
 
-    Returns what to say where it is not known whom a model has seen.
+    `runs`: as the user names them; what a ``run`` column says is not opened. Returns what to say where the
+    check was not made, or not for all that the column names.
     """
-    names = {run for runs in table.get("run", pd.Series(dtype=str)).dropna().unique()
-             for run in str(runs).split(" + ")}  # fmt: skip
-    known = {run: run_folder(run) for run in sorted(names) if "/" in run}
-    seen = {run: read_seen_patients(place) for run, place in known.items()}
-    for run, patients in seen.items():
-        if patients is not None:
-            scored = set(table["patient_id"])
-            seen_patients_check.check_patients(
-                known[run], patients, scored, "--predictions", selected_may=False
-            )
-    if not seen or None in seen.values():
-        return "which patients the model of --predictions has seen is not known here"
-    return None
+    for run in runs:
+        seen = read_seen_patients(run)
+        if seen is None:
+            raise UserError(f"--run={run} does not say which patients it has seen: leave it out")
+        patients = set(table["patient_id"])
+        seen_patients_check.check_patients(run, seen, patients, "--predictions", selected_may=False)
+    column = table.get("run", pd.Series(dtype=str)).dropna().unique()
+    named = {name for names in column for name in str(names).split(" + ")}
+    others = sorted(named - {str(run) for run in runs})
+    if runs and not others:
+        return None
+    which = f" (they say that they are of {listed(others, 3)}: give --run)" if others else ""
+    return f"{NOT_CHECKED}{which}"

@@ -85,6 +85,7 @@ class SplitFacts(TypedDict, total=False):
     # Of scores that were there already.
     scores: str
     labels: str | None
+    checked_against: list[str]  # runs whose training patients they do not share; none: not checked
     # Of both.
     images: int
     patients: int
