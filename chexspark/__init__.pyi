@@ -111,6 +111,7 @@ def train(
     run: str,
     model: str = ...,
     weights: str | None = ...,
+    weights_findings: str | Sequence[str] = ...,
     freeze_epochs: int = ...,
     epochs: int = ...,
     batch_size: int = ...,

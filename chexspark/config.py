@@ -113,8 +113,11 @@ class TrainConfig:
     )
     model: str = setting("the network", "model", "densenet121")
     weights: str | None = setting(
-        "ImageNet weights without the top, a file in the layout of Keras applications; or a run, or "
-        "a .keras file, of an earlier training", "model", None, path=True)  # fmt: skip
+        "ImageNet weights, a file of Keras applications; or another .keras or .h5 file of this network; or "
+        "a run, or its .keras file, of an earlier training", "model", None, path=True)  # fmt: skip
+    weights_findings: tuple[str, ...] = setting(
+        "the findings of the outputs of --weights, A,B,…, in order, for a file of others that does not say "
+        "them; then its last layer is taken too, by their names", "model", (), listed=True)  # fmt: skip
     freeze_epochs: int = setting(
         "epochs at the start in which only the last layer is trained", "model", 0, minimum=0
     )

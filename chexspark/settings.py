@@ -153,7 +153,7 @@ def check_value(field: dataclasses.Field, value: Any, name: str | None = None) -
         return
     if is_several(field) and isinstance(value, (list, tuple, str)):
         value = several(field, value)
-        if not value:
+        if not value and field.default != ():
             raise UserError(f"{name} is empty: {rules['help']}")
         for one in value:
             if not isinstance(one, kind) or one == "":

@@ -15,10 +15,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(name, "1")
 
 import hypothesis
+import numpy as np
 import pytest
 
 from chexspark import errors, ingest
 from chexspark.findings import FINDINGS
+from chexspark.models import build_model
 from chexspark.output import LOGGER, show_output
 from chexspark.phantom import write_release
 from chexspark.run.folder import RunFolder
@@ -93,16 +95,16 @@ def untrained_run(store, manifest, tmp_path_factory):
 
         folder = tmp_path_factory.mktemp("untrained") / "run"
         keras.utils.set_random_seed(seed)
-        image = keras.Input((SIZE, SIZE, 1), dtype="uint8", name="image")
-        features = keras.layers.Rescaling(1 / 255)(image)
-        features = keras.layers.Conv2D(8, 5, strides=4, activation="relu")(features)
-        pooled = keras.layers.GlobalAveragePooling2D()(features)
-        logits = keras.layers.Dense(
-            len(findings or FINDINGS), name="logits", bias_initializer="random_normal"
-        )(pooled)
+        model = build_model("vgg16", SIZE, len(findings or FINDINGS))
+        kernel, bias = model.get_layer("logits").get_weights()
+        drawn = np.random.default_rng(seed).normal(
+            size=bias.shape
+        )  # so that images differ in findings
+        model.get_layer("logits").set_weights([kernel, drawn])
         run = locate(str(folder))
         (run / "best").make_directory()
-        keras.Model(image, logits).save(folder / "best" / "model.keras")
+        model.save(folder / "best" / "model.keras")
+        (run / "config.yaml").write_text("layout_version: 2\nmodel: vgg16\n")
         digest = write_seen_patients(RunFolder(run), store, manifest)
         lineage = {"store": store.path, "store_fingerprint": manifest.fingerprint,
                    "trained_patients": digest, "image_size": SIZE}  # fmt: skip

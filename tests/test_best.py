@@ -1,5 +1,6 @@
 """RUN/best is of the history that goes on, whenever a rank dies."""
 
+import hashlib
 import json
 import zipfile
 
@@ -41,7 +42,12 @@ def best(run):
     place = run.place / "best"
     with zipfile.ZipFile((place / "model.keras").path) as archive:
         content = archive.read("content").decode()
-    return content, json.loads((place / "best.json").read_text())
+    figures = json.loads((place / "best.json").read_text())
+    assert (
+        figures.pop("model_sha256")
+        == hashlib.sha256((place / "model.keras").read_bytes()).hexdigest()
+    )
+    return content, figures
 
 
 FIRST = ("weights 0", {"epoch": 0, "val_auroc": 0.1 + 0.2})

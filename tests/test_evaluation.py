@@ -73,7 +73,7 @@ def test_scores_of_versions_that_did_not_ask_what_is_synthetic_are_still_taken(
     said = json.loads(out.evaluation.read_text())
     assert said["val"].pop("synthetic") is said["test"]["synthetic"] is True
     out.evaluation.write_text(json.dumps(said))
-    models = tuple(Model("", digest, FINDINGS) for digest in said["val"]["models"])
+    models = tuple(Model("", digest, FINDINGS, "vgg16", 32) for digest in said["val"]["models"])
     scoring = Scoring(tuple(said["val"]["runs"]), Scorer(models, FINDINGS, False, 8), out)
     real = dataclasses.replace(manifest, synthetic=0)
     assert earlier_scores(StoreSplit(store, real, "val"), scoring) is not None
@@ -276,5 +276,5 @@ def test_a_map_and_its_logit_agree(spark, store, manifest, runs):
     for image in found.values():
         logits = model(image.pixels[None, ..., None]).numpy()[0]
         np.testing.assert_allclose(image.maps.mean((1, 2)) + bias, logits, atol=1e-4)
-        assert image.maps.shape[0] == 14 and image.original_width == manifest.image_size
+        assert image.maps.shape[0] == 14 and image.placing.width == manifest.image_size
         assert (image.map_of("Mass") == image.maps[4]).all() and set(image.labels) == set(FINDINGS)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from chexspark import evaluate, explain, export, ingest, predict, report
-from chexspark.errors import RunFailedError, UserError
+from chexspark.errors import UserError
 from chexspark.evaluation.runs import best_model, shared_findings
 from chexspark.evaluation.tables import read_evaluation, read_split, write_evaluation
 from chexspark.findings import FINDINGS
@@ -141,7 +141,7 @@ def test_a_model_of_another_number_of_outputs_is_one_line(spark, own_store, own_
         json.dumps(lineage | {"findings": ["Mass", "Cyst"]})
     )
     with pytest.raises(
-        RunFailedError, match=r"has 5 outputs, but the lineage .* names 2 find"
+        UserError, match=r"has 5 outputs, but the lineage .* names 2 find"
     ) as raised:
         evaluate(spark, data=own_store.path, run=str(tmp_path / "run"), bootstrap=100)
     assert "\n" not in str(raised.value)

@@ -17,7 +17,9 @@ def test_maps_of_amoebanet_d_are_its_logits_and_point_at_their_largest_cell(monk
     keras.utils.set_random_seed(0)
     model = amoebanet_d.build(SIZE, 3, normal_cells=1, filters=16)
     monkeypatch.setattr(maps, "load_keras", lambda *_: model)
-    mapper = maps.load_mapper(Model("/amoebanet-d", "its digest", ("A", "B", "C")), "CPU:0")
+    mapper = maps.load_mapper(
+        Model("/amoebanet-d", "its digest", ("A", "B", "C"), "amoebanet-d-4-256", SIZE), "CPU:0"
+    )
     images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE), np.uint8)
     found = mapper(images)
     assert found.maps.shape == (4, 3, SIDE, SIDE)
@@ -31,3 +33,14 @@ def test_maps_of_amoebanet_d_are_its_logits_and_point_at_their_largest_cell(monk
         assert points_at(enlarge(activation, SIZE, SIZE), [inner])
         places.add((row, column))
     assert any({row, column} & {0, SIDE - 1} for row, column in places), "one at the border"
+
+
+def test_a_network_without_pooling_has_no_maps(monkeypatch):
+    import tf_keras as keras
+
+    image = keras.Input((SIZE, SIZE, 1), dtype="uint8")
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, keras.layers.Dense(2, name="logits")(flat))
+    monkeypatch.setattr(maps, "load_keras", lambda *_: model)
+    found = maps.load_mapper(Model("/flat", "its digest", ("A", "B"), "vgg16", SIZE), "CPU:0")
+    assert isinstance(found, maps.NoMaps) and "global average pooling" in found.reason

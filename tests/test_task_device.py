@@ -7,6 +7,7 @@ import pytest
 
 from chexspark.errors import RunFailedError
 from chexspark.evaluation.task_device import gpu_of_task
+from chexspark.run.folder import RunFolder, model_and_digest
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 from chexspark.evaluation import inference
 from chexspark.findings import FINDINGS
-model = inference.Model({str(place / "best" / "model.keras")!r}, "", FINDINGS)
+model = inference.Model(*{model_and_digest(RunFolder(place))!r}, FINDINGS, "vgg16", 32)
 scorer = inference.Scorer((model,), FINDINGS, False, 4)
 images = np.random.default_rng(0).integers(0, 256, (6, 32, 32)).astype(np.uint8)
 found = []

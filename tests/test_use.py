@@ -1,10 +1,12 @@
 """What a trained run is used for: new images, maps, other formats."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chexspark import explain, export, predict
+from chexspark import evaluate, explain, export, predict
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import prepare
@@ -117,17 +119,64 @@ def test_maps_of_stored_images_and_of_files(spark, release, store, run, model, t
         explain(None, run=run.path, data=store.path, images="x.png")
 
 
-def test_a_model_without_pooling_has_no_maps(spark, run, tmp_path):
-    import tf_keras as keras
+def spoiled(run, folder, change):
+    """A copy of a run whose model.keras has another config.json, by `change` of the old one."""
+    shutil.copytree(run.path, folder)
+    path = folder / "best" / "model.keras"
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(content["config.json"])
+    change(config)
+    content["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, value in content.items():
+            archive.writestr(name, value)
+    return str(folder)
 
-    shutil.copytree(run.path, tmp_path / "run")
-    image = keras.Input((32, 32, 1), dtype="uint8")
-    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(image))
-    logits = keras.layers.Dense(14, name="logits")(flat)
-    keras.Model(image, logits).save(tmp_path / "run" / "best" / "model.keras")
+
+def test_a_model_with_code_runs_nothing(store, run, tmp_path):
+    marker = tmp_path / "marker"
+    evil = {"class_name": "Lambda", "module": "keras.layers", "name": "evil", "inbound_nodes": [],
+            "config": {"name": "evil", "arguments": {"command": f"touch {marker}"},
+                       "function": {"class_name": "function", "module": "os", "config": "system"}}}  # fmt: skip
+    place = spoiled(run, tmp_path / "run", lambda config: config["config"]["layers"].append(evil))
+    image = str(tmp_path / "x.png")
     (tmp_path / "x.png").write_bytes(cv2.imencode(".png", np.eye(32, dtype=np.uint8) * 255)[1])
-    with pytest.raises(UserError, match="logits do not come from global average pooling"):
-        explain(spark, run=str(tmp_path / "run"), images=str(tmp_path / "x.png"))
+    for call in (
+        lambda: evaluate(None, data=store.path, run=place),
+        lambda: predict(None, images=image, run=place, out=str(tmp_path / "scores")),
+        lambda: explain(None, images=image, run=place),
+        lambda: export(None, run=place, data=store.path),
+    ):
+        with pytest.raises(UserError, match="layer evil is a Lambda, which carries code"):
+            call()
+    assert not marker.exists()
+
+
+def test_what_a_model_names_is_not_imported(spark, run, tmp_path, monkeypatch):
+    marker = tmp_path / "marker"
+    (tmp_path / "foreign.py").write_text(f"open({str(marker)!r}, 'w')\nclass Build: pass\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+
+    def change(config):
+        config.update({"module": "foreign", "class_name": "Build", "registered_name": None})
+
+    place = spoiled(run, tmp_path / "run", change)
+    (tmp_path / "x.png").write_bytes(cv2.imencode(".png", np.eye(32, dtype=np.uint8) * 255)[1])
+    found = predict(spark, images=str(tmp_path / "x.png"), run=place, out=str(tmp_path / "scores"))
+    assert found.predictions.count() == 1 and not marker.exists()
+
+
+def test_a_model_that_is_not_the_one_that_was_trained(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / "best" / "best.json").write_text(json.dumps({"model_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="is not the file that training wrote"):
+        export(None, run=str(tmp_path / "run"))
+    settings = tmp_path / "run" / "config.yaml"
+    settings.write_text("layout_version: 2\nmodel: somebody:network\n")
+    (tmp_path / "run" / "best" / "best.json").unlink()
+    with pytest.raises(UserError, match="names the network 'somebody:network', which is none of"):
+        export(None, run=str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("name", ["savedmodel", "onnx"])

@@ -1,6 +1,8 @@
 """Where training starts from: ImageNet's weights, and models of our own."""
 
 import json
+import os
+import subprocess
 import sys
 import zipfile
 
@@ -12,7 +14,14 @@ import tf_keras as keras
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.models import build_model
-from chexspark.models.weights import check_weights, load_weights, train_trunk, trunk_layers
+from chexspark.models.weights import (
+    check_fits,
+    check_weights,
+    layers_of,
+    load_weights,
+    train_trunk,
+    trunk_layers,
+)
 from chexspark.preparation import Preparation
 from chexspark.run.best import promote, save_best
 from chexspark.run.folder import run_folder
@@ -176,19 +185,21 @@ def test_imagenet_s_weights_go_into_all_but_the_logits(tmp_path):
     check_weights("vgg16", path)
     model = build_model("vgg16", 32, 14)
     before = model.get_layer("logits").get_weights()[0]
-    assert (
-        load_weights(model, "vgg16", path, FINDINGS) == f"all layers but logits start from {path}"
-    )
+    line = load_weights(model, "vgg16", path, FINDINGS)
+    assert line.startswith(f"13 of 14 layers start from {path}; fresh: logits")
     assert same(model, source, "block1_conv1") and same(model, source, "block5_conv3")
     assert np.array_equal(model.get_layer("logits").get_weights()[0], before)
-    with pytest.raises(UserError, match=r"not resnet50's ImageNet weights .*; take https://"):
+    with pytest.raises(
+        UserError,
+        match=r"no layer has the name and shapes of one of resnet50's.*weights are https://",
+    ):
         load_weights(build_model("resnet50", 32, 14), "resnet50", path, FINDINGS)
 
 
-def test_imagenet_s_weights_for_a_network_without_any(tmp_path):
+def test_an_hdf5_file_that_holds_no_weights(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w"):
         pass
-    with pytest.raises(UserError, match="resnet59 has no ImageNet weights in an HDF5 file"):
+    with pytest.raises(UserError, match=r"not a Keras model .no layer_names: these are no weights"):
         check_weights("resnet59", str(tmp_path / "x.h5"))
 
 
@@ -219,7 +230,9 @@ def test_a_torn_file_is_named(run, tmp_path):
     with pytest.raises(UserError, match=r"torn.keras is damaged"):
         load_weights(tiny(), "resnet59", str(torn), FINDINGS)
     (tmp_path / "torn.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    with pytest.raises(UserError, match=r"torn.h5: not vgg16's ImageNet weights"):
+    with pytest.raises(
+        UserError, match=r"torn.h5 is damaged, or not a Keras model .*; vgg16's ImageNet weights"
+    ):
         load_weights(build_model("vgg16", 32, 14), "vgg16", str(tmp_path / "torn.h5"), FINDINGS)
 
 
@@ -262,3 +275,145 @@ def test_a_frozen_trunk_trains_the_logits_alone():
     assert np.array_equal(model.get_layer("norm_a").get_weights(), statistics)
     train_trunk(model, True)
     assert [v.name for v in model.trainable_variables] == everything
+
+
+KERAS_3 = """
+import os, sys
+os.environ["KERAS_BACKEND"] = "tensorflow"
+import keras, numpy as np
+out = sys.argv[1]
+keras.utils.set_random_seed(3)
+trunk = keras.applications.DenseNet121(include_top=False, weights=None, pooling="avg", input_shape=(64, 64, 3))
+rng = np.random.default_rng(0)
+for layer in trunk.layers:
+    layer.set_weights([w + (w.ndim == 1) * rng.normal(size=w.shape) ** 2 / 10 for w in layer.get_weights()])
+trunk.save(out + "/whole.keras")
+trunk.save(out + "/whole.h5")
+trunk.save_weights(out + "/plain.weights.h5")
+nested = keras.Sequential([keras.Input((64, 64, 3)), trunk, keras.layers.Dense(5, name="predictions")])
+nested.save(out + "/nested.keras")
+nested.save(out + "/nested.h5")
+np.savez(out + "/values.npz", conv=trunk.get_layer("conv1_conv").get_weights()[0],
+         bn=trunk.get_layer("conv5_block16_1_bn").get_weights()[3], kernel=nested.layers[-1].get_weights()[0],
+         images=(images := rng.random((2, 64, 64, 3)).astype("float32")), features=trunk.predict(images, verbose=0))
+"""
+
+
+@pytest.fixture(scope="module")
+def keras_3(tmp_path_factory):
+    """Files that Keras 3 writes of DenseNet-121, and what it makes of two images."""
+    folder = tmp_path_factory.mktemp("keras3")
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(
+        [sys.executable, "-c", KERAS_3, str(folder)], check=True, env=quiet, capture_output=True
+    )
+    return folder
+
+
+@pytest.mark.slow
+def test_files_of_keras_3_give_what_keras_3_computes(keras_3):
+    values = np.load(keras_3 / "values.npz")
+    ours = build_model("densenet121", 64, 5)
+    names = ("Mass", "Edema", "Hernia", "Nodule", "Fracture")
+    for file in ("whole.keras", "whole.h5", "plain.weights.h5", "nested.keras", "nested.h5"):
+        model = build_model("densenet121", 64, 5)
+        given = names if file.startswith("nested") else ()
+        check_weights("densenet121", str(keras_3 / file))
+        check_fits("densenet121", str(keras_3 / file), layers_of(model), given)
+        line = load_weights(model, "densenet121", str(keras_3 / file), names, given)
+        assert line.startswith("242 of 242" if given else "241 of 242"), (file, line)
+        assert ("all 5 findings taken by name" in line) == bool(given)
+        trunk = keras.Model(model.get_layer("normalise").output, model.get_layer("logits").input)
+        np.testing.assert_allclose(
+            trunk(values["images"]), values["features"], atol=1e-5, err_msg=file
+        )
+        if given:
+            np.testing.assert_array_equal(
+                model.get_layer("logits").get_weights()[0], values["kernel"]
+            )
+    other = ("vgg16", str(keras_3 / "whole.keras"), layers_of(build_model("vgg16", 32, 5)))
+    with pytest.raises(UserError, match="no layer has the name and shapes of one of vgg16's"):
+        check_fits(*other)
+    assert ours.name == "densenet121"
+
+
+def test_the_top_of_a_model_as_chexnet_keras_saves_it(tmp_path):
+    """A sigmoid over 14 in an order of its own, in HDF5."""
+    order = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia",
+             "Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening",
+             "Hernia")  # fmt: skip
+    base = keras.applications.VGG16(
+        include_top=False, weights=None, pooling="avg", input_shape=(32, 32, 3)
+    )
+    top = keras.layers.Dense(14, activation="sigmoid", name="predictions")(base.output)
+    source = keras.Model(base.input, top)
+    source.get_layer("predictions").set_weights(
+        [np.random.default_rng(1).normal(size=(512, 14)), np.arange(14.0)]
+    )
+    for path in (tmp_path / "whole.h5", tmp_path / "only.h5"):
+        (source.save if path.name == "whole.h5" else source.save_weights)(path)
+        model = build_model("vgg16", 32, 3)
+        wanted = ("Hernia", "Scoliosis", "Mass")
+        line = load_weights(model, "vgg16", str(path), wanted, order)
+        assert line.endswith("logits of Hernia, Mass taken by name; fresh: logits of Scoliosis")
+        kernel, bias = model.get_layer("logits").get_weights()
+        assert bias[[0, 2]].tolist() == [13, 4]
+        np.testing.assert_allclose(
+            kernel[:, 2], source.get_layer("predictions").get_weights()[0][:, 4]
+        )
+        with pytest.raises(UserError, match="has no last layer of 512 channels and 13 outputs"):
+            load_weights(model, "vgg16", str(path), wanted, order[:13])
+
+
+def test_a_file_whose_first_layers_do_not_fit_is_refused_and_not_half_taken(tmp_path):
+    source = build_model("vgg16", 32, 3)
+    layers = [(n, [list(s) for s in shapes]) for n, shapes in layers_of(source)]
+    run = run_folder(str(tmp_path))
+    save_best(source, run, {"epoch": 0}, FINDINGS[:3], Preparation(32))
+    promote(run)
+    check_fits("vgg16", str(tmp_path), layers)
+    first = [("block1_conv1", [[3, 3, 1, 64], [64]]), *layers[1:]]
+    with pytest.raises(
+        UserError, match="12 of 13 layers of vgg16's trunk fit, but block1_conv1 does not"
+    ):
+        check_fits("vgg16", str(tmp_path), first)
+    last = [*layers[:12], ("block5_conv3", [[1, 1, 512, 512], [512]]), layers[-1]]
+    check_fits("vgg16", str(tmp_path), last)
+    with pytest.raises(UserError, match="says itself that its findings are"):
+        check_fits("vgg16", str(tmp_path), layers, FINDINGS[1:4])
+
+
+def with_weights(source, target, change):
+    """A copy of a .keras file with another HDF5 member, which `change` is given open."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "model.weights.h5":
+                place = target.with_suffix(".h5")
+                place.write_bytes(content)
+                with h5py.File(place, "a") as file:
+                    change(file)
+                content = place.read_bytes()
+            new.writestr(name, content)
+
+
+def replaced(file, link):
+    values = file["layers/conv2d/vars"]
+    del values["0"]
+    values["0"] = link
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda f: replaced(f, h5py.ExternalLink("/etc/passwd", "/x")), "is a link"),
+        (lambda f: replaced(f, h5py.SoftLink("/layers/conv2d_1/vars/0")), "is a link"),
+        (lambda f: replaced(f, np.array([b"text"] * 3)), "no array of numbers"),
+        (lambda f: replaced(f, np.full((3, 3, 1, 4), np.nan, "f4")), "no number"),
+        (lambda f: f["layers/conv2d/vars"].create_dataset("2", (1 << 20, 1 << 20), "f4"), "more than 2048"),
+    ],
+)  # fmt: skip
+def test_a_file_that_leads_elsewhere_or_has_no_numbers(run, tmp_path, change, reason):
+    with_weights(run[0] / "best" / "model.keras", tmp_path / "m.keras", change)
+    with pytest.raises(UserError, match=f"m.keras is damaged, or not a Keras model .*{reason}"):
+        load_weights(tiny(), "resnet59", str(tmp_path / "m.keras"), FINDINGS)

@@ -21,7 +21,7 @@ from chexspark.config import TrainConfig
 from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.models import MINIMUM_SIZE, check_model_name
 from chexspark.models.cost import ToCount, counted_in_background
-from chexspark.models.weights import check_weights
+from chexspark.models.weights import check_fits, check_weights
 from chexspark.progress import ProgressLine
 from chexspark.run.best import best_learning_rate, settle
 from chexspark.run.checkpoint import moment_of
@@ -79,6 +79,8 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
         schedule = make_schedule(settings, settings.steps_per_epoch(images))
         at = moment_of(before.state) if before else None
         log.info(describe(settings, manifest, num_proc, at))
+        if config.weights:
+            check_fits(config.model, config.weights, cost()["layers"], config.weights_findings)
         if config.dry_run or session is None:
             log.info(plan_text(settings, manifest, schedule, cost()))
             return pd.DataFrame()
@@ -230,6 +232,8 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, ResolvedTr
         )
     if config.weights:
         check_weights(config.model, config.weights)
+    elif config.weights_findings:
+        raise UserError("--weights-findings are of the outputs of --weights, which is missing")
     if config.learning_rate_from_weights:
         if config.learning_rate != TrainConfig.learning_rate:
             raise UserError(

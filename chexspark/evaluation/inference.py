@@ -17,7 +17,6 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from scipy.special import expit
 
-from chexspark.errors import RunFailedError
 from chexspark.evaluation.predictions import label_column, probability_column
 from chexspark.evaluation.task_device import task_device
 from chexspark.session import task_slots
@@ -43,6 +42,8 @@ class Model:
     uri: str
     digest: str  # SHA-256, which tells it from one before it
     findings: tuple[str, ...]  # in the order of its outputs
+    network: str  # the name of one of `models.MODELS`
+    size: int  # height and width of its images, pixels
 
 
 @dataclass(frozen=True)
@@ -147,19 +148,20 @@ def load_models(models: tuple[Model, ...], device: str) -> tuple[Callable, ...]:
 # Once per Python worker, which runs many tasks; the digest tells a model from one before it.
 @functools.lru_cache(maxsize=8)
 def load_keras(model: Model, device: str) -> Any:
-    """Load a ``model.keras`` in a Spark task, onto a device (`task_device`): a Keras model.
+    """The network that the run says, with the arrays of its ``model.keras``, on a device (`task_device`).
 
-    Raises RunFailedError where its outputs are not as many as the run's findings.
+    It is built here, from our own code: nothing in the file is built or imported. Raises RunFailedError
+    where the file is damaged or another by now.
     """
     import tensorflow as tf
     import tf_keras as keras
 
-    with locate(model.uri).local_copy() as path, tf.device(device):
-        loaded = keras.models.load_model(path, compile=False, safe_mode=True)
-    outputs = loaded.output_shape[-1]
-    if outputs != len(model.findings):
-        raise RunFailedError(
-            f"{model.uri} has {outputs} outputs, but the lineage of its run names "
-            f"{len(model.findings)} findings: one of the two was changed; copy the run again"
-        )
-    return loaded
+    from chexspark.models import build_model
+    from chexspark.models.weights import fill
+
+    content = locate(model.uri).read_bytes()
+    keras.mixed_precision.set_global_policy("float32")
+    with tf.device(device):
+        built = build_model(model.network, model.size, len(model.findings))
+        fill(built, content, model.digest, model.uri)
+    return built

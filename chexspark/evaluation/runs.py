@@ -15,12 +15,14 @@ from chexspark.evaluation import seen_patients_check
 from chexspark.evaluation.inference import Model
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.findings import shared
+from chexspark.models import LOGITS, MODELS
+from chexspark.models.model_files import DAMAGE, opened_arrays, shapes_of
 from chexspark.preparation import Preparation
-from chexspark.run.best import model_findings, model_preparation
+from chexspark.run.best import best_digest, model_findings, model_preparation
 from chexspark.run.folder import RunFolder, model_and_digest, run_folder
 from chexspark.run.lineage import preparation_of, read_lineage
 from chexspark.run.seen_patients import read_seen_patients
-from chexspark.run.settings import check_run
+from chexspark.run.settings import check_run, read_settings
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 
@@ -66,7 +68,41 @@ def best_model(run: RunFolder) -> Model:
             f"--run={run}: its lineage tells of images of {made.words()}, and its best model of "
             f"{taken.words()}: one of the two was changed; copy the run again"
         )
-    return Model(uri, digest, findings)
+    recorded = best_digest(run)
+    if recorded not in (None, digest):
+        raise UserError(
+            f"--run={run}: best/model.keras is not the file that training wrote (its SHA-256 is "
+            f"{digest[:12]}…, and best.json tells of {recorded[:12]}…): copy the run again"
+        )
+    check_own_outputs(run, len(findings))
+    return Model(uri, digest, findings, network_of(run), made.size)
+
+
+def network_of(run: RunFolder) -> str:
+    """The network that a run was trained with. Raises UserError for one that is none of ours."""
+    name = read_settings(run)[1].get("model")
+    if name not in MODELS:
+        raise UserError(
+            f"--run={run}: its config.yaml names the network {name!r}, which is none of "
+            f"{', '.join(MODELS)}: its model cannot be built here"
+        )
+    return str(name)
+
+
+def check_own_outputs(run: RunFolder, number: int) -> None:
+    """Raise UserError for a best model that is damaged, or has another number of outputs than findings."""
+    place = run.best_model
+    try:
+        with place.filesystem.open_input_file(place.path) as file, opened_arrays(file) as arrays:
+            outputs = shapes_of(arrays).get(LOGITS, [()])[-1]
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{place} is damaged ({reason}): copy the run again") from error
+    if outputs != (number,):
+        raise UserError(
+            f"{place} has {outputs[0] if outputs else 'no'} outputs, but the lineage of its run names "
+            f"{number} findings: one of the two was changed; copy the run again"
+        )
 
 
 def one_preparation(runs: Iterable[RunFolder], bit_depth: int | None = None) -> Preparation:

@@ -27,6 +27,7 @@ class NetworkCost(TypedDict):
     activations_bytes: int
     checkpoint_bytes: int
     memory_bytes: int
+    layers: list[tuple[str, list[list[int]]]]  # those with weights, and their shapes
 
 
 class ToCount(NamedTuple):
@@ -99,6 +100,8 @@ def count(model: Any, batch: int, slots: int) -> NetworkCost:
     import numpy as np
     import tf_keras as keras
 
+    from chexspark.models.weights import layers_of
+
     layers = keras.layers
     kept, largest, flops = {}, 0, 0
     for layer in model.layers:
@@ -119,6 +122,7 @@ def count(model: Any, batch: int, slots: int) -> NetworkCost:
         "activations_bytes": activations,
         "checkpoint_bytes": 4 * (parameters + slots * trainable),
         "memory_bytes": activations + 4 * (parameters + (1 + slots) * trainable) + batch * largest,
+        "layers": [(n, [list(s) for s in shapes]) for n, shapes in layers_of(model)],
     }
 
 

@@ -1,80 +1,105 @@
-"""Weights to start from. `check_weights` runs on the driver, the rest on ranks.
+"""Weights to start from, and a trained model filled with its own. Driver and ranks; Spark tasks.
 
-In: a path. It leads to ImageNet weights in the layout of Keras applications (HDF5, without the
-top), or to a model that chexspark trained: a run, whose best model is taken, or a ``.keras`` file.
-Out: a model with these weights, and one line that says what was taken.
+In: a path. It leads to weights of Keras applications (ImageNet's, say), to a whole model that Keras saved,
+or to a model that chexspark trained: a run, whose best model is taken, or a ``.keras`` file. All are read as
+data (`model_files`): layers by their names, in either spelling of Keras, and their shapes. Out: a model with
+these weights, and one line that says what was taken.
 
-A ``.keras`` file is read as data, a list of layers and their arrays. Keras's own loader is not
-asked: it imports whatever the file names, in its safe mode too.
-
-Of a trained model the trunk is taken layer by layer, and of the logits those of findings that both
-models have, by name: whatever their number and order. A model says its findings in the file, or in the
-lineage of the run that it is in; of one that does not say, the trunk alone is taken.
+The first layers must fit: those that start fresh are the network's last. The logits are taken by finding,
+from a file that says its findings (or lies in a run that does), or from the last dense layer of another, where
+the user says which they are (CheXNet-Keras's, say). The images are to be normalised as the network does it
+(`input_output`): DenseNet-121 by ImageNet's mean and deviation, as CheXNet-Keras too.
 """
 
+import contextlib
+import hashlib
 import io
-import json
-import re
-import zipfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import h5py
-import numpy as np
-
-from chexspark.errors import UserError, listed
+from chexspark.errors import RunFailedError, UserError, listed
 from chexspark.findings import find
 from chexspark.models import LOGITS, MODELS
+from chexspark.models.model_files import (
+    DAMAGE,
+    HDF5_MARK,
+    ZIP_MARK,
+    Arrays,
+    LambdaError,
+    opened_arrays,
+    plain_name,
+    shapes_of,
+    values_of,
+)
 from chexspark.run.best import model_findings
 from chexspark.run.folder import RunFolder, run_of_model
 from chexspark.run.lineage import read_lineage
 from chexspark.storage import Location, locate
 
-HDF5_MARK, ZIP_MARK = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
+Shapes = list[tuple[int, ...]]
+Layers = Sequence[
+    tuple[str, Sequence[Sequence[int]]]
+]  # a network's, with the shapes of their weights
+
+
+class Plan(NamedTuple):
+    """Which layers of a file go into which of a network."""
+
+    layers: dict[str, str]  # of the trunk → in the file
+    head: str  # the file's layer of logits; empty: none are taken
+    findings: tuple[str, ...] | None  # of `head`, in order; None: not known
 
 
 def check_weights(name: str, uri: str) -> None:
     """Raise UserError unless network `name` may start from `uri`, as far as this is cheap to know."""
-    place, mark = find_weights(name, uri)
-    if mark == HDF5_MARK:
-        if MODELS[name].weights is None:
-            raise UserError(
-                f"--weights={place}: {name} has no ImageNet weights in an HDF5 file; give a run, or "
-                "a .keras file, of an earlier training"
-            )
-        return
-    try:
-        with place.filesystem.open_input_file(place.path) as file, zipfile.ZipFile(file) as archive:
-            layers_of(archive, place)
-            archive.getinfo("model.weights.h5")
-    except DAMAGE as error:
-        raise unreadable(place, error) from error
+    place = find_weights(name, uri)
+    with reading(place, name):
+        pass
     findings_of(place)
 
 
-def find_weights(name: str, uri: str) -> tuple[Location, bytes]:
-    """The file that `uri` means, and by which mark it begins.
+def check_fits(name: str, uri: str, layers: Layers, given: Sequence[str] = ()) -> None:
+    """Raise UserError unless the file at `uri` fits the layers of network `name`. `given`: as for `plan_of`."""
+    place = find_weights(name, uri)
+    with reading(place, name) as arrays:
+        plan_of(place, name, layers, shapes_of(arrays), given)
 
-    Raises UserError when there is none, or when it is of no known kind.
-    """
+
+def find_weights(name: str, uri: str) -> Location:
+    """The file that `uri` means. Raises UserError when there is none, or when it is of no known kind."""
     place = locate(uri)
     if place.is_directory():
         run, place = place, RunFolder(place).best_model
         if not place.is_file():
             raise UserError(f"--weights={run}: this folder is not a run with a best/model.keras")
     if not place.is_file():
-        imagenet = MODELS[name].weights
-        remedy = f"; {name}'s ImageNet weights are {imagenet}" if imagenet else ""
-        raise UserError(f"--weights={place}: there is no such file or run{remedy}")
-    with place.filesystem.open_input_file(place.path) as file:
-        start = file.read(len(HDF5_MARK))
-    for mark in (HDF5_MARK, ZIP_MARK):
-        if start.startswith(mark):
-            return place, mark
-    raise UserError(
-        f"--weights={place} is not an HDF5 file of Keras weights, and no .keras file either"
-    )
+        raise UserError(f"--weights={place}: there is no such file or run{imagenet_of(name)}")
+    if not place.read_bytes(len(HDF5_MARK)).startswith((HDF5_MARK, ZIP_MARK)):
+        raise UserError(
+            f"--weights={place} is not an HDF5 file of Keras weights, and no .keras file either"
+        )
+    return place
+
+
+def imagenet_of(name: str) -> str:
+    """Where a network's ImageNet weights are, to end a message with; nothing where there are none."""
+    imagenet = MODELS[name].weights
+    return f"; {name}'s ImageNet weights are {imagenet}" if imagenet else ""
+
+
+@contextlib.contextmanager
+def reading(place: Location, name: str) -> Iterator[Arrays]:
+    """The arrays of a file, while it is open. Raises UserError for damage, and for a layer with code."""
+    try:
+        with place.filesystem.open_input_file(place.path) as file, opened_arrays(file) as arrays:
+            yield arrays
+    except LambdaError as error:
+        raise UserError(f"--weights={place}: {error}; only models without are taken") from error
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--weights={place} is damaged, or not a Keras model ({reason}){imagenet_of(name)}"
+        ) from error
 
 
 def findings_of(place: Location) -> tuple[str, ...] | None:
@@ -82,115 +107,85 @@ def findings_of(place: Location) -> tuple[str, ...] | None:
 
     Raises UserError for a damaged file or lineage.
     """
+    if place.read_bytes(len(ZIP_MARK)) != ZIP_MARK:
+        return None
     if found := model_findings(place):
         return found
     run = run_of_model(place)
     return tuple(read_lineage(run)["findings"]) if run and run.lineage.is_file() else None
 
 
-def load_weights(model: Any, name: str, uri: str, findings: Sequence[str]) -> str:
+def plan_of(
+    place: Location, name: str, layers: Layers, found: Mapping[str, Shapes], given: Sequence[str]
+) -> Plan:
+    """What of a file is taken into a network.
+
+    `layers`: of the network, those with weights; `found`: the shapes in the file, by plain name; `given`: the
+    findings of the file's outputs, where it does not say them. Layers go by name; where none fits by its
+    name, in order, if all of the trunk fit so (weights that were saved by other names). Raises UserError
+    where nothing fits, or where a layer does not that is before one that does, and for findings that the
+    file contradicts.
+    """
+    trunk = [(n, [tuple(s) for s in shapes]) for n, shapes in layers if n != LOGITS]
+    fitting = {n: plain_name(n) for n, shapes in trunk if found.get(plain_name(n)) == shapes}
+    if not fitting and [*found.values()][: len(trunk)] == [shapes for _, shapes in trunk]:
+        fitting = dict(zip((n for n, _ in trunk), found, strict=False))
+    if not fitting:
+        raise UserError(
+            f"--weights={place}: no layer has the name and shapes of one of {name}'s; this is of another "
+            f"network{imagenet_of(name)}"
+        )
+    names = [n for n, _ in trunk]
+    first = next((n for n in names if n not in fitting), None)
+    if first is not None and any(n in fitting for n in names[names.index(first) :]):
+        raise UserError(
+            f"--weights={place}: {len(fitting)} of {len(names)} layers of {name}'s trunk fit, but {first} does "
+            f"not, which comes before some of them: this is of another network{imagenet_of(name)}"
+        )
+    channels = next(shapes[0][0] for n, shapes in layers if n == LOGITS)
+    said = findings_of(place)
+    if said and given and tuple(given) != said:
+        raise UserError(
+            f"--weights-findings: {place} says itself that its findings are {listed(said)}: leave it out"
+        )
+    known = said or tuple(given) or None
+    dense = [n for n, shapes in found.items() if known and shapes == [(channels, len(known)), (len(known),)]]  # fmt: skip
+    head = LOGITS if LOGITS in dense else (dense[-1] if dense and given else "")
+    if given and not head:
+        raise UserError(
+            f"--weights-findings names {len(given)} findings, but {place} has no last layer of {channels} "
+            f"channels and {len(given)} outputs"
+        )
+    return Plan(fitting, head, known)
+
+
+def load_weights(
+    model: Any, name: str, uri: str, findings: Sequence[str], given: Sequence[str] = ()
+) -> str:
     """Give `model`, which is network `name`, the weights at `uri`; say in a line what was taken.
 
-    `findings`: of the model's outputs, in order. Of ImageNet weights all but the logits are taken; of a
-    trained model each layer of the trunk of the same name and shapes, and the logits by their finding.
-    Raises UserError when the file is damaged, or of another network.
+    `findings`: of the model's outputs, in order; `given`: as for `plan_of`. Raises UserError when the file is
+    damaged, or of another network.
     """
-    place, mark = find_weights(name, uri)
-    with place.local_copy() as path:
-        if mark == HDF5_MARK:
-            return load_imagenet(model, name, place, str(path))
-        try:
-            with zipfile.ZipFile(path) as archive:
-                arrays = read_arrays(archive, place)
-        except DAMAGE as error:
-            raise unreadable(place, error) from error
-    fresh, known = take_trunk(model, arrays, place), findings_of(place)
-    taken = take_logits(model, arrays.get(LOGITS, []), findings, known) if known else []
-    return what_was_taken(model, place, fresh, findings, taken, known is not None)
+    place = find_weights(name, uri)
+    with reading(place, name) as arrays:
+        plan = plan_of(place, name, layers_of(model), shapes_of(arrays), given)
+        for layer, source in plan.layers.items():
+            model.get_layer(layer).set_weights(values_of(arrays[source]))
+        taken = take_logits(model, arrays, findings, plan) if plan.head else []
+    fresh = [n for n, _ in layers_of(model) if n != LOGITS and n not in plan.layers]
+    return what_was_taken(model, place, fresh, findings, taken, plan.findings is not None)
 
 
-def load_imagenet(model: Any, name: str, place: Location, path: str) -> str:
-    """Load a file of Keras applications into all layers but the logits. Raises UserError where it does not fit."""
-    import tf_keras as keras
-
-    trunk = keras.Model(model.inputs, model.get_layer(LOGITS).input)
-    try:
-        trunk.load_weights(path)
-    except DAMAGE as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--weights={place}: not {name}'s ImageNet weights without the top ({reason}); take "
-            f"{MODELS[name].weights}"
-        ) from error
-    return f"all layers but {LOGITS} start from {place}"
+def layers_of(model: Any) -> list[tuple[str, Shapes]]:
+    """The layers of a model that have weights, with their shapes, in its order."""
+    return [(la.name, [tuple(w.shape) for w in la.weights]) for la in model.layers if la.weights]
 
 
-def layers_of(archive: zipfile.ZipFile, place: Location) -> list[tuple[str, str]]:
-    """The class and the name of each layer of a ``.keras`` file, in the order of the model.
-
-    Raises UserError for a Lambda layer: it carries code, which no model of ours does.
-    """
-    config = json.loads(archive.read("config.json"))
-    layers = [(layer["class_name"], layer["name"]) for layer in config["config"]["layers"]]
-    for kind, name in layers:
-        if kind == "Lambda":
-            raise UserError(
-                f"--weights={place}: layer {name} is a Lambda, which carries code; "
-                "only models without are taken"
-            )
-    return layers
-
-
-def read_arrays(archive: zipfile.ZipFile, place: Location) -> dict[str, list[np.ndarray]]:
-    """The arrays of each layer of a ``.keras`` file, by the layer's name.
-
-    Keras files them by class and count, ``layers/conv2d_3/vars/0``, so the names, which stand in
-    the config, are counted off per class.
-    """
-    names: dict[str, list[str]] = {}
-    for kind, name in layers_of(archive, place):
-        names.setdefault(kind.lower(), []).append(name)
-    arrays = {}
-    with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
-        for key, group in file["layers"].items():
-            kind, number = re.findall(r"^(.+?)(?:_(\d+))?$", key)[0]
-            values = group["vars"]
-            name = names[kind.replace("_", "")][int(number or 0)]
-            arrays[name] = [np.asarray(values[str(i)]) for i in range(len(values))]
-    return arrays
-
-
-def take_trunk(model: Any, arrays: dict[str, list[np.ndarray]], place: Location) -> list[str]:
-    """Give each layer but the logits the arrays of its name (`read_arrays`), where all shapes are the same.
-
-    Returns the names of the layers that have none. Raises UserError where no layer has any.
-    """
-    layers = [layer for layer in trunk_layers(model) if layer.weights]
-    taken = [
-        layer for layer in layers
-        if [array.shape for array in arrays.get(layer.name, [])]
-        == [tuple(w.shape) for w in layer.weights]
-    ]  # fmt: skip
-    if not taken:
-        raise UserError(
-            f"--weights={place}: no layer has the name and shapes of one of {model.name}'s; this is "
-            "of another network"
-        )
-    for layer in taken:
-        layer.set_weights(arrays[layer.name])
-    return [layer.name for layer in layers if layer not in taken]
-
-
-def take_logits(
-    model: Any, found: list[np.ndarray], findings: Sequence[str], known: Sequence[str]
-) -> list[str]:
-    """Give the logits of `findings` the weights of the same among `known`; return which have them.
-
-    `found`: kernel (channels, known) and bias (known,) of the source; of other shapes none are taken.
-    """
+def take_logits(model: Any, arrays: Arrays, findings: Sequence[str], plan: Plan) -> list[str]:
+    """Give the logits of `findings` the weights of the same in the file; return which have them."""
+    found, known = values_of(arrays[plan.head]), plan.findings or ()
     kernel, bias = model.get_layer(LOGITS).get_weights()
-    if [array.shape for array in found] != [(len(kernel), len(known)), (len(known),)]:
-        return []
     sources = {name: source for name in findings if (source := find(name, known)) is not None}
     for number, name in enumerate(findings):
         if name in sources:
@@ -208,8 +203,8 @@ def what_was_taken(
     named_there: bool,
 ) -> str:
     """One line. `fresh`: layers of the trunk that are; `taken`: those of `findings` whose logits are not;
-    `named_there`: whether the source says its findings."""
-    layers = sum(1 for layer in model.layers if layer.weights)
+    `named_there`: whether the source's findings are known."""
+    layers = len(layers_of(model))
     left = [name for name in findings if name not in taken]
     line = f"{layers - len(fresh) - bool(left)} of {layers} layers start from {place}"
     if taken:
@@ -223,10 +218,24 @@ def what_was_taken(
     return f"{line}; fresh: {listed(fresh)}" if fresh else line
 
 
-def unreadable(place: Location, error: Exception) -> UserError:
-    """The error of a file that cannot be read, with the reason."""
-    reason = " ".join(str(error).split())
-    return UserError(f"--weights={place} is damaged, or not a Keras model ({reason})")
+def fill(model: Any, content: bytes, digest: str, name: str) -> None:
+    """Give every layer of a model built from our own networks the arrays of a ``.keras`` file.
+
+    `digest`: the file's SHA-256, as it was when the driver looked; `name`: what a message calls it. Raises
+    RunFailedError where the file is another by now, is damaged, or does not fit in all layers.
+    """
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise RunFailedError(f"{name} has changed since this job began: start it again")
+    try:
+        with opened_arrays(io.BytesIO(content)) as arrays:
+            shapes = shapes_of(arrays)
+            for layer, wanted in layers_of(model):
+                if shapes.get(plain_name(layer)) != wanted:
+                    raise ValueError(f"layer {layer} is not there with the shapes {wanted}")
+                model.get_layer(layer).set_weights(values_of(arrays[plain_name(layer)]))
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunFailedError(f"{name} is damaged ({reason}): copy the run again") from error
 
 
 def trunk_layers(model: Any) -> list:

@@ -9,6 +9,7 @@ are made: size, fit and bit_depth. Keras passes over them.
 """
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 import zipfile
@@ -24,6 +25,7 @@ from chexspark.run.history import Row
 from chexspark.storage import Location
 from chexspark.text_files import read_json
 
+DIGEST = "model_sha256"  # in best.json
 FINDINGS_MEMBER, IMAGE_MEMBER = "findings.json", "image.json"
 LONGEST_MEMBER = 1 << 20  # bytes that are read of a stranger's
 
@@ -42,8 +44,10 @@ def save_best(
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(FINDINGS_MEMBER, json.dumps(list(findings)))
             archive.writestr(IMAGE_MEMBER, json.dumps(dataclasses.asdict(preparation)))
-        run.waiting_model.write_bytes(path.read_bytes())
-    run.waiting_figures.write_text(json.dumps(figures, indent=1) + "\n")
+        content = path.read_bytes()
+        run.waiting_model.write_bytes(content)
+    said = dict[str, Any](figures) | {DIGEST: hashlib.sha256(content).hexdigest()}
+    run.waiting_figures.write_text(json.dumps(said, indent=1) + "\n")
 
 
 def model_findings(place: Location) -> tuple[str, ...] | None:
@@ -103,6 +107,19 @@ def settle(run: RunFolder, history: list[Row]) -> None:
         if any(row["epoch"] == epoch for row in history):
             promote(run)
     run.waiting.delete_directory()
+
+
+def best_digest(run: RunFolder) -> str | None:
+    """The SHA-256 of ``model.keras`` as training wrote it; None for a run of before it was recorded.
+
+    Raises UserError for damage.
+    """
+    if not run.best_figures.is_file():
+        return None
+    digest = read_json(run.best_figures, str(run.best_figures)).get(DIGEST)
+    if digest is not None and not isinstance(digest, str):
+        raise UserError(f"{run.best_figures} is damaged: {DIGEST} is no text")
+    return digest
 
 
 def best_learning_rate(run: RunFolder) -> float | None:

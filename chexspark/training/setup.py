@@ -33,7 +33,9 @@ def make_model(config: TrainConfig, size: int, findings: Sequence[str]) -> tuple
     model = build_model(config.model, size, len(findings))
     if not config.weights:
         return model, ""
-    return model, load_weights(model, config.model, config.weights, findings)
+    return model, load_weights(
+        model, config.model, config.weights, findings, config.weights_findings
+    )
 
 
 def make_network(
