@@ -12,6 +12,7 @@ import numpy as np
 
 STRETCH, PAD, CROP = "stretch", "pad", "crop"
 FITS = (PAD, STRETCH, CROP)
+FITTED = {PAD: "padded with black", STRETCH: "stretched", CROP: "cut to their middle"}  # for people
 DEPTHS = range(8, 17)  # bits of the samples in a 16-bit PNG, as they may be declared
 
 

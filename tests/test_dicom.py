@@ -28,6 +28,8 @@ from pydicom.uid import (
 from chexspark.ingestion import dicom as reading
 from chexspark.ingestion.images import BadImageError, decode, prepare
 from chexspark.ingestion.kinds import HEAD, kind_of
+from chexspark.ingestion.sources import SourceFile
+from chexspark.ingestion.task import Label, WriteTask, write_task
 from chexspark.preparation import Preparation
 
 ROWS, COLUMNS = 24, 20
@@ -559,3 +561,17 @@ def test_a_file_that_says_that_annotations_are_burned_in(said, burned_in):
 def test_other_files_say_nothing_of_annotations():
     png = cv2.imencode(".png", np.arange(4096, dtype=np.uint8).reshape(64, 64))[1].tobytes()
     assert prepare(png, Preparation(32)).burned_in is False
+
+
+def test_a_task_counts_kept_files_with_annotations_burned_in(tmp_path):
+    files = {"a.dcm": dicom(BurnedInAnnotation="YES"), "b.dcm": dicom(STORED[::-1], BurnedInAnnotation="NO"),
+             "c.dcm": dicom(STORED * 0 + 9, BurnedInAnnotation="YES")}  # fmt: skip
+    sources = []
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        sources.append(SourceFile(str(tmp_path / name), name, len(content), ""))
+    label = Label("1", "train", bytes([1]), (None,) * 11)
+    task = WriteTask(str(tmp_path / "out"), 0, Preparation(32), 4, tuple(sources))
+    done = write_task(task, dict.fromkeys(files, label), frozenset(), frozenset())
+    assert [kept.name for kept in done.kept] == ["a.dcm", "b.dcm"], "the third is blank"
+    assert done.burned_in == 1

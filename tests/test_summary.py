@@ -16,10 +16,12 @@ from chexspark.ingestion.summary import (
     reasons,
     refused_images,
     summary_of,
+    summary_text,
     table_of,
     too_many_refused,
 )
 from chexspark.ingestion.task import Kept, TaskResult, label_counts
+from chexspark.storage import locate
 
 
 def kept(name, patient="1", split="train", labels=()):
@@ -83,6 +85,21 @@ def test_a_split_s_counts():
     assert [part["Edema"] for part in found] == [0, 2, 1]
     assert [part["Hernia"] for part in found] == [0, 3, 0]
     assert label_counts([], 14).shape == (14, 3) and summary_of([], FINDINGS, ()).images == 0
+
+
+def test_what_is_said_of_shapes_and_annotations(manifest):
+    def said(**facts):
+        text = summary_text(dataclasses.replace(manifest, **facts), locate("/store"), [])
+        return [line for line in text.splitlines() if "square" in line or "annotations" in line]
+
+    assert said(not_square=0) == [] == said(not_square=None), "all are square, or nobody counted"
+    assert said(not_square=1200, fit="pad", burned_in=3) == [
+        "1,200 images are not square: padded with black (--fit pad)",
+        "3 DICOM files say that annotations are burned into them",
+    ]
+    assert said(not_square=2, fit="crop") == [
+        "2 images are not square: cut to their middle (--fit crop)"
+    ]
 
 
 def test_patients_of_each_split():

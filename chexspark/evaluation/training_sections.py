@@ -11,6 +11,7 @@ import pandas as pd
 
 from chexspark.evaluation import plots
 from chexspark.evaluation.tables import records_of
+from chexspark.preparation import FITTED, STRETCH
 from chexspark.progress import duration
 from chexspark.run.lineage import Lineage
 
@@ -46,6 +47,7 @@ def training_contents(trained: Trained | None, others: Sequence[Trained]) -> dic
         "trained": training_facts(trained),
         "trained_model": settings.get("model", "a network"),
         "image_size": trained.lineage.get("image_size") if trained else None,
+        "fit": FITTED[trained.lineage.get("fit", STRETCH)] if trained else None,
         "outputs": len(trained.lineage["findings"]) if trained else None,
         "recipe": recipe_lines(trained),
         "chosen_by": "lowest loss" if settings.get("best_by") == "loss" else "highest mean AUROC",

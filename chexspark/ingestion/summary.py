@@ -22,7 +22,7 @@ from chexspark.ingestion.inputs import (
 )
 from chexspark.ingestion.splits import split_hash
 from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, Label, TaskResult, label_counts
-from chexspark.preparation import CROP, PAD, STRETCH
+from chexspark.preparation import CROP, FITTED, STRETCH
 from chexspark.progress import duration
 from chexspark.storage import Location
 from chexspark.store.manifest import (
@@ -40,7 +40,6 @@ from chexspark.store.manifest import (
 
 OUTSIDE = "box outside its image"
 CUT_AWAY = "box outside the middle that a crop keeps"
-FITTED = {PAD: "padded with black", CROP: "cut to their middle", STRETCH: "stretched"}
 ROUNDING = 1.0  # pixels that a box may go beyond its image
 QUARANTINE_SCHEMA = pa.schema(
     [("path", pa.string()), ("reason", pa.string()), ("bytes", pa.int64())]
