@@ -64,6 +64,11 @@ def test_the_run_holds_all_that_the_design_says(run, manifest):
     assert (config["epochs"], config["batch_size"], config["num_proc"]) == (2, 5, 2)
     lineage = json.loads((place / "lineage.json").read_text())
     assert lineage["store_fingerprint"] == manifest.fingerprint
+    assert (lineage["image_size"], lineage["fit"], lineage["bit_depth"]) == (
+        manifest.image_size,
+        "stretch",
+        None,
+    )
     assert [rank["rank"] for rank in lineage["ranks"]] == [0, 1]
     assert [rank["threads"] for rank in lineage["ranks"]] == [1, 1]
     assert lineage["packages"]["horovod"] == "0.28.1"

@@ -13,7 +13,7 @@ from chexspark.config import TrainConfig
 from chexspark.data.pipeline import as_tensors
 from chexspark.data.plan import FILLER, RankFacts, fixed_plan
 from chexspark.data.reader import Batch, SplitReader
-from chexspark.run.best import model_findings
+from chexspark.run.best import model_findings, model_preparation
 from chexspark.run.folder import run_folder
 from chexspark.run.history import read_history
 from chexspark.run.moment import Moment
@@ -226,6 +226,7 @@ def test_a_run_is_on_the_findings_of_its_store(own_store, tmp_path, findings):
     names = ["Lung_Opacity", "Mass", "Line_Tube", "Gr__e", "Hernia"][: len(findings)]
     assert columns == [f"val_auroc_{name}" for name in names]
     assert model_findings(run.best_model) == findings
+    assert model_preparation(run.best_model) == manifest.preparation
     assert training.network.steps.model.output_shape == (None, len(findings))
     row = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
     assert row["val_auroc"] == pytest.approx(
