@@ -98,8 +98,8 @@ def untrained_run(store, manifest, tmp_path_factory):
         # Fresh weights tell images hardly apart: the logits of a phantom are spread about 0.
         kernel, bias = model.get_layer("logits").get_weights()
         phantom, _ = draw_phantom(SIZE, (), generator(1), draw_anatomy(generator(2)))
-        middle = 100 * model(phantom[None, ..., None]).numpy()[0]
-        model.get_layer("logits").set_weights([100 * kernel, bias - middle])
+        middle = 20 * model(phantom[None, ..., None]).numpy()[0]
+        model.get_layer("logits").set_weights([20 * kernel, bias - middle])
         run = locate(str(folder))
         (run / "best").make_directory()
         model.save(folder / "best" / "model.keras")

@@ -151,7 +151,7 @@ def test_a_model_of_another_number_of_outputs_is_one_line(spark, own_store, own_
 def single(spark, release, untrained_run, tmp_path_factory):
     """A store and a run of one finding."""
     folder = tmp_path_factory.mktemp("single")
-    return ingested(spark, release, folder, ("Lung/Opacity",)), untrained_run(2, ("Lung/Opacity",))
+    return ingested(spark, release, folder, ("Lung/Opacity",)), untrained_run(3, ("Lung/Opacity",))
 
 
 def test_one_finding_goes_all_the_way(spark, release, single, tmp_path):
