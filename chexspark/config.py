@@ -32,7 +32,7 @@ class IngestConfig:
     """Images and labels in, a store out."""
 
     images: tuple[str, ...] = setting(
-        "folders (searched through), globs or tar archives with PNG, JPEG or DICOM images",
+        "folders (searched through), globs or archives (tar, zip) with PNG, JPEG or DICOM images",
         "input",
         path=True,
     )
@@ -320,7 +320,7 @@ class PredictConfig:
     """Images without labels and a run in, probabilities out."""
 
     images: tuple[str, ...] = setting(
-        "folders (searched through), globs or tar archives with PNG, JPEG or DICOM images",
+        "folders (searched through), globs or archives (tar, zip) with PNG, JPEG or DICOM images",
         "input",
         path=True,
     )
