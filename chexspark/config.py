@@ -363,7 +363,7 @@ class ExportConfig:
 
     run: str = setting("the run that train wrote", "input", path=True)
     data: str | None = setting(
-        "the store whose images the exported models are verified on; by default the run's own",
+        "the store whose images the exported models are verified on; by default synthetic X-rays",
         "input", None, path=True)  # fmt: skip
     formats: tuple[str, ...] = setting(
         "savedmodel, onnx", "output", ("savedmodel", "onnx"), choices=("savedmodel", "onnx")

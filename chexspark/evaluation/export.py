@@ -1,6 +1,6 @@
 """A run in, its best model as SavedModel and ONNX out. Runs on the driver and in a Spark task.
 
-Each is run on images of a store and compared with the model itself before it is kept.
+Each is run on images, of a store or synthetic, and compared with the model itself before it is kept.
 """
 
 import dataclasses
@@ -21,10 +21,11 @@ from chexspark.evaluation.inference import Model, load_keras
 from chexspark.evaluation.runs import best_model, check_fit, one_preparation
 from chexspark.evaluation.task_device import quiet_errors, task_device
 from chexspark.extras import check_extra
+from chexspark.findings import FINDINGS
 from chexspark.models import LOGITS
+from chexspark.phantom import draw_anatomy, draw_phantom, generator
 from chexspark.preparation import Preparation
-from chexspark.run.folder import run_folder
-from chexspark.run.lineage import read_lineage
+from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
@@ -66,11 +67,7 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
         check_extra("export", "--formats onnx")
     run = run_folder(config.run)
     check_run(run)
-    store = locate(config.data or read_lineage(run)["store"])
-    manifest = read_manifest(store)
-    check_fit(store, run, manifest)
-    split = next(s for s in ("test", "val", "train") if manifest.splits[s].images)
-    group = row_groups(store, manifest, split)[0]
+    group, shown = images_to_verify(run, config.data)
     out = locate(config.out) if config.out else run.exported
     out.make_directory()
     model, formats, how = best_model(run), config.formats, one_preparation([run])
@@ -82,19 +79,45 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
     (out / IMAGE).write_text(json.dumps(dataclasses.asdict(how)) + "\n")
     for name, made in found.items():
         log.info("%s: %s (on %s images of %s its logits differ by %.1e at most)",
-                 name, made.place, made.images, store / split, made.difference)  # fmt: skip
+                 name, made.place, made.images, shown, made.difference)  # fmt: skip
     return {name: locate(made.place) for name, made in found.items()}
 
 
+def images_to_verify(run: RunFolder, data: str | None) -> tuple[RowGroup | None, str]:
+    """Where images for a comparison are, and what they are called; None: phantoms are drawn.
+
+    Raises UserError for a store that is not of the run's kind of images.
+    """
+    if data is None:
+        return None, "synthetic X-rays"
+    store = locate(data)
+    manifest = read_manifest(store)
+    check_fit(store, run, manifest)
+    split = next(s for s in ("test", "val", "train") if manifest.splits[s].images)
+    return row_groups(store, manifest, split)[0], str(store / split)
+
+
+def phantoms(size: int) -> np.ndarray:
+    """Synthetic X-rays, uint8 (`IMAGES`, size, size)."""
+    drawn = [
+        draw_phantom(
+            size, FINDINGS[i % 14 : i % 14 + 1], generator(i), draw_anatomy(generator(i, 1))
+        )[0]
+        for i in range(IMAGES)
+    ]
+    return np.stack(drawn)
+
+
 def write_formats(
-    model: Model, group: RowGroup, how: Preparation, formats: Sequence[str], out: str
+    model: Model, group: RowGroup | None, how: Preparation, formats: Sequence[str], out: str
 ) -> dict[str, Exported]:
     """Export and verify in a Spark task, on images that were made as `how` says.
 
     Raises RunFailedError for a format that gives other logits than the model.
     """
     keras_model = load_keras(model, task_device())
-    images = read_row_group(group, how.size).images[:IMAGES, ..., None].copy()
+    found_there = read_row_group(group, how.size).images[:IMAGES] if group else phantoms(how.size)
+    images = found_there[..., None].copy()
     expected = np.asarray(keras_model(images, training=False))
     metadata = {
         "findings": json.dumps(model.findings),
