@@ -16,6 +16,10 @@ from chexspark.commands import COMMANDS
 from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.output import show_output
 
+LOST = (
+    "??"  # what Java makes of a letter that its locale lacks, and of its two or more bytes in UTF-8
+)
+
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one of `COMMANDS` with its flags; return the exit code."""
@@ -49,6 +53,7 @@ def main(
     try:
         show_output(always=True)
         given = sys.argv[1:] if arguments is None else arguments
+        check_letters(given)
         function(parse_command_line(config_class, description, given, program))
     except UserError as error:
         return print_mistake(error)
@@ -68,6 +73,20 @@ def main(
         ):  # or no session was started, and none is to be loaded
             sys.modules["chexspark.session"].stop_session()
     return 0
+
+
+def check_letters(given: list[str]) -> None:
+    """Raise UserError where ``spark-submit`` has lost letters of an argument, which may be a name."""
+    spoilt = [argument for argument in given if LOST in argument]
+    if not spoilt or "PYSPARK_GATEWAY_PORT" not in os.environ:
+        return
+    from chexspark.session import java_has_all_letters, letters_of_java
+
+    if not java_has_all_letters():
+        raise UserError(
+            f"{spoilt[0]}: spark-submit's Java runs in a locale of {letters_of_java()}, in which every other letter "
+            "becomes ??: export LC_ALL=C.UTF-8"
+        )
 
 
 def print_mistake(error: object) -> int:

@@ -45,6 +45,17 @@ def stop_session() -> None:
             active.stop()
 
 
+def letters_of_java() -> str:
+    """The encoding in which this driver's Java takes names and arguments, ``ANSI_X3.4-1968`` say."""
+    SparkContext._ensure_initialized()  # of ``spark-submit`` the one that is there
+    return SparkContext._jvm.System.getProperty("sun.jnu.encoding")
+
+
+def java_has_all_letters() -> bool:
+    """Whether this driver's Java takes every name, whatever its letters."""
+    return letters_of_java().upper() in ("UTF-8", "UTF8")
+
+
 def has_ended(spark: SparkSession) -> bool:
     """Whether Spark's application is over: stopped, ended on the cluster, or its JVM is gone."""
     try:

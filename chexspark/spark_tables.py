@@ -14,6 +14,7 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
+from chexspark.session import java_has_all_letters
 from chexspark.storage import Location, locate
 
 NO_NAME = re.compile(r"[\[\]{}*?\\:^\x00-\x1f]")  # what Hadoop or Spark take for something else
@@ -28,7 +29,7 @@ def read_parquet(spark: SparkSession, places: list[Location]) -> DataFrame:
 
     Raises OSError, and ValueError for what is no Parquet.
     """
-    if all(spark_takes(spark, place.spark_uri) for place in places):
+    if all(spark_takes(place.spark_uri) for place in places):
         return spark.read.parquet(*(place.spark_uri for place in places))
     uris = [uri for place in places for uri in parquet_files(place)]
     first = locate(uris[0])
@@ -59,12 +60,11 @@ def batch_rows(metadata: pq.FileMetaData) -> int:
     return max(1, BATCH_BYTES * max(1, metadata.num_rows) // max(1, sum(groups)))
 
 
-def spark_takes(spark: SparkSession, uri: str) -> bool:
+def spark_takes(uri: str) -> bool:
     """Whether Spark reads what lies at a URI, and not something else or nothing."""
     if NO_NAME.search(uri.partition("://")[2]):
         return False
-    jvm = spark.sparkContext._jvm
-    return uri.isascii() or jvm.System.getProperty("sun.jnu.encoding").upper() in ("UTF-8", "UTF8")
+    return uri.isascii() or java_has_all_letters()
 
 
 def parquet_files(place: Location) -> list[str]:

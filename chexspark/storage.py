@@ -100,7 +100,10 @@ class Location:
     def entries(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
         """What is below this place. Raises UserError where a name is not UTF-8."""
         try:
-            return self.filesystem.get_file_info(selector)
+            found = self.filesystem.get_file_info(selector)
+            return [
+                info for info in found if info.path
+            ]  # Arrow decodes a name when it is asked for
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{self.uri} has a file whose name is not UTF-8: rename or remove it"

@@ -21,7 +21,13 @@ from chexspark.ingestion.dicom_headers import Key, Texts, asked_facts, filled
 from chexspark.ingestion.image_names import common_parts, label_name, label_names
 from chexspark.ingestion.labels import Labels, read_labels
 from chexspark.ingestion.sets import ImageSet, image_set, set_note
-from chexspark.ingestion.sources import SourceFile, Sources, find_sources, passed_over_words
+from chexspark.ingestion.sources import (
+    SourceFile,
+    Sources,
+    find_sources,
+    passed_over_words,
+    same_file,
+)
 from chexspark.ingestion.splits import assign_splits, split_source
 from chexspark.ingestion.task import Label
 from chexspark.ingestion.views import of_views
@@ -86,7 +92,7 @@ def read_inputs(
     unreadable = [f for f in files if f.fault and f.name not in known]
     files = [f for f in files if not f.fault or f.name in known]
     by_name: dict[str, SourceFile] = {}
-    again = [f.name for f in files if by_name.setdefault(f.name, f) is not f]
+    again = [f.name for f in files if not same_file(by_name.setdefault(f.name, f), f)]
     duplicates = [(name, DUPLICATE_IMAGE) for name in again]
     refuse(duplicates, config.allow_missing == "all", f"--images={' '.join(config.images)}")
     if facts := asked_facts(config.dicom_columns):

@@ -26,6 +26,7 @@ class Found(NamedTuple):
     size: int  # bytes; 0 where nobody knows
     modified: str  # time of the last change
     fault: str = ""  # why it cannot be read, as quarantine says it
+    file: str = ""  # which file of the disk it is: the same for all links to one; empty: not known
 
 
 def files_below(place: Location) -> list[Found]:
@@ -77,7 +78,8 @@ def local_files(folder: str) -> Iterator[Found]:
             elif stat.S_ISREG(status.st_mode):
                 fault = "" if is_utf8(entry.path) else NOT_UTF8
                 modified = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
-                yield Found(readable(entry.path), status.st_size, str(modified), fault)
+                file = f"{status.st_dev}:{status.st_ino}"
+                yield Found(readable(entry.path), status.st_size, str(modified), fault, file)
 
 
 def is_utf8(name: bytes) -> bool:

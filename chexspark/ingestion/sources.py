@@ -42,6 +42,7 @@ class SourceFile:
     bytes: int
     modified: str  # time of the last change, so that a file that was written over is another
     fault: str = ""  # why it cannot be read, where that is known
+    file: str = ""  # which file of the disk it is, where that is known: of links, what they lead to
 
 
 class Sources(NamedTuple):
@@ -59,6 +60,11 @@ class ImageFile(NamedTuple):
     path: str  # where it is: a URI, for a member ``archive!member``
     size: int  # bytes
     content: bytes | BadImageError  # BadImageError says why there is none; NoImageError: no image
+
+
+def same_file(one: SourceFile, other: SourceFile) -> bool:
+    """Whether two paths are one, or lead to one file by links."""
+    return one.uri == other.uri or one.file == other.file != ""
 
 
 def find_sources(images: tuple[str, ...]) -> Sources:
@@ -151,6 +157,7 @@ def matching(given: str) -> list[SourceFile]:
             sources[name].size,
             sources[name].modified,
             sources[name].fault,
+            sources[name].file,
         )
         for name in names
     ]
