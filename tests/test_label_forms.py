@@ -428,3 +428,18 @@ def test_readme_s_form_is_one(tmp_path):
     assert shown(found, "patient_id", "sex", "age")["p1/a.png"] == ({"Effusion": 1}, "p1", "F", 60)
     listed = set(re.findall(r"^\| `([a-z-]+)` \|", readme, re.M))
     assert listed == set(form_names())
+
+
+def test_a_row_of_nih_s_whose_patient_is_another_than_in_the_name(tmp_path):
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID\n"
+    rows = "00000012_003.png,Mass,0,12\n00000012_004.png,Mass,1,13\n00012345_000.png,Edema,0,12345\nx.png,Mass,0,7\n"
+    found = read_labels(write(tmp_path, "l.csv", header + rows))
+    assert found.problems == [
+        ("00000012_004.png", "label of another patient than in the image's name")
+    ]
+    assert found.rows["patient_id"].tolist() == ["12", "12345", "7"]
+    with pytest.raises(UserError, match="in no row is the patient the one in the image's name"):
+        read_labels(write(tmp_path, "l.csv", header + "00000012_003.png,Mass,0,120\n"))
+    form = write(tmp_path, "f.yaml", "name: x\nimage: i\npatient: {column: p, in_image: 'a'}\n")
+    with pytest.raises(UserError, match="in_image must have the number in one pair of brackets"):
+        find_form(form.path)

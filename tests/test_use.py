@@ -16,6 +16,7 @@ import pytest
 
 from chexspark import evaluate, explain, export, predict
 from chexspark.errors import UserError
+from chexspark.evaluation.explain import picture_stem
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import prepare
 from chexspark.preparation import Preparation
@@ -207,3 +208,15 @@ def test_the_best_model_loads_without_chexspark(run):
     command = [sys.executable, "-c", code, (run / "best" / "model.keras").path]
     result = subprocess.run(command, capture_output=True, text=True, cwd="/")
     assert result.stdout.strip() == "(None, 14) False", result.stderr[-1000:]
+
+
+@pytest.mark.parametrize(
+    "name, stem",
+    [("a b.png", "a b"), ("../x.png", ".._x-"), ("p1/s1/v.jpg", "p1_s1_v-"), ("a\\b\0.png", "a_b_-"),
+     ("x" * 300, "x" * 120 + "-")],
+)  # fmt: skip
+def test_a_picture_stays_in_its_folder(name, stem):
+    found = picture_stem(name)
+    assert found.startswith(stem) and "/" not in found and len(found) < 140
+    assert (found == stem) == (name == "a b.png")
+    assert picture_stem("p1/v.png") != picture_stem("p1_v.png") != picture_stem("p1\\v.png")

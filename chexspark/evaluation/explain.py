@@ -1,7 +1,9 @@
 """A run and images in, pictures with class activation maps out. Runs on the driver and in Spark tasks."""
 
+import hashlib
 import logging
 import posixpath
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -40,6 +42,7 @@ from chexspark.store.row_groups import RowGroup, image_names, row_groups
 
 log = logging.getLogger(__name__)
 
+MOST_LETTERS = 120  # of the name of a picture
 PICTURE_SIDE = 512  # pixels, at least
 BATCH = 16
 MOST_IMAGES = 500  # pictures for people; chexspark evaluate measures maps by the thousand
@@ -212,6 +215,17 @@ def map_on_picture(image: Mapped, finding: str) -> np.ndarray:
     return activation if image.pixels is not None else over_original(activation, image.placing)
 
 
+def picture_stem(name: str) -> str:
+    """What the picture of an image is called, without extension: a name right below its folder.
+
+    Of a name with folders in it, or with letters that no file's name may have, they become ``_``, and a
+    part of the name's digest keeps it apart from others.
+    """
+    stem = posixpath.splitext(name)[0]
+    plain = re.sub(r"[/\\\x00-\x1f]", "_", stem)[-MOST_LETTERS:]
+    return plain if plain == stem else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def draw_overlay(
     image: Mapped, activation: np.ndarray, gray: np.ndarray, finding: str, boxes: pd.DataFrame | None,
     out: Location,
@@ -223,8 +237,7 @@ def draw_overlay(
     """
     drawn = box_fractions(boxes, image, finding)
     picture = np.hstack([overlay(gray, activation * 0), overlay(gray, activation, drawn)])
-    stem = posixpath.splitext(image.name)[0]
-    place = out / f"{stem}-{column_name(finding)}.png"
+    place = out / f"{picture_stem(image.name)}-{column_name(finding)}.png"
     place.write_bytes(encoded(picture, ".png"))
     label, probability = image.label_of(finding), image.probabilities[image.findings.index(finding)]
     return Drawn(

@@ -5,6 +5,7 @@ The page is one self-contained file: it loads nothing and runs nothing.
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
@@ -67,11 +68,16 @@ def report(config: ReportConfig) -> str:
     page = run.report
     page.write_text(pages.get_template("report.html.jinja").render(content))
     card = run.model_card
-    words = pages.overlay(autoescape=False)
+    words = pages.overlay(autoescape=False, finalize=without_html)
     words.filters = pages.filters | {"spoken": sections.for_markdown}
     card.write_text(words.get_template("model_card.md.jinja").render(content))
     log.info("report: %s\nmodel card: %s", page, card)
     return str(page)
+
+
+def without_html(value: Any) -> Any:
+    """A value for Markdown, in which ``<`` begins HTML."""
+    return value.replace("<", "&lt;") if isinstance(value, str) else value
 
 
 def read_evaluated(run: RunFolder, split: str | None) -> Evaluated:

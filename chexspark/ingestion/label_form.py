@@ -26,9 +26,15 @@ class Fact:
     columns: tuple[str, ...]
     pattern: re.Pattern[str] | None = None
     values: Mapping[str, str] | None = None  # text in lower case → what it is taken for
+    in_image: re.Pattern[str] | None = None  # patient only: the same number in the image's name
     birth: str = (
         ""  # age only: the column of a date of birth, with `columns` as the date of the image
     )
+
+    def contradicts(self, text: str, image: str) -> bool:
+        """Whether the image's name has a number in this place, and it is another than the fact's."""
+        found = self.in_image.search(image) if self.in_image else None
+        return found is not None and found[1].lstrip("0") != text.lstrip("0")
 
     def text(self, cells: Iterable[str]) -> str:
         """The text of the fact, from the cells of `columns`; nothing where the pattern does not fit."""

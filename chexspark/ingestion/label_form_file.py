@@ -194,18 +194,25 @@ def fact_of(given: Any, where: str, key: str) -> Fact:
         if len(given) < 2:
             raise UserError(f"{where} needs both birth and date, or column")
         return Fact((text_of(given["date"], where),), birth=text_of(given["birth"], where))
-    check_keys(given, ("column", "pattern", "values"), where)
+    check_keys(given, ("column", "pattern", "values", *["in_image"] * (key == "patient")), where)
     if "column" not in given:
         raise UserError(f"{where} lacks column")
-    try:
-        pattern = re.compile(str(given["pattern"])) if "pattern" in given else None
-    except re.error as error:
-        raise UserError(f"{where}: pattern is no regular expression: {error}") from error
+    pattern, in_image = (pattern_of(given, name, where) for name in ("pattern", "in_image"))
+    if in_image and in_image.groups != 1:
+        raise UserError(f"{where}: in_image must have the number in one pair of brackets")
     values = given.get("values", {})
     if not isinstance(values, dict):
         raise UserError(f"{where}: values is {values!r}, but must be lines of text: meaning")
     plain = {text: str(value) for name, value in values.items() for text in cell_texts(name)}
-    return Fact(texts_of(given["column"], where), pattern, plain)
+    return Fact(texts_of(given["column"], where), pattern, plain, in_image)
+
+
+def pattern_of(given: Mapping[str, Any], name: str, where: str) -> re.Pattern[str] | None:
+    """The regular expression under a key, if there is one. Raises UserError."""
+    try:
+        return re.compile(str(given[name])) if name in given else None
+    except re.error as error:
+        raise UserError(f"{where}: {name} is no regular expression: {error}") from error
 
 
 def cell_texts(name: Any) -> tuple[str, ...]:

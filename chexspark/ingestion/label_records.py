@@ -77,8 +77,9 @@ def read_records(
             continue  # no joined file has a partner of the row: counted there
         if is_empty(image) or ("patient" in form.facts and is_empty(patient)):
             raise UserError(f"{at}: image or patient is empty")
+        wrong = form.facts["patient"].contradicts(patient, image) if patient else False
         record: dict[str, Any] = {"line": line, "row": row, "path": image, "patient_id": patient,
-                                  "reader": cell_of(row, reader).strip()}  # fmt: skip
+                                  "reader": cell_of(row, reader).strip(), "wrong": wrong}  # fmt: skip
         for name, (column, parse) in PARSED.items():
             text = text_of(name)
             if name == "age" and births is not None:

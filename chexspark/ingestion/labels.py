@@ -36,7 +36,10 @@ from chexspark.ingestion.label_rows import LabelRows
 from chexspark.ingestion.label_table import label_table
 from chexspark.storage import Location
 
-DUPLICATE_LABEL = "duplicate label"
+DUPLICATE_LABEL, OTHER_PATIENT = (
+    "duplicate label",
+    "label of another patient than in the image's name",
+)
 
 
 class Labels(NamedTuple):
@@ -110,6 +113,10 @@ def read_labels(
     found = labelled_findings(table.header, table.rows, form, findings, where, partial)
     unreadable = Unreadable()
     records = read_records(table, form, found, unreadable, where)
+    wrong = [record["path"] for record in records if record["wrong"]]
+    records = [record for record in records if not record["wrong"]]
+    if not records:
+        raise UserError(f"{where}: in no row is the patient the one in the image's name")
     names = label_names(record["path"] for record in records)
     for record in records:
         record["image_index"] = names[record["path"]]
@@ -123,6 +130,7 @@ def read_labels(
     for record in records:
         by_name.setdefault(record["image_index"], []).append(record)
     problems = [(word, UNKNOWN_FINDING) for word in found.misspelled]
+    problems += [(path, OTHER_PATIENT) for path in wrong]
     if form.several_rows:
         labels_of = {name: voted(same, form.votes) for name, same in by_name.items()}
         check_one_patient(by_name, where)
@@ -132,7 +140,7 @@ def read_labels(
     boxes = label_boxes(table, form, found.findings, records, labels_of, where) if form.boxes else None  # fmt: skip
     firsts = [{**by_name[n][0], "labels": labels_of[n]} for n in sorted(by_name)]
     # As objects: pandas would turn a missing age into a number that is none.
-    rows = pd.DataFrame(firsts, dtype=object).drop(columns=["line", "row", "reader"])
+    rows = pd.DataFrame(firsts, dtype=object).drop(columns=["line", "row", "reader", "wrong"])
     notes = notes_of(table, form, found, records, unreadable)
     return Labels(
         rows, found.findings, problems, found.left_alone, found.lacking, form, cells, boxes, notes
