@@ -12,8 +12,10 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import xxhash
 import yaml
 from pyarrow import fs
 
@@ -25,6 +27,7 @@ NEW_LINE = re.compile(r"\r\n?|\n")
 SEPARATORS = (",", ";", "\t")  # between the cells of a CSV
 GZIP_MARK = b"\x1f\x8b"
 SAVE = "save it as UTF-8"
+CHECKSUM = "checksum"  # the key of a JSON object under which that of its other values is
 RESTORE = "put back a whole copy of it"
 
 
@@ -163,3 +166,19 @@ def yaml_reason(error: Exception, text: str) -> str:
 def one_line(error: Exception) -> str:
     """What an exception says, on one line; its name where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a JSON object, and one more: the XXH3 of the others. It finds damage, not forgery."""
+    return {**values, CHECKSUM: checksum_of(values)}
+
+
+def is_whole(values: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is as it was written, as far as it has a checksum: earlier ones have none."""
+    return CHECKSUM not in values or values[CHECKSUM] == checksum_of(values)
+
+
+def checksum_of(values: Mapping[str, Any]) -> str:
+    """XXH3, 64 bits in hex, of all values of a JSON object but its checksum."""
+    others = {name: value for name, value in values.items() if name != CHECKSUM}
+    return xxhash.xxh3_64_hexdigest(json.dumps(others, sort_keys=True).encode())

@@ -215,3 +215,28 @@ def test_a_kill_before_any_line_of_a_write_leaves_a_whole_one(folder, kind):
     # Killed early the one before stands, killed late the new one; never anything else.
     steps = [int(step) for _, step, _ in lines]
     assert set(steps) == {0, 1} and steps[0] == 0 and steps[-1] == 1, done.stdout
+
+
+def test_no_flipped_bit_of_a_state_is_believed(folder, tmp_path):
+    state = {
+        "epoch": 1,
+        "losses": 0.1 + 0.2,
+        "history": [{"epoch": 0, "val_loss": 0.25}],
+        "finished": False,
+    }
+    for step in (1, 2):
+        save(folder, step, ARRAYS, state | {"step": step})
+    place = tmp_path / "checkpoints" / "step-2" / "state.json"
+    whole = place.read_bytes()
+    right = latest(folder).state
+    for position in range(len(whole)):
+        for bit in (0, 4):
+            place.write_bytes(
+                whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :]
+            )
+            found = latest(folder).state
+            assert found["step"] == 1 or {k: found[k] for k in state} == {
+                k: right[k] for k in state
+            }
+    place.write_bytes(b"[]")
+    assert latest(folder).state["step"] == 1

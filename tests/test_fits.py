@@ -19,6 +19,7 @@ from chexspark.run.folder import run_folder
 from chexspark.run.lineage import preparation_of, read_lineage
 from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
+from chexspark.text_files import with_checksum
 from chexspark.training.rank import lineage_of
 
 FINDINGS = ("Mass", "Nodule")
@@ -195,10 +196,10 @@ def test_what_is_not_given_is_that_of_the_store(wide, stores, spark, tmp_path, c
     facts["settings"] = {
         n: v for n, v in facts["settings"].items() if n not in ("fit", "bit_depth")
     }
-    (copy / "dataset.json").write_text(json.dumps(facts))
+    (copy / "dataset.json").write_text(json.dumps(with_checksum(facts)))
     assert read_manifest(locate(str(copy))).fit == "stretch", "a store of before"
     ingest(None, **settings(wide, copy, append=True))
-    (copy / "dataset.json").write_text(json.dumps(facts | {"fit": "fill"}))
+    (copy / "dataset.json").write_text(json.dumps(with_checksum(facts | {"fit": "fill"})))
     with pytest.raises(UserError, match=r"is damaged .*fit is 'fill'"):
         read_manifest(locate(str(copy)))
 

@@ -14,6 +14,7 @@ from chexspark.petastorm_imports import petastorm_imports
 from chexspark.preparation import Preparation
 from chexspark.storage import locate
 from chexspark.store.manifest import SPLITS, class_weights, read_manifest
+from chexspark.text_files import with_checksum
 
 with petastorm_imports():
     from petastorm import make_reader
@@ -229,7 +230,9 @@ def mkdir(path):
 )
 def test_a_manifest_that_cannot_be_used_is_one_clear_line(store, tmp_path, change, message):
     raw = change(json.loads((store / "dataset.json").read_text()))
-    (tmp_path / "dataset.json").write_text(json.dumps(raw))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(with_checksum(raw) if isinstance(raw, dict) else raw)
+    )
     with pytest.raises(UserError, match=message):
         read_manifest(locate(str(tmp_path)))
 
@@ -238,3 +241,59 @@ def test_the_manifest_prints_as_a_table(manifest):
     lines = str(manifest).splitlines()
     assert lines[0].split() == ["finding", "train", "val", "test"]
     assert len(lines) == 3 + len(FINDINGS)
+
+
+def edited(raw, path, value):
+    """The object with another value at a path of keys."""
+    at = raw
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value(at[path[-1]]) if callable(value) else value
+    return raw
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        (["splits", "train", "images"], lambda n: n + 1, "files of train do not have its"),
+        (["splits", "test", "files", 0, "path"], "train/part-00000-000.parquet", "is no file of test"),
+        (["splits", "test", "files", 0, "path"], "test/../../x.parquet", "is no file of test"),
+        (["splits", "test", "files", 0, "path"], "/etc/part-00000-000.parquet", "is no file of test"),
+        (["splits", "train", "positives", "Mass"], lambda n: n + 1, "counts of Mass in train"),
+        (["splits", "train", "negatives", "Mass"], -1, "counts of Mass in train"),
+        (["splits", "val", "patients"], 10_000, "10000 patients"),
+        (["class_weights", "Mass", "positive"], 0.5, "class weights are not those of the counts"),
+        (["splits", "train", "files"], lambda files: files + files[:1], "is there twice"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_contradicts_itself_is_refused(store, tmp_path, path, value, message):
+    whole = json.loads((store / "dataset.json").read_text())
+    raw = edited(whole, path, value)
+    (tmp_path / "dataset.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"is damaged .*its checksum does not fit"):
+        read_manifest(locate(str(tmp_path)))
+    (tmp_path / "dataset.json").write_text(json.dumps(with_checksum(raw)))
+    with pytest.raises(UserError, match=f"is damaged .*{message}"):
+        read_manifest(locate(str(tmp_path)))
+
+
+def same(text, other):
+    try:
+        return json.loads(text) == json.loads(other)
+    except ValueError:
+        return False
+
+
+def test_every_changed_letter_of_a_manifest_is_seen(store, tmp_path):
+    text = (store / "dataset.json").read_text()
+    rng = np.random.default_rng(0)
+    seen = 0
+    for place in rng.choice(len(text), 200, replace=False):
+        changed = text[:place] + ("7" if text[place] != "7" else "3") + text[place + 1 :]
+        if text[place].isspace() or same(text, changed):
+            continue  # it says the same
+        (tmp_path / "dataset.json").write_text(changed)
+        with pytest.raises(UserError):
+            read_manifest(locate(str(tmp_path)))
+        seen += 1
+    assert seen > 50

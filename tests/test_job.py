@@ -26,6 +26,7 @@ from chexspark.findings import FINDINGS
 from chexspark.session import task_slots
 from chexspark.settings import build
 from chexspark.storage import locate
+from chexspark.text_files import with_checksum
 from chexspark.training.events import Epoch
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -240,7 +241,7 @@ def test_a_run_is_not_written_over(run, store):
 def test_a_model_of_another_image_size_is_refused(run, store, tmp_path):
     place, *_ = run
     other = json.loads((store / "dataset.json").read_text()) | {"image_size": 64}
-    (tmp_path / "dataset.json").write_text(json.dumps(other))
+    (tmp_path / "dataset.json").write_text(json.dumps(with_checksum(other)))
     with pytest.raises(UserError, match="was trained at 32: ingest with --size 32"):
         evaluate(None, data=str(tmp_path), run=place.path)
 

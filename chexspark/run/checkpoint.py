@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to resume as if nothing had happened. Runs on driver and ranks.
 
 In: arrays and a state of plain values. Out: ``RUN/checkpoints/step-N/`` with ``arrays.npz`` (plain
-arrays, never code) and ``state.json``, which is written last and knows the checksum of the arrays.
+arrays, never code) and ``state.json``, which is written last and knows the checksums of the arrays and of itself.
 A folder is written aside, synced and renamed whole; one that is torn all the same is passed over.
 """
 
@@ -24,6 +24,7 @@ from chexspark.run.folder import LAYOUT_VERSION
 from chexspark.run.history import Row
 from chexspark.run.moment import Moment
 from chexspark.storage import Location
+from chexspark.text_files import is_whole, with_checksum
 
 KEPT = 2  # the last ones
 ARRAYS, STATE, UNFINISHED = "arrays.npz", "state.json", "unfinished-"
@@ -86,13 +87,15 @@ def latest(folder: Location, thorough: bool = True) -> Checkpoint | None:
         place = folder / name
         try:
             state = json.loads((place / STATE).read_text())
+            if not is_whole(state):
+                continue
             if (
                 thorough
                 and xxhash.xxh3_64_hexdigest((place / ARRAYS).read_bytes()) != state["arrays"]
             ):
                 continue
             return Checkpoint(place, state)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return None
 
@@ -164,7 +167,7 @@ def save(folder: Location, step: int, arrays: list[np.ndarray], state: State) ->
     aside = place if folder.filesystem.type_name == "s3" else folder / f"{UNFINISHED}{step}"
     aside.delete_directory()
     checksum = xxhash.xxh3_64_hexdigest(content)
-    whole = {"layout_version": LAYOUT_VERSION, **state, "arrays": checksum}
+    whole = with_checksum({"layout_version": LAYOUT_VERSION, **state, "arrays": checksum})
     try:
         aside.make_directory()
         write_synced(aside / ARRAYS, content)

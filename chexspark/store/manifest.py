@@ -6,6 +6,7 @@ It is JSON, written last and atomically: no manifest, no dataset.
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from chexspark.errors import UserError
 from chexspark.findings import names_fault
 from chexspark.preparation import STRETCH, Preparation
 from chexspark.storage import Location
-from chexspark.text_files import read_json
+from chexspark.text_files import CHECKSUM, is_whole, read_json, with_checksum
 
 # Of the store's layout. 1: NIH's 14 findings. 2: its own list of findings, a column `source`, and a
 # checksum per row group of the columns beside images and labels. 3: a perceptual hash of 256 bits. 4: columns of
@@ -23,6 +24,7 @@ from chexspark.text_files import read_json
 SCHEMA_VERSION = 4
 READABLE = (1, 2, 3, 4)
 FILE_NAME = "dataset.json"
+FILE_PATH = re.compile(r"[a-z]+/part-[0-9]+-[0-9]+\.parquet")
 UNFINISHED = "_unfinished"  # the folder in which an ingest works
 SPLITS = ("train", "val", "test")
 # The tables beside the splits.
@@ -88,7 +90,8 @@ class Manifest:
 
     def write(self, store: Location) -> None:
         """Write the file, in one step."""
-        (store / FILE_NAME).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        values = with_checksum(dataclasses.asdict(self))
+        (store / FILE_NAME).write_text(json.dumps(values, indent=1) + "\n")
 
     def __str__(self) -> str:
         """A table of positives per finding and split, for people."""
@@ -122,6 +125,29 @@ def read_boxes(store: Location, manifest: Manifest) -> pd.DataFrame | None:
     return (store / BOXES).read_table().to_pandas() if manifest.boxes else None
 
 
+def check_counts(manifest: Manifest) -> None:
+    """Raise ValueError for a manifest that contradicts itself: files and counts of splits, class weights."""
+    if set(manifest.splits) != set(SPLITS):
+        raise ValueError(f"splits are {', '.join(manifest.splits)}")
+    for name, split in manifest.splits.items():
+        paths = [file.path for file in split.files]
+        if len(set(paths)) < len(paths):
+            raise ValueError(f"a file of {name} is there twice")
+        for path in paths:
+            if not FILE_PATH.fullmatch(path) or not path.startswith(f"{name}/"):
+                raise ValueError(f"{path!r} is no file of {name}")
+        if sum(sum(file.row_groups) for file in split.files) != split.images:
+            raise ValueError(f"the files of {name} do not have its {split.images} images")
+        for finding in manifest.findings:
+            counts = (split.positives[finding], split.negatives[finding], split.unknown[finding])
+            if min(counts) < 0 or sum(counts) != split.images:
+                raise ValueError(f"counts of {finding} in {name} are not those of its images")
+        if not 0 <= split.patients <= split.images:
+            raise ValueError(f"{name} has {split.patients} patients and {split.images} images")
+    if manifest.class_weights != class_weights(manifest.findings, manifest.splits["train"]):
+        raise ValueError("class weights are not those of the counts")
+
+
 def read_manifest(store: Location) -> Manifest:
     """Read and check ``dataset.json``. Raises UserError when the folder is not a whole store."""
     place = store / FILE_NAME
@@ -134,6 +160,9 @@ def read_manifest(store: Location) -> Manifest:
         )
     try:
         raw = read_json(place, str(place), "ingest again")
+        if not is_whole(raw):
+            raise ValueError("its checksum does not fit")
+        raw.pop(CHECKSUM, None)
         version = raw["schema_version"]
         if version not in READABLE:
             raise UserError(
@@ -163,6 +192,7 @@ def read_manifest(store: Location) -> Manifest:
         fault = names_fault(manifest.findings)
         if fault:
             raise ValueError(f"findings {fault}")
+        check_counts(manifest)
         return manifest
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{place} is damaged ({error!r}): ingest again") from error
