@@ -52,6 +52,7 @@ def own_run(untrained_run):
     return untrained_run(1, tuple(reversed(OWN)))
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_on_the_findings_that_the_store_has_too(
     spark, store, own_store, nih_run, tmp_path, capsys
 ):

@@ -270,16 +270,17 @@ def test_a_damaged_store_ends_the_run_with_file_and_row_group(spark, store, mani
     assert any("Traceback" in log and "DamagedStoreError" in log for log in logs)
 
 
-def test_a_mistake_that_only_a_rank_can_see_is_the_user_s_all_the_same(spark, store, tmp_path):
+def test_weights_of_another_network_are_told_before_ranks_start(spark, store, tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file.attrs["layer_names"] = [b"dense"]
         file.create_group("dense").attrs["weight_names"] = [b"dense/kernel:0"]
         file["dense"]["dense/kernel:0"] = np.zeros((2, 3), np.float32)
     settings = {"data": store.path, "run": str(tmp_path / "run"), "num_proc": 1, "threads": 1}
     with pytest.raises(
-        UserError, match=r"^--weights .*: not densenet121's ImageNet weights without the top"
+        UserError, match=r"^--weights .*: no layer has the name and shapes of one of densenet121's"
     ):
         train(spark, **settings, weights=str(tmp_path / "other.h5"))
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def job(name, *flags):

@@ -121,6 +121,7 @@ def test_a_run_that_shares_no_finding_is_one_line(make_store, untrained_run):
         evaluate(None, data=strange, run=untrained_run(5).path)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_on_other_findings(spark, make_store, tmp_path):
     first, renamed = make_store({"Mass": "Mass"}), make_store({"Fracture": "Mass"})
     run = tmp_path / "run"
@@ -131,6 +132,7 @@ def test_a_run_is_not_resumed_on_other_findings(spark, make_store, tmp_path):
         train(spark, data=renamed, epochs=1, **given)
 
 
+@pytest.mark.slow
 def test_the_head_is_taken_by_name(spark, make_store, untrained_run, tmp_path):
     """Weights of a run on other findings: what both have starts from there."""
     store = make_store({"Lung Opacity": "Infiltration", "Mass": "Mass"})

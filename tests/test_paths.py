@@ -177,6 +177,7 @@ def run(untrained_run, tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_what_was_scored_before_a_task_failed_stays(spark, release, run, tmp_path, monkeypatch):
     images = sorted((release / "images").iterdir())[:6]
     monkeypatch.setattr(predicting, "TASK_IMAGES", 2)

@@ -175,7 +175,8 @@ def shapes_of(arrays: Arrays) -> dict[str, list[tuple[int, ...]]]:
 
 
 def values_of(arrays: list[h5py.Dataset]) -> list[np.ndarray]:
-    """The arrays of a layer, read. Raises ValueError for one with what is no number."""
+    """The arrays of a layer, read: each of the shape that `shapes_of` tells. Raises ValueError for one with
+    what is no number."""
     values = [np.asarray(array) for array in arrays]
     if not all(np.isfinite(value).all() for value in values):
         raise ValueError("an array holds what is no number")
