@@ -99,12 +99,25 @@ def read_json(place: Location, name: str, remedy: str = RESTORE) -> dict:
     return checked_dict(found, f"{fault}: it must hold an object, {{…}}", remedy)
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML's safe loader without aliases, by which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node of the text. Raises ComposerError for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            place = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not read here", place
+            )
+        return super().compose_node(parent, index)
+
+
 def read_yaml(place: Location, name: str, remedy: str = "mend it") -> dict:
     """The mapping that a YAML file holds; of an empty file, none. Raises UserError."""
     fault = f"{name} is not YAML"
     text = decoded(read_content(place, name), fault, SAVE)
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, PlainLoader)
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         raise UserError(f"{fault}: {yaml_reason(error, text)}; {remedy}") from error
     must = f"{name} must hold lines of the form 'setting: value'"

@@ -123,3 +123,16 @@ def test_a_packed_csv_that_fills_memory(written, monkeypatch):
     monkeypatch.setattr(text_files, "LARGEST_BYTES", 1000)
     with pytest.raises(UserError, match="more than 1,000 bytes when unpacked"):
         list(read_csv_rows(written(gzip.compress(b"a" * 100_000)), "it"))
+
+
+def test_yaml_whose_lines_stand_for_gigabytes_is_refused(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    (tmp_path / "x.yaml").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"x.yaml is not YAML: line 2.*aliases"):
+        read_yaml(locate(str(tmp_path / "x.yaml")), "x.yaml")
+    (tmp_path / "x.yaml").write_text("a: &name [1, 2]\nb: 3\n")
+    assert read_yaml(locate(str(tmp_path / "x.yaml")), "x.yaml") == {"a": [1, 2], "b": 3}
+    (tmp_path / "x.yaml").write_text("a: " + "[" * 20_000 + "\n")
+    with pytest.raises(UserError, match=r"x.yaml is not YAML"):
+        read_yaml(locate(str(tmp_path / "x.yaml")), "x.yaml")
