@@ -270,7 +270,7 @@ def test_a_form_of_one_s_own(tmp_path):
     form, place = write(tmp_path, "form.yaml", OWN), write(tmp_path, "l.csv", OWN_LABELS)
     found = read_labels(place, given_form=form.path)
     assert shown(found, "patient_id", "sex", "age") == {
-        "p1/a.png": ({"Effusion": 1}, "p1", "F", 60),
+        "p1/a.png": ({"Effusion": 1}, "p1", "F", 59),
         "b.png": ({"Effusion": -1, "Mass": 1}, "p1", "F", 60),
         "p2/a.png": ({"Effusion": -1}, "p2", "M", 30),
         "c.png": ({"Effusion": -1, "Mass": 1}, "p3", None, None),
@@ -425,7 +425,7 @@ def test_readme_s_form_is_one(tmp_path):
     form = write(tmp_path, "form.yaml", re.search(r"```yaml\n(.*?)```", readme, re.S)[1])
     text = OWN_LABELS.replace("remarks", "healthy").replace(";x\n", ";\n").replace("not read", "")
     found = read_labels(write(tmp_path, "l.csv", text), given_form=form.path)
-    assert shown(found, "patient_id", "sex", "age")["p1/a.png"] == ({"Effusion": 1}, "p1", "F", 60)
+    assert shown(found, "patient_id", "sex", "age")["p1/a.png"] == ({"Effusion": 1}, "p1", "F", 59)
     listed = set(re.findall(r"^\| `([a-z-]+)` \|", readme, re.M))
     assert listed == set(form_names())
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from chexspark.errors import UserError
-from chexspark.ingestion.label_facts import parse_date
+from chexspark.ingestion.label_facts import parse_date, years_between
 from chexspark.ingestion.labels import read_labels
 from chexspark.ingestion.sets import image_set
 from chexspark.ingestion.split_by import by_date, check_known, patients_of_values, values_for_test
@@ -141,3 +141,15 @@ def test_chexpert_s_two_files_its_split_and_its_studies(tmp_path):
     (tmp_path / "valid.csv").write_text(bad)
     with pytest.raises(UserError, match=r"line 2 of valid.csv: Atelectasis is '7'"):
         read_labels(places, asked)
+
+
+@pytest.mark.parametrize(
+    "birth, date, years",
+    [
+        ("1950.0", "20140915", 64), ("22.01.1940", "07.01.2019", 78), ("07.01.1940", "07.01.2019", 79),
+        ("1940-01-08", "20190107", 78), ("1940", "2019", 79), ("2050.0", "20100101", None),
+        ("1880", "2014", None), ("soon", "2014", None), ("1950", "", None),
+    ],
+)  # fmt: skip
+def test_the_age_on_a_date(birth, date, years):
+    assert years_between(birth, date) == years

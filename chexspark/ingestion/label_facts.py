@@ -83,12 +83,23 @@ def parse_text(text: str) -> str | None:
 
 
 def years_between(birth: str, date: str) -> int | None:
-    """The age on a date, from the years of both: ``1950.0`` and ``20140915``; None for what is none."""
-    years = [YEAR.fullmatch(short(text)) for text in (birth, date)]
-    if not years[0] or not years[1]:
+    """The age on a date: of two full dates the years that are over, else the difference of their years.
+
+    ``1950.0`` and ``20140915``, ``22.01.1940`` and ``07.01.2019``; None for what is none.
+    """
+    born, then = (parse_date(text) or year_of(text) for text in (birth, date))
+    if not born or not then:
         return None
-    age = int(years[1][1]) - int(years[0][1])
+    age = int(then[:4]) - int(born[:4])
+    if "-" in born and "-" in then and then[4:] < born[4:]:
+        age -= 1  # the birthday is still to come
     return age if 0 <= age <= OLDEST else None
+
+
+def year_of(text: str) -> str | None:
+    """The year of a text that begins with one; None for what does not."""
+    match = YEAR.fullmatch(short(text))
+    return match[1] if match else None
 
 
 def short(text: str) -> str:
