@@ -29,7 +29,7 @@ from chexspark.ingestion import dicom as reading
 from chexspark.ingestion.images import BadImageError, decode, prepare
 from chexspark.ingestion.kinds import HEAD, kind_of
 from chexspark.ingestion.sources import SourceFile
-from chexspark.ingestion.task import Label, WriteTask, write_task
+from chexspark.ingestion.task import Known, Label, WriteTask, write_task
 from chexspark.preparation import Preparation
 
 ROWS, COLUMNS = 24, 20
@@ -572,6 +572,6 @@ def test_a_task_counts_kept_files_with_annotations_burned_in(tmp_path):
         sources.append(SourceFile(str(tmp_path / name), name, len(content), ""))
     label = Label("1", "train", bytes([1]), (None,) * 11)
     task = WriteTask(str(tmp_path / "out"), 0, Preparation(32), 4, tuple(sources))
-    done = write_task(task, dict.fromkeys(files, label), frozenset(), frozenset())
+    done = write_task(task, Known(dict.fromkeys(files, label), {}, frozenset(), frozenset()))
     assert [kept.name for kept in done.kept] == ["a.dcm", "b.dcm"], "the third is blank"
     assert done.burned_in == 1

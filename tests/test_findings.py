@@ -121,12 +121,17 @@ def test_words_of_nih_s_form(tmp_path):
     place = write(tmp_path, NIH)
     assert label_findings(place) == (*FINDINGS, "Pacemaker", "Scoliosis")
     found = read_labels(place, ("Pacemaker", "Infiltration", "Hernia"))
-    assert [labels.tolist() for labels in found.rows["labels"]] == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
-    assert (found.left_alone, found.problems) == (("Mass", "Scoliosis"), [])
+    # Of Scoliosis nobody knows whether it is a finding, or one of these by another word.
+    assert [labels.tolist() for labels in found.rows["labels"]] == [
+        [1, 0, 0],
+        [0, 0, 0],
+        [-1, 1, -1],
+    ]
+    assert (found.left_alone, found.problems) == (("Mass",), [("Scoliosis", "unknown finding")])
     # By default a word that is none of NIH's may be one that is misspelled.
     assert [name for name, _ in read_labels(place).problems] == ["Pacemaker", "Scoliosis"]
     wrong = read_labels(write(tmp_path, NIH + "d.png,Masss,4\n"), ("Mass", "Hernia"))
-    assert wrong.problems == [("Masss", "unknown finding")]
+    assert ("Masss", "unknown finding") in wrong.problems
     assert wrong.rows["labels"].iloc[-1].tolist() == [-1, -1], "never negative"
 
 

@@ -11,7 +11,7 @@ import pytest
 from chexspark.ingestion.image_names import common_parts, label_name, label_names
 from chexspark.ingestion.inputs import named_as_labels
 from chexspark.ingestion.sources import SourceFile
-from chexspark.ingestion.task import Label, WriteTask, write_task
+from chexspark.ingestion.task import Known, Label, WriteTask, write_task
 from chexspark.preparation import Preparation
 
 TREE = [f"set/train/patient{i:05}/study{j}/view1.jpg" for i in (1, 2) for j in (1, 2)]
@@ -101,11 +101,11 @@ def test_members_of_an_archive_have_the_labels_of_their_paths(tmp_path):
         str(tmp_path / "out"), 0, Preparation(32), 8, (source(str(tmp_path / "a.tar")),)
     )
     labels = {f"p{i}/v.png": Label(str(i), "train", bytes([i]), (None,) * 11) for i in (1, 2)}
-    result = write_task(task, labels, frozenset(), frozenset())
+    result = write_task(task, Known(labels, {}, frozenset(), frozenset()))
     assert {k.name: (k.patient_id, k.labels) for k in result.kept} == {
         "p1/v.png": ("1", b"\1"),
         "p2/v.png": ("2", b"\2"),
     }
     assert result.unlabelled == ["v.png"]
-    again = write_task(task, labels, frozenset(["p1/v.png"]), frozenset())
+    again = write_task(task, Known(labels, {}, frozenset(["p1/v.png"]), frozenset()))
     assert [k.name for k in again.kept] == ["p2/v.png"] and again.stored_before == 1

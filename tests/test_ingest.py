@@ -202,7 +202,7 @@ def test_images_and_labels_that_do_not_meet(release, tmp_path):
     shutil.copy(release / "images" / name, tmp_path / "images" / name)
     images = str(tmp_path / "images")
     with pytest.raises(
-        UserError, match=r"1 image without a label .other.png.*--allow-missing labels"
+        UserError, match=r"1 x image without a label .other.png.*--allow-missing labels"
     ):
         ingest(None, **settings(release, tmp_path / "out", images=images))
     with pytest.raises(UserError, match="split is empty: 1 patients are too few"):
@@ -210,7 +210,7 @@ def test_images_and_labels_that_do_not_meet(release, tmp_path):
     shutil.copytree(tmp_path / "images", tmp_path / "more")
     several = [str(tmp_path / "images"), str(tmp_path / "more")]
     with pytest.raises(
-        UserError, match=r"1 duplicate image .*; mend that, or give --allow-missing all"
+        UserError, match=r"1 x duplicate image .*; mend that, or give --allow-missing all"
     ):
         ingest(None, **settings(release, tmp_path / "out", images=several))
 

@@ -28,7 +28,7 @@ from chexspark.ingestion.sources import (
     passed_over_words,
     read_source_images,
 )
-from chexspark.ingestion.task import Label, WriteTask, write_task
+from chexspark.ingestion.task import Known, Label, WriteTask, write_task
 from chexspark.preparation import Preparation
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, read_manifest
@@ -188,9 +188,7 @@ def test_a_task_refuses_passes_over_and_goes_on(mixed, tmp_path, monkeypatch):
     labels = dict.fromkeys([*KNOWN, *OTHERS, "gone.png"], label)
     done = write_task(
         WriteTask(str(tmp_path), 0, Preparation(32), 4, (gone, archive)),
-        labels,
-        frozenset(),
-        frozenset(),
+        Known(labels, {}, frozenset(), frozenset()),
     )
     assert {kept.name for kept in done.kept} == {"IM000001", "photo.jfif", "1.2.840.77"}
     assert {path.rsplit("/", 1)[1] for path in done.passed_over} == OTHERS
@@ -200,7 +198,8 @@ def test_a_task_refuses_passes_over_and_goes_on(mixed, tmp_path, monkeypatch):
     assert reasons["bare"] == "cannot be decoded: DICOM without PixelData"
     monkeypatch.setattr(Location, "read_bytes", lambda place, most=None: 1 / 0)
     done = write_task(
-        WriteTask(str(tmp_path), 1, Preparation(32), 4, (gone,)), labels, frozenset(), frozenset()
+        WriteTask(str(tmp_path), 1, Preparation(32), 4, (gone,)),
+        Known(labels, {}, frozenset(), frozenset()),
     )
     assert [row[1] for row in done.quarantined] == ["cannot be read: division by zero"]
 

@@ -131,6 +131,9 @@ def test_mimic_cxr_jpg(tmp_path, packed):
         "dd": ({"Edema": 1}, "11", None, "val"),
     }
     assert any("metadata.csv" in note and "1 of 4 rows" in note for note in found.notes)
+    assert found.problems == [
+        ("line 5", "label without an image in the files that are joined to it")
+    ]
     config = IngestConfig(images=("x",), labels=place.path, out="y", split="official")
     assert assign_splits(found.rows, config) == {"aa": "train", "bb": "train", "cc": "train", "dd": "val"}  # fmt: skip
 
@@ -442,4 +445,115 @@ def test_a_row_of_nih_s_whose_patient_is_another_than_in_the_name(tmp_path):
         read_labels(write(tmp_path, "l.csv", header + "00000012_003.png,Mass,0,120\n"))
     form = write(tmp_path, "f.yaml", "name: x\nimage: i\npatient: {column: p, in_image: 'a'}\n")
     with pytest.raises(UserError, match="in_image must have the number in one pair of brackets"):
+        find_form(form.path)
+
+
+GERMAN = """\
+name: Klinik
+image: bild
+patient: fall
+words: {column: befund, separator: ","}
+findings: [Effusion, Nodule]
+synonyms: {Effusion: [Erguss, Pleuraerguss], Nodule: Rundherd}
+no_finding: [o.B., unauffällig]
+unknown_words: nicht beurteilbar
+"""
+
+
+@pytest.mark.parametrize("asked", [(), ("Effusion", "Nodule"), ("Nodule",)])
+@pytest.mark.parametrize(
+    "word",
+    ["Plueraerguss", "V.a. Erguss", "Skoliose", "unaufällig", "kein Befund", "Pneumothoraxx"],
+)
+def test_a_word_that_a_form_does_not_know_is_never_a_negative(tmp_path, asked, word):
+    form = write(tmp_path, "form.yaml", GERMAN)
+    rows = f'bild,fall,befund\na.png,1,{word}\nb.png,2,o.B.\nc.png,3,"Rundherd,{word}"\nd.png,4,Erguss\n'
+    found = read_labels(write(tmp_path, "l.csv", rows), asked, form.path)
+    assert found.problems == [(word, "unknown finding")] and word not in found.left_alone
+    labels = {row.image_index: dict(zip(found.findings, row.labels.tolist(), strict=True)) for row in found.rows.itertuples()}  # fmt: skip
+    assert set(labels["a.png"].values()) == {-1} and set(labels["b.png"].values()) == {0}
+    assert labels["c.png"]["Nodule"] == 1 and labels["d.png"]["Nodule"] == 0
+    assert asked == ("Nodule",) or (labels["c.png"]["Effusion"], labels["d.png"]["Effusion"]) == (
+        -1,
+        1,
+    )
+
+
+def test_where_any_word_is_a_finding_a_misspelled_synonym_is_none(tmp_path):
+    form = write(tmp_path, "form.yaml", GERMAN + "other_findings: any\n")
+    rows = "bild,fall,befund\na.png,1,Plueraerguss\nb.png,2,Skoliose\nc.png,3,unaufällig\n"
+    found = read_labels(write(tmp_path, "l.csv", rows), ("Effusion",), form.path)
+    assert {name for name, _ in found.problems} == {"Plueraerguss", "unaufällig"}
+    assert [labels.tolist() for labels in found.rows["labels"]] == [[-1], [0], [-1]]
+    assert found.left_alone == ("Skoliose",)
+
+
+PADCHEST_WORDS = [
+    "pulmonary fibrosis",
+    "chronic changes",
+    "kyphosis",
+    "pseudonodule",
+    "ground glass pattern",
+    "alveolar pattern",
+    "interstitial pattern",
+    "reticular interstitial pattern",
+    "miliary opacities",
+    "minor fissure thickening",
+    "major fissure thickening",
+    "vascular hilar enlargement",
+    "hilar enlargement",
+    "tracheal shift",
+    "lung metastasis",
+    "tuberculosis sequelae",
+    "emphysema",
+    "bullas",
+    "volume loss",
+    "infiltrates",
+    "mass",
+    "mediastinal mass",
+    "pleural mass",
+    "breast mass",
+    "soft tissue mass",
+    "granuloma",
+    "calcified granuloma",
+    "cardiomegaly",
+    "costophrenic angle blunting",
+    "atelectasis basal",
+    "consolidation",
+    "pulmonary edema",
+    "heart insufficiency",
+    "hiatal hernia",
+    "COPD signs",
+    "air trapping",
+    "flattened diaphragm",
+    "subcutaneous emphysema",
+    "pneumomediastinum",
+    "pneumoperitoneo",
+    "empyema",
+    "abscess",
+    "cavitation",
+    "bronchiectasis",
+    "rib fracture",
+    "vertebral fracture",
+    "scoliosis",
+    "pacemaker",
+    "hyperinflated lung",
+    "diaphragmatic eventration",
+    "mediastinic lipomatosis",
+    "pulmonary hypertension",
+]
+
+
+def test_none_of_padchest_s_own_words_is_taken_for_a_misspelled_one(tmp_path):
+    lines = [",ImageID,ImageDir,PatientID,PatientBirth,Labels"]
+    lines += [f"{i},{i}.png,0,p{i},1950,['{word}']" for i, word in enumerate(PADCHEST_WORDS)]
+    for asked in ((), ("Effusion", "Mass"), ("scoliosis",)):
+        assert not read_labels(write(tmp_path, "l.csv", "\n".join(lines) + "\n"), asked).problems
+
+
+def test_words_need_the_findings_that_they_can_say(tmp_path):
+    form = write(tmp_path, "form.yaml", "name: x\nimage: i\npatient: p\nwords: w\n")
+    with pytest.raises(
+        UserError, match="has words, and lacks findings: those that its words can say"
+    ):
         find_form(form.path)

@@ -1,18 +1,22 @@
 """Several label files, several sets in one store, views, splits by what is known of patients."""
 
+import tarfile
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from chexspark import ingest
 from chexspark.errors import UserError
 from chexspark.ingestion.label_facts import parse_date, years_between
 from chexspark.ingestion.labels import read_labels
 from chexspark.ingestion.sets import image_set
 from chexspark.ingestion.split_by import by_date, check_known, patients_of_values, values_for_test
 from chexspark.ingestion.views import is_view, of_views
+from chexspark.phantom import draw_anatomy, draw_phantom, generator, png
 from chexspark.storage import locate
+from chexspark.store.manifest import SPLITS
 
 
 @pytest.mark.parametrize(
@@ -153,3 +157,103 @@ def test_chexpert_s_two_files_its_split_and_its_studies(tmp_path):
 )  # fmt: skip
 def test_the_age_on_a_date(birth, date, years):
     assert years_between(birth, date) == years
+
+
+def picture(place, number):
+    """A phantom of its own."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(
+        png(draw_phantom(32, (), generator(7, number), draw_anatomy(generator(8, number)))[0])
+    )
+
+
+@pytest.fixture
+def clinic(spark, tmp_path, monkeypatch):
+    """A function that adds images to a store; and the store of the first year, of 30 patients."""
+    monkeypatch.chdir(tmp_path)
+    numbers = {f"2018/P{i:02}/bild 1.png": i for i in range(30)}
+    for name, number in numbers.items():
+        picture(tmp_path / "images" / name, number)
+
+    def add(names, images="images", **more):
+        rows = [f"{name},{name.split('/')[-2]},{len(name) % 2}\n" for name in names]
+        (tmp_path / "l.csv").write_text("image,patient,Mass\n" + "".join(rows))
+        return ingest(spark, images=images, labels="l.csv", findings="Mass", out="store", size=32,
+                      append=True, **more)  # fmt: skip
+
+    add(numbers)
+    return add, list(numbers), tmp_path
+
+
+def stored_in(folder):
+    parts = [pd.read_parquet(path) for path in sorted((folder / "store").glob("*/part-*.parquet")) if path.parent.name in SPLITS]  # fmt: skip
+    return pd.concat(parts).set_index("image_index")
+
+
+def test_a_later_batch_with_its_own_labels_alone_is_added(clinic):
+    add, first, folder = clinic
+    new = ["2023/P00/bild 1.png", "2023/P40/bild 1.png", "2023/P00/bild 2.png"]
+    for i, name in enumerate(new):
+        picture(folder / "later" / name, 100 + i)
+    before = stored_in(folder)
+    manifest = add(new, images="later")
+    table = stored_in(folder)
+    assert sum(split.images for split in manifest.splits.values()) == len(table) == 33
+    # P00/bild 1.png is another image's, of the first year; that of the later one has its whole path.
+    assert set(table.index) - set(before.index) == {
+        "2023/P00/bild 1.png",
+        "P40/bild 1.png",
+        "bild 2.png",
+    }
+    digests = {len({*table["pixel_digest"]})}
+    assert digests == {33} and table.loc["2023/P00/bild 1.png", "patient_id"] == "P00"
+    (folder / "l.csv").touch()
+    again = add(new, images="later", allow_missing="all")
+    assert sum(split.images for split in again.splits.values()) == 33, "nothing is there twice"
+    both = add([*first, *new], images=["images", "later"])
+    assert sum(split.images for split in both.splits.values()) == 33
+    assert both.fingerprint == manifest.fingerprint
+
+
+def test_images_of_an_archive_are_told_from_others_of_their_name(clinic):
+    add, first, folder = clinic
+    picture(folder / "x.png", 200)
+    with tarfile.open(folder / "later.tar", "w") as tar:
+        tar.add(folder / "images" / first[3], first[3])  # is there
+        tar.add(folder / "x.png", "2023/P03/bild 1.png")
+    manifest = add([first[3], "2023/P03/bild 1.png"], images="later.tar")
+    assert sum(split.images for split in manifest.splits.values()) == 31
+    assert "2023/P03/bild 1.png" in stored_in(folder).index
+
+
+def test_a_plain_name_of_another_patient_is_refused(clinic):
+    _, _, folder = clinic
+    picture(folder / "plain" / "scan.png", 300)
+    (folder / "m.csv").write_text("image,patient,Mass\nscan.png,A,1\n")
+    given = {"findings": "Mass", "out": "store", "size": 32, "append": True, "images": "plain"}
+    ingest(None, labels="m.csv", **given)
+    (folder / "m.csv").write_text("image,patient,Mass\nscan.png,B,1\n")
+    with pytest.raises(
+        UserError, match=r"scan.png is of patient A in the store, but would now be of B"
+    ):
+        ingest(None, labels="m.csv", **given)
+    # Of the same patient, the pixels tell.
+    picture(folder / "plain" / "scan.png", 301)
+    (folder / "m.csv").write_text("image,patient,Mass\nscan.png,A,0\n")
+    manifest = ingest(None, labels="m.csv", **given, max_bad=1.0)
+    assert manifest.quarantined == {"name taken": 1}
+
+
+def test_a_store_that_is_split_by_date_says_why_it_takes_no_more(spark, tmp_path):
+    rows = ["image,patient,Mass,date"]
+    for i in range(30):
+        picture(tmp_path / "images" / f"{i}.png", i)
+        rows.append(f"{i}.png,{i},1,2014-01-{i + 1:02}")
+    (tmp_path / "l.csv").write_text("\n".join(rows) + "\n")
+    given = {"images": str(tmp_path / "images"), "labels": str(tmp_path / "l.csv"), "findings": "Mass",
+             "out": str(tmp_path / "store"), "size": 32}  # fmt: skip
+    ingest(spark, **given, split_by="date")
+    with pytest.raises(
+        UserError, match=r"--append: the store .* is split by date, and with more images"
+    ):
+        ingest(spark, **given, append=True)

@@ -32,15 +32,18 @@ def kept(name, patient="1", split="train", labels=()):
 
 
 def test_a_refused_image_with_a_label_is_there():
-    inputs = SimpleNamespace(files=[SimpleNamespace(name="loose")], image_set=ImageSet("B", "B/"))
+    labels = {n: SimpleNamespace(path=n) for n in ("b", "a", "no", "deep/b")}
+    inputs = SimpleNamespace(
+        files=[SimpleNamespace(name="loose")], image_set=ImageSet("B", "B/"), labels=labels
+    )
     stored = [
         dataclasses.replace(kept("B/b"), source="B"),
         dataclasses.replace(kept("a"), source="A"),
     ]
     result = TaskResult(
-        unlabelled=["u"], refused=["a.png"], quarantined=[("/d/t.tar", "damaged", 1)]
+        unlabelled=["u"], labelled=["a.png"], quarantined=[("/d/t.tar", "damaged", 1)]
     )
-    assert names_present(inputs, stored, [result]) == {"loose", "b", "u", "a.png"}
+    assert names_present(inputs, stored, [result]) == {"loose", "b", "deep/b", "u", "a.png"}
 
 
 def test_boxes_beyond_their_image_are_left_out_and_named():
@@ -48,7 +51,7 @@ def test_boxes_beyond_their_image_are_left_out_and_named():
             ("a", 0, 40, 10, 20)]  # fmt: skip
     columns = ["image_index", "x", "y", "width", "height"]
     table = pa.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows])
-    found, outside = boxes_of(SimpleNamespace(boxes=table), {"a": (100, 50)}, None, None)
+    found, outside = boxes_of(table, {"a": (100, 50)}, None, None)
     assert found["width"].to_pylist() == [100, 51] and outside == ["a", "a"]
 
 

@@ -69,6 +69,7 @@ def contents(
         "title": title_of(evaluated, trained),
         "images": len(evaluated.predictions),
         "rows_are": rows_are(evaluated.facts),
+        "counted": "studies" if evaluated.facts.get("by") == STUDY else "images",
         "patients": evaluated.predictions["patient_id"].nunique(),
         "findings": findings,
         "published": published(evaluated.facts, findings),

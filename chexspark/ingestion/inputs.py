@@ -18,8 +18,8 @@ from chexspark.errors import UserError, listed
 from chexspark.ingestion.box_files import read_boxes
 from chexspark.ingestion.boxes import Boxes
 from chexspark.ingestion.dicom_headers import Key, Texts, asked_facts, filled
-from chexspark.ingestion.image_names import common_parts, label_name, label_names
-from chexspark.ingestion.labels import Labels, read_labels
+from chexspark.ingestion.image_names import common_parts, label_name, label_names, plain_path
+from chexspark.ingestion.labels import UNJOINED, Labels, read_labels
 from chexspark.ingestion.sets import ImageSet, image_set, set_note
 from chexspark.ingestion.sources import (
     SourceFile,
@@ -39,7 +39,7 @@ NO_LABEL, NO_IMAGE, DUPLICATE_IMAGE, OTHER_VIEW, PASSED_OVER = (
     "image without a label",
     "label without an image",
     "duplicate image",
-    "image of another view",
+    "image of another view, or of none that is known",
     "file that is no image",
 )
 SHOWN = 3  # examples of what is refused
@@ -81,7 +81,12 @@ def read_inputs(
     found = read_labels(list(map(locate, config.labels)), findings, config.label_form,
                         partial=added_to is not None and not config.findings)  # fmt: skip
     table, unmatched = found.rows, found.problems
-    refuse(unmatched, config.allow_missing == "all", labels_flag(config))
+    refuse(
+        [p for p in unmatched if p[1] != UNJOINED],
+        config.allow_missing == "all",
+        labels_flag(config),
+    )
+    refuse([p for p in unmatched if p[1] == UNJOINED], config.allow_missing in ("images", "all"), labels_flag(config))  # fmt: skip
     boxes = found.boxes
     if config.boxes:
         boxes = read_boxes(locate(config.boxes), found.findings, set(table["image_index"]))
@@ -121,7 +126,7 @@ def read_inputs(
             *notes,
             *set_note(this, added_to),
         ],
-        found.table(),
+        found.table(len(table) if config.views else None),
         found.form.name,
         this,
         found.means(),
@@ -143,10 +148,12 @@ def labels_flag(config: IngestConfig) -> str:
 def labels_of(rows: pd.DataFrame, splits: dict[str, str], this: ImageSet) -> dict[str, Label]:
     """What is stored of each image beside its pixels, by name."""
     facts = rows.assign(source=this.name)[list(FACTS)].itertuples(index=False, name=None)
-    known = zip(rows["image_index"], rows["patient_id"], rows["labels"], facts, strict=True)
+    columns = (rows[name] for name in ("image_index", "path", "patient_id", "labels"))
     return {
-        name: Label(this.prefix + patient, splits.get(name), labels.tobytes(), described)
-        for name, patient, labels, described in known
+        name: Label(
+            this.prefix + patient, splits.get(name), labels.tobytes(), described, plain_path(path)
+        )
+        for name, path, patient, labels, described in zip(*columns, facts, strict=True)
     }
 
 
@@ -205,12 +212,9 @@ def refuse(found: list[tuple[str, str]], allowed: bool, where: str) -> None:
     if not found or allowed:
         return
     kinds = sorted({kind for _, kind in found})
-    counted = [
-        f"{sum(k == kind for _, k in found):,} {kind}{'s' * (sum(k == kind for _, k in found) > 1)}"
-        for kind in kinds
-    ]
+    counted = [f"{sum(k == kind for _, k in found):,} x {kind}" for kind in kinds]
     examples = ", ".join(name for name, _ in found[:SHOWN]) + (", …" if len(found) > SHOWN else "")
-    option = {NO_LABEL: "labels", NO_IMAGE: "images"}.get(kinds[0], "all")
+    option = {NO_LABEL: "labels", NO_IMAGE: "images", UNJOINED: "images"}.get(kinds[0], "all")
     raise UserError(
         f"{where}: {', '.join(counted)} ({examples}); mend that, or give --allow-missing={option}"
     )

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.config import IngestConfig
-from chexspark.errors import UserError, spoken
+from chexspark.errors import UserError, listed, spoken
 from chexspark.findings import names_fault
 from chexspark.ingestion.dicom_headers import Key, Texts, asked_facts, read_headers
 from chexspark.ingestion.image_names import plain_path
@@ -27,7 +27,6 @@ from chexspark.ingestion.inputs import (
 )
 from chexspark.ingestion.label_findings import COLUMNS
 from chexspark.ingestion.petastorm_metadata import write_petastorm_metadata
-from chexspark.ingestion.sets import ImageSet
 from chexspark.ingestion.sources import Sources, is_archive
 from chexspark.ingestion.summary import (
     QUARANTINE_SCHEMA,
@@ -38,7 +37,7 @@ from chexspark.ingestion.summary import (
     table_of,
     too_many_refused,
 )
-from chexspark.ingestion.task import FILE_ROWS, Kept, TaskResult, WriteTask, write_task
+from chexspark.ingestion.task import FILE_ROWS, Kept, Known, TaskResult, WriteTask, write_task
 from chexspark.ingestion.workplace import Workplace, holds_other_things
 from chexspark.preparation import PAD, STRETCH, Preparation
 from chexspark.session import start_session
@@ -97,9 +96,9 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         workplace.clean(before)
         stored = read_stored(out, before)
         check_known_patients(stored, inputs)
-        there = names_of_set(stored, inputs.image_set)
-        tasks = plan_tasks(inputs, config, workplace.folder, before, there)
-        results = run_tasks(spark, tasks, inputs, there, config.size)
+        known = what_is_known(inputs, stored)
+        tasks = plan_tasks(inputs, config, workplace.folder, before, known.same)
+        results = run_tasks(spark, tasks, inputs, known, config.size)
         results.append(unreadable_files(inputs))
         stop_when_too_many_refused(results, config.max_bad, out)
         manifest, tables = summarise(inputs, config, results, stored, before, out)
@@ -161,13 +160,19 @@ def check_place(out: Location, before: Manifest | None, append: bool) -> None:
             f"--append: the store {out} has schema version {before.schema_version}, and this "
             f"chexspark writes {SCHEMA_VERSION}: ingest all into a new folder"
         )
-    if before and before.settings.get("split_by", "patient") != "patient":
-        raise UserError(
-            f"--append: the store {out} is split by {before.settings['split_by']}, which with more images may "
-            "come out otherwise: ingest all into a new folder, or split it with --split-file"
-        )
+    by = before.settings.get("split_by", "patient") if before else "patient"
+    if by != "patient":
+        raise UserError(f"--append: {cannot_be_added_to(out, by)}")
     if holds_other_things(out):
         raise UserError(f"--out={out} has other files in it: give a new or empty folder")
+
+
+def cannot_be_added_to(out: Location, by: str) -> str:
+    """Why a store that is split by what is known of patients takes no more, in words."""
+    return (
+        f"the store {out} is split by {by}, and with more images that split would be another: ingest all into "
+        "a new folder, or begin one that is split by patient"
+    )
 
 
 def check_same_settings(
@@ -175,6 +180,9 @@ def check_same_settings(
 ) -> None:
     """Raise UserError when a store that is there was written with other settings or findings."""
     asked = layout_settings(config)
+    by = before.settings.get("split_by", "patient")
+    if config.append and by != "patient" and asked["split_by"] != by:
+        raise UserError(f"--append: {cannot_be_added_to(out, by)}")
     made = before.settings | {
         "fit": before.fit,
         "bit_depth": before.bit_depth,
@@ -222,13 +230,37 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
     return stored
 
 
-def names_of_set(stored: list[Kept], this: ImageSet) -> frozenset[str]:
-    """The names of the stored images of a set, without its prefix."""
-    return frozenset(
-        plain_path(kept.name.removeprefix(this.prefix))
+def what_is_known(inputs: IngestInputs, stored: list[Kept]) -> Known:
+    """What the tasks know of labels, and of the images of their set that the store has.
+
+    An image is there for sure where its label gives no more than its name, and says what the store says.
+    Raises UserError where the store has that name for another patient.
+    """
+    this = inputs.image_set
+    there = {
+        plain_path(kept.name.removeprefix(this.prefix)): kept
         for kept in stored
         if kept.source == this.name
-    )
+    }
+    same, relabelled = set(), []
+    for name in there.keys() & inputs.labels.keys():
+        label, kept = inputs.labels[name], there[name]
+        if label.path != name:
+            continue  # another image may have this name: its pixels tell
+        if label.patient_id != kept.patient_id:
+            raise UserError(
+                f"{name} is of patient {kept.patient_id} in the store, but would now be of {label.patient_id}: "
+                "if these are other images, give their set another name, --source"
+            )
+        if label.labels == kept.labels:
+            same.add(name)
+        else:
+            relabelled.append(name)
+    if relabelled:
+        log.warning(f"note: {len(relabelled):,} images that the store has have other labels there, which "
+                    f"stay: {listed(sorted(relabelled), 3)}")  # fmt: skip
+    digests = {name: kept.pixel_digest for name, kept in there.items()}
+    return Known(inputs.labels, digests, frozenset(same), inputs.left_out)
 
 
 def check_known_patients(stored: list[Kept], inputs: IngestInputs) -> None:
@@ -247,15 +279,15 @@ def plan_tasks(
     config: IngestConfig,
     folder: Location,
     before: Manifest | None,
-    stored: frozenset[str],
+    same: frozenset[str],
 ) -> list[WriteTask]:
     """Deal the images of each split to tasks of nearly equal length, and an archive to each task.
 
-    The same input gives the same tasks, whatever the cluster.
+    `same`: names of labels whose image the store has. The same input gives the same tasks, whatever the cluster.
     """
     groups = []
     for split in SPLITS:
-        files = [f for f in inputs.files if f.name not in stored and f.name in inputs.labels
+        files = [f for f in inputs.files if f.name not in same and f.name in inputs.labels
                  and inputs.labels[f.name].split == split]  # fmt: skip
         # Stored in an order that has nothing to do with the patient, so that neighbours differ.
         files.sort(key=lambda f: hashlib.sha256(f.name.encode()).digest())
@@ -277,16 +309,16 @@ def run_tasks(
     spark: SparkSession,
     tasks: list[WriteTask],
     inputs: IngestInputs,
-    stored: frozenset[str],
+    known: Known,
     size: int,
 ) -> list[TaskResult]:
     """Let Spark's tasks write, one each. Raises RunFailedError when Spark gives up."""
     if not tasks:
         return []
     context = spark.sparkContext
-    wanted = {f.name for f in inputs.files} - stored
-    labels = {n: v for n, v in inputs.labels.items() if inputs.archives or n in wanted}
-    shared = context.broadcast((labels, stored, inputs.left_out))
+    wanted = {f.name for f in inputs.files} - known.same
+    labels = {n: v for n, v in known.labels.items() if inputs.archives or n in wanted}
+    shared = context.broadcast(dataclasses.replace(known, labels=labels))
     total = None if inputs.archives else len(wanted & labels.keys())
     # The longest first, so that no core waits long for the last.
     ordered = sorted(tasks, key=lambda t: (not is_archive(t.sources[0]), -len(t.sources)))
@@ -294,7 +326,7 @@ def run_tasks(
     try:
         with watched(spark, "ingest", total, written, "; run it again"):
             spread = context.parallelize(ordered, len(ordered))
-            return spread.map(lambda task: write_task(task, *shared.value)).collect()
+            return spread.map(lambda task: write_task(task, shared.value)).collect()
     finally:
         shared.destroy()
 

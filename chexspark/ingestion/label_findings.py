@@ -266,13 +266,16 @@ def from_words(
     healthy = {w for w in every if says_nothing_was_found(w, form)}
     silent = {w for w in every if plain_spelling(w) in map(plain_spelling, form.unknown_words)}
     others = [w for w in every if not words.positions(w) and w not in healthy | silent]
-    # One that nobody knows may be one that is misspelled, unless it is another set's own.
-    others_are_findings = bool(asked) or form.any_words
+    # One that nobody knows may be one that is misspelled, or a synonym that the form forgot: where the form
+    # says that any word is a finding, only if it is nearly one that is known.
+    synonyms = form.synonyms or {}
+    near = (*findings, *synonyms, *form.no_finding, *form.unknown_words)
     wrong = tuple(
         w
         for w in others
         if find(w, known) is None
-        and (not others_are_findings or is_similar(w, (*findings, *form.no_finding)))
+        and plain_spelling(w) not in synonyms
+        and (not form.any_words or is_similar(w, near))
     )
     left_alone = tuple(w for w in others if w not in wrong)
     doubtful = silent | set(wrong)

@@ -129,6 +129,8 @@ def checked_form(values: dict[str, Any], where: str) -> LabelForm:
     others = values.get("other_findings", [])
     findings = findings_of(values, where)
     columns, corners = box_columns(values, where)
+    if words and findings is None:
+        raise UserError(f"{where} has words, and lacks findings: those that its words can say")
     return LabelForm(
         name=text_of(values["name"], f"{where}: name"),
         facts=facts,

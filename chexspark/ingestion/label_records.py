@@ -45,10 +45,10 @@ def read_records(
     found: LabelledFindings,
     unreadable: Unreadable,
     where: str,
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Each row as a dict: path, patient_id, the facts, what it `says` of findings, line, row and reader.
 
-    Raises UserError naming the line for a row without an image or a patient, and for a wrong value.
+    And, as ``line 12``, the rows whose image would be in a joined file, and is not. Raises UserError naming the line for a row without an image or a patient, and for a wrong value.
     """
     find_column = column_finder(table.header, where)
     positions = {
@@ -61,7 +61,7 @@ def read_records(
     needed = [positions["image"][0], *positions.get("patient", [])[:1]]
     needed += [find_column(form.words) or 0] if form.words else []
     fewest = max(needed) + 1
-    records = []
+    records, without_image = [], []
     for line, row in table.rows:
         at = f"{where}, line {line}"
         if len(row) < fewest:
@@ -74,7 +74,8 @@ def read_records(
 
         image, patient = text_of("image"), unicodedata.normalize("NFC", text_of("patient"))
         if not image and positions["image"][0] >= table.own:
-            continue  # no joined file has a partner of the row: counted there
+            without_image.append(f"line {line}")  # no joined file has a partner of the row
+            continue
         if is_empty(image) or ("patient" in form.facts and is_empty(patient)):
             raise UserError(f"{at}: image or patient is empty")
         wrong = form.facts["patient"].contradicts(patient, image) if patient else False
@@ -93,7 +94,7 @@ def read_records(
         records.append(record)
     if not records:
         raise UserError(f"{where}: no row has an image in the files that are joined to it")
-    return records
+    return records, without_image
 
 
 def years_of_dates(text: str) -> int | None:

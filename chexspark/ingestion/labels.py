@@ -36,9 +36,10 @@ from chexspark.ingestion.label_rows import LabelRows
 from chexspark.ingestion.label_table import label_table
 from chexspark.storage import Location
 
-DUPLICATE_LABEL, OTHER_PATIENT = (
+DUPLICATE_LABEL, OTHER_PATIENT, UNJOINED = (
     "duplicate label",
     "label of another patient than in the image's name",
+    "label without an image in the files that are joined to it",
 )
 
 
@@ -47,7 +48,7 @@ class Labels(NamedTuple):
 
     rows: pd.DataFrame  # one row per image, sorted by image name; the first of duplicates
     findings: tuple[str, ...]  # in the order of each row's labels
-    problems: list[tuple[str, str]]  # (name, UNKNOWN_FINDING or DUPLICATE_LABEL)
+    problems: list[tuple[str, str]]  # (name or line, which kind of the above, or UNKNOWN_FINDING)
     left_alone: tuple[str, ...]  # columns or words that were not asked for
     lacking: tuple[str, ...]  # of the default's findings, those without a column
     form: LabelForm
@@ -63,8 +64,12 @@ class Labels(NamedTuple):
         }
         return {n: group for n, group in groups.items() if len(group) == len(self.form.means[n])}
 
-    def table(self) -> str:
-        """How many images have each finding, and what blank and uncertain cells were taken for, for people."""
+    def table(self, taken_images: int | None = None) -> str:
+        """How many images have each finding, and what blank and uncertain cells were taken for, for people.
+
+        `taken_images`: how many of them are of the views that were asked for.
+        """
+        views = "" if taken_images is None else f", of which --views takes {taken_images:,}"
         labels = np.stack(self.rows["labels"].to_list())
         taken = {0: "negative", 1: "positive", UNKNOWN: "unknown"}
         lines = [["finding", "positive", "negative", "unknown", "blank", "uncertain"]]
@@ -80,7 +85,7 @@ class Labels(NamedTuple):
             for line in lines
         ]  # fmt: skip
         return "\n".join(
-            [f"labels of {len(labels):,} images ({self.form.name}):", *map(str.rstrip, rows)]
+            [f"labels of {len(labels):,} images ({self.form.name}){views}:", *map(str.rstrip, rows)]
         )
 
 
@@ -112,7 +117,7 @@ def read_labels(
     table, form = label_table(places, given_form)
     found = labelled_findings(table.header, table.rows, form, findings, where, partial)
     unreadable = Unreadable()
-    records = read_records(table, form, found, unreadable, where)
+    records, without_image = read_records(table, form, found, unreadable, where)
     wrong = [record["path"] for record in records if record["wrong"]]
     records = [record for record in records if not record["wrong"]]
     if not records:
@@ -131,6 +136,7 @@ def read_labels(
         by_name.setdefault(record["image_index"], []).append(record)
     problems = [(word, UNKNOWN_FINDING) for word in found.misspelled]
     problems += [(path, OTHER_PATIENT) for path in wrong]
+    problems += [(line, UNJOINED) for line in without_image]
     if form.several_rows:
         labels_of = {name: voted(same, form.votes) for name, same in by_name.items()}
         check_one_patient(by_name, where)

@@ -21,7 +21,14 @@ from chexspark.ingestion.inputs import (
     layout_settings,
 )
 from chexspark.ingestion.splits import split_hash
-from chexspark.ingestion.task import FINGERPRINT_MODULUS, Kept, Label, TaskResult, label_counts
+from chexspark.ingestion.task import (
+    FINGERPRINT_MODULUS,
+    Kept,
+    Label,
+    TaskResult,
+    in_store,
+    label_counts,
+)
 from chexspark.preparation import CROP, FITTED, STRETCH
 from chexspark.progress import duration
 from chexspark.storage import Location
@@ -67,7 +74,7 @@ def summarise(
     everything = stored + new
     refused = refused_images(results)
     all_refused = refused + stored_table(out, QUARANTINE, QUARANTINE_SCHEMA, before)
-    present = names_present(inputs, everything, results)
+    present = names_present(inputs, stored, results)
     unmatched = inputs.unmatched + check_matches(inputs, present, config)
     unmatched += [(path, PASSED_OVER) for result in results for path in result.passed_over]
     check_splits(patients_of(everything))
@@ -76,7 +83,7 @@ def summarise(
         [k.pixel_digest for k in everything], [k.perceptual_hash for k in everything],
     )  # fmt: skip
     sizes = {k.name: k.original for k in everything}
-    boxes, outside = boxes_of(inputs, sizes, out, before)
+    boxes, outside = boxes_of(renamed_boxes(inputs, results), sizes, out, before)
     unmatched += [(name, OUTSIDE) for name in outside]
     if boxes is not None and config.fit == CROP:
         unmatched += [(n, CUT_AWAY) for n in cut_away(boxes.to_pandas(), sizes, config.size)]
@@ -139,15 +146,28 @@ def check_once(new: list[Kept]) -> None:
         )
 
 
-def names_present(inputs: IngestInputs, kept: list[Kept], results: list[TaskResult]) -> set[str]:
-    """The names of all images that are there, usable or not.
+def names_present(inputs: IngestInputs, stored: list[Kept], results: list[TaskResult]) -> set[str]:
+    """The names, of labels where they have one, of all images that are there, usable or not.
 
-    What was refused without a label (an archive, say) is in quarantine and needs no partner.
+    Those that the store had need no label now, and their labels no image. What was refused without a label
+    (an archive, say) is in quarantine and needs no partner.
     """
     this = inputs.image_set
+    there = {k.name.removeprefix(this.prefix): 0 for k in stored if k.source == this.name}
     present = {f.name for f in inputs.files}
-    present |= {k.name.removeprefix(this.prefix) for k in kept if k.source == this.name}
-    return present | {name for result in results for name in (*result.unlabelled, *result.refused)}
+    present |= {name for result in results for name in (*result.unlabelled, *result.labelled)}
+    return present | {name for name, label in inputs.labels.items() if in_store(label.path, there)}
+
+
+def renamed_boxes(inputs: IngestInputs, results: list[TaskResult]) -> pa.Table | None:
+    """The new boxes, with the names that their images have in the store."""
+    prefix = inputs.image_set.prefix
+    names = {prefix + n: prefix + own for r in results for n, own in r.renamed.items()}
+    if inputs.boxes is None or not names:
+        return inputs.boxes
+    column = [names.get(name, name) for name in inputs.boxes["image_index"].to_pylist()]
+    place = inputs.boxes.schema.get_field_index("image_index")
+    return inputs.boxes.set_column(place, "image_index", pa.array(column, pa.string()))
 
 
 def files_of(
@@ -192,7 +212,7 @@ def stored_table(
 
 
 def boxes_of(
-    inputs: IngestInputs,
+    new: pa.Table | None,
     sizes: dict[str, tuple[int, int]],
     out: Location,
     before: Manifest | None,
@@ -201,7 +221,7 @@ def boxes_of(
 
     Those of before and the new ones, each once. `sizes`: name → width and height of the original image.
     """
-    tables = [inputs.boxes] if inputs.boxes is not None else []
+    tables = [new] if new is not None else []
     if before and before.boxes:
         tables.append((out / BOXES).read_table())
     if not tables:
@@ -280,9 +300,7 @@ def summary_text(manifest: Manifest, out: Location, results: list[TaskResult]) -
         lines.append(f"pairs of images alike in different patients: {listed}: {out / DUPLICATES}")
     before = sum(result.stored_before for result in results)
     if before:
-        lines.append(
-            f"{before:,} images of the archives were in the store already, and stay as they are"
-        )
+        lines.append(f"{before:,} images were in the store already, and stay as they are")
     added = sum(len(result.kept) for result in results)
     lines.append(f"{added:,} images in {duration(manifest.seconds)}: {out}")
     return "\n".join(lines)

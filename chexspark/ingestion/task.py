@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexspark.ingestion.image_names import label_name
+from chexspark.ingestion.image_names import ends, label_name, plain_path
 from chexspark.ingestion.images import BadImageError, NoImageError, StoredImage, prepare
 from chexspark.ingestion.sources import SourceFile, is_archive, read_source_images
 from chexspark.preparation import Preparation
@@ -43,6 +43,7 @@ class Label:
     split: str | None  # None: the split that was given does not name the image
     labels: bytes
     facts: tuple[str | int | None, ...]  # in the order of `store.schema.FACTS`
+    path: str = ""  # of the image, as the label file has it; empty: it is its name
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class TaskResult:
     kept: list[Kept] = field(default_factory=list)
     quarantined: list[tuple[str, str, int]] = field(default_factory=list)  # path, reason, bytes
     unlabelled: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)  # names of the quarantined that have labels
+    labelled: list[str] = field(default_factory=list)  # names of labels that have found their image
+    # Name of a label → that of its image in the store, where another image has the name.
+    renamed: dict[str, str] = field(default_factory=dict)
     passed_over: list[str] = field(default_factory=list)  # members of archives that are no images
     stored_before: int = 0
     synthetic: int = 0  # of the kept
@@ -179,13 +182,23 @@ class FileWriter:
         return locate(self.task.folder) / f"{self.path()}.tmp"
 
 
-def write_task(
-    task: WriteTask, labels: dict[str, Label], stored: frozenset[str], left_out: frozenset[str]
-) -> TaskResult:
-    """Decode, check, shrink and store the images of one task.
+class NameTakenError(BadImageError):
+    """The store has another image of this name."""
 
-    `labels`: by image name. `stored`: names that the store holds already; `left_out`: names of labels
-    that are not asked for; both are passed over.
+
+@dataclass(frozen=True)
+class Known:
+    """What the tasks know of labels and of the set's images in the store; by name, without its prefix."""
+
+    labels: dict[str, Label]
+    stored: dict[str, int]  # name → digest of its pixels
+    same: frozenset[str]  # labels whose image is in the store for sure
+    left_out: frozenset[str]  # labels that are not asked for
+
+
+def write_task(task: WriteTask, known: Known) -> TaskResult:
+    """Decode, check, shrink and store the images of one task, but for those that the store has.
+
     Raises nothing for an image that cannot be used: the result says why.
     """
     cv2.setNumThreads(1)  # Spark runs a task per core
@@ -194,18 +207,28 @@ def write_task(
     for file_name, path, size, content in read_source_images(task.sources):
         # A file of its own has its label's name already; what is in an archive is only seen here.
         member = path.removeprefix(f"{task.sources[0].uri}!") if is_archive(task.sources[0]) else ""
-        name = next(
-            filter(None, (label_name(member, n) for n in (labels, stored, left_out))), file_name
-        )
-        if name in stored:
+        found = (label_name(member, names) for names in (known.labels, known.left_out))
+        name = next(filter(None, found), file_name)
+        if name in known.left_out:
+            continue
+        label = known.labels.get(name)
+        result.labelled += [name] * (label is not None)
+        if name in known.same:
             result.stored_before += 1
             continue
-        if name in left_out:
-            continue
-        label = labels.get(name)
         try:
             if isinstance(content, BadImageError):
                 raise content
+            whole = (label.path if label else plain_path(member)) or name
+            if label is None and not in_store(whole, known.stored):
+                result.unlabelled.append(name)
+                continue
+            image = prepare(content, task.preparation, posixpath.basename(path))
+            pixels = image.pixels.data.cast("B")
+            digest = digest_of(pixels)
+            if digest in in_store(whole, known.stored).values():
+                result.stored_before += 1
+                continue
             if label is None:
                 result.unlabelled.append(name)
                 continue
@@ -213,16 +236,16 @@ def write_task(
                 raise BadImageError(
                     f"no split: the given one does not name it or its patient {label.patient_id}"
                 )
-            image = prepare(content, task.preparation, posixpath.basename(path))
+            own = free_name(name, whole, known.stored)
         except NoImageError:
             result.passed_over.append(path)
             continue
         except BadImageError as error:
             result.quarantined.append((path, str(error), size))
-            result.refused += [name] * (label is not None)
             continue
-        pixels = image.pixels.data.cast("B")
-        kept = kept_image(task.prefix + name, label, label.split, image, pixels)
+        if own != name:
+            result.renamed[name] = own
+        kept = kept_image(task.prefix + own, label, label.split, image, digest)
         result.kept.append(kept)
         result.synthetic += image.synthetic
         result.burned_in += image.burned_in
@@ -234,12 +257,34 @@ def write_task(
     return result
 
 
-def kept_image(name: str, label: Label, split: str, image: StoredImage, pixels: memoryview) -> Kept:
-    """What the driver is to know of an image. `pixels`: its bytes."""
-    digest = hashlib.sha256(pixels).digest()[:8]
+def in_store(path: str, stored: dict[str, int]) -> dict[str, int]:
+    """The images of the store that may be that of a path: their names are ends of it."""
+    return {end: stored[end] for end in ends(path) if end in stored}
+
+
+def free_name(name: str, path: str, stored: dict[str, int]) -> str:
+    """The name of a new image: its label's, or, where another image has it, its whole path.
+
+    Names are the shortest that tell the images of one label file apart: of a later file, they may be those
+    of others. Raises NameTakenError where the path is another's too.
+    """
+    if name not in stored:
+        return name
+    if path not in stored:
+        return path
+    raise NameTakenError(f"name taken: the store has another image called {path}")
+
+
+def digest_of(pixels: memoryview) -> int:
+    """What tells an image's pixels from others': the first 64 bits of their SHA-256."""
+    return int.from_bytes(hashlib.sha256(pixels).digest()[:8], "big", signed=True)
+
+
+def kept_image(name: str, label: Label, split: str, image: StoredImage, digest: int) -> Kept:
+    """What the driver is to know of an image. `digest`: of its pixels."""
     return Kept(
         name, label.patient_id, split, label.labels, image.original_mode, image.inverted,
-        image.perceptual_hash, int.from_bytes(digest, "big", signed=True),
+        image.perceptual_hash, digest,
         (image.original_width, image.original_height),
         str(label.facts[SOURCE]),
     )  # fmt: skip
