@@ -40,6 +40,7 @@ def evaluate(
     aggregate: str = ...,
     against: str | DataFrame | pd.DataFrame | None = ...,
     out: str | None = ...,
+    private: bool = ...,
 ) -> Evaluation: ...
 def explain(
     spark: SparkSession | None = None,
@@ -50,6 +51,7 @@ def explain(
     bit_depth: int | None = ...,
     findings: str | Sequence[str] = ...,
     out: str | None = ...,
+    private: bool = ...,
 ) -> pd.DataFrame: ...
 def export(
     spark: SparkSession | None = None,
@@ -73,6 +75,7 @@ def ingest(
     allow_missing: str = ...,
     max_bad: float = ...,
     out: str,
+    private: bool = ...,
     size: int = ...,
     fit: str | None = ...,
     bit_depth: int | None = ...,
@@ -93,6 +96,7 @@ def predict(
     batch_size: int = ...,
     bit_depth: int | None = ...,
     out: str,
+    private: bool = ...,
 ) -> Predicted: ...
 def read_store(
     spark: SparkSession | None,
@@ -109,6 +113,7 @@ def train(
     *,
     data: str,
     run: str,
+    private: bool = ...,
     model: str = ...,
     weights: str | None = ...,
     weights_findings: str | Sequence[str] = ...,

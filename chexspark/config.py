@@ -67,6 +67,11 @@ class IngestConfig:
         "share of the images that may be refused before the job fails", "input", 0.05,
         minimum=0, maximum=1)  # fmt: skip
     out: str = setting("where the store is written", "output", path=True)
+    private: bool = setting(
+        "make the folder that is written one that nobody else on this system can enter",
+        "output",
+        False,
+    )
     size: int = setting("height and width of the stored images, pixels", "output", 320,
                         minimum=32, maximum=2048)  # fmt: skip
     fit: str | None = setting(
@@ -111,6 +116,10 @@ class TrainConfig:
         "input and output",
         path=True,
     )
+    private: bool = setting(
+        "make the folder that is written one that nobody else on this system can enter",
+        "input and output", False,
+    )  # fmt: skip
     model: str = setting("the network", "model", "densenet121")
     weights: str | None = setting(
         "ImageNet weights, a file of Keras applications; or another .keras or .h5 file of this network; or "
@@ -301,6 +310,11 @@ class EvaluateConfig:
         "another evaluated run, or scores, to compare with on the same images", "evaluation", None,
         frame=True, path=True)  # fmt: skip
     out: str | None = setting("where to write; by default the run", "output", None, path=True)
+    private: bool = setting(
+        "make the folder that is written one that nobody else on this system can enter",
+        "output",
+        False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +351,11 @@ class PredictConfig:
     out: str = setting(
         "Parquet folder to write, new or empty; what was refused goes beside it, to OUT-quarantine",
         "output", path=True)  # fmt: skip
+    private: bool = setting(
+        "make the folder that is written one that nobody else on this system can enter",
+        "output",
+        False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +374,11 @@ class ExplainConfig:
         "which findings to draw, A,B,…; by default the one with the highest probability, and those that "
         "the label names", "output", (), listed=True)  # fmt: skip
     out: str | None = setting("folder to write to; by default RUN/maps", "output", None, path=True)
+    private: bool = setting(
+        "make the folder that is written one that nobody else on this system can enter",
+        "output",
+        False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

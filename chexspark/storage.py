@@ -7,6 +7,7 @@ Out: a `Location`, with the few operations that the rooms need, the same on ever
 import contextlib
 import os
 import posixpath
+import stat
 import tempfile
 import threading
 import urllib.parse
@@ -64,10 +65,19 @@ class Location:
         """Whether anything is there. Raises OSError, as `type` does."""
         return self.type() != fs.FileType.NotFound
 
-    def make_directory(self) -> None:
-        """Make the directory and those above it. Raises UserError where that cannot be."""
+    def make_directory(self, private: bool = False) -> None:
+        """Make the directory and those above it. Raises UserError where that cannot be.
+
+        `private`: one that nobody else can enter, also where it is there already.
+        """
+        if private and self.filesystem.type_name != "local":
+            raise UserError(
+                f"--private is for local folders, and {self.uri} is none: make it with rights of its own first"
+            )
         try:
             self.filesystem.create_dir(self.path, recursive=True)
+            if private:
+                os.chmod(self.path, stat.S_IRWXU)
         except OSError as error:
             raise UserError(f"{self.uri} cannot be made a folder: {error}") from error
 
@@ -120,6 +130,37 @@ class Location:
         with self.filesystem.open_output_stream(aside.path) as stream:
             stream.write(content)
         aside.move_to(self)
+
+    @property
+    def creates_exclusively(self) -> bool:
+        """Whether of two that `create` a file at the same moment one is told so: not on object stores."""
+        return self.filesystem.type_name in ("local", "hdfs")
+
+    def create(self, content: bytes) -> bool:
+        """Write the file unless there is one; whether it was written. Raises OSError.
+
+        See `creates_exclusively`. On a local file system another process may see it before its content.
+        """
+        if self.filesystem.type_name == "local":
+            try:
+                with open(self.path, "xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+            return True
+        if self.exists():
+            return False
+        aside = self.hidden_name()
+        with self.filesystem.open_output_stream(aside.path) as stream:
+            stream.write(content)
+        try:
+            self.filesystem.move(aside.path, self.path)  # HDFS renames no file over another
+        except OSError:
+            aside.filesystem.delete_file(aside.path)
+            if self.exists():
+                return False
+            raise
+        return True
 
     def clear_unfinished(self) -> None:
         """Delete what processes that were killed left in this folder of what they were writing."""

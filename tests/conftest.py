@@ -104,9 +104,9 @@ def untrained_run(store, manifest, tmp_path_factory):
         (run / "best").make_directory()
         model.save(folder / "best" / "model.keras")
         (run / "config.yaml").write_text("layout_version: 2\nmodel: vgg16\n")
-        digest = write_seen_patients(RunFolder(run), store, manifest)
+        salt, digest = write_seen_patients(RunFolder(run), store, manifest)
         lineage = {"store": store.path, "store_fingerprint": manifest.fingerprint,
-                   "trained_patients": digest, "image_size": SIZE}  # fmt: skip
+                   "trained_patients": digest, "patient_salt": salt, "image_size": SIZE}  # fmt: skip
         lineage |= {"findings": list(findings)} if findings else {}
         (run / "lineage.json").write_text(json.dumps(lineage))
         return run

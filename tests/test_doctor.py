@@ -145,6 +145,7 @@ def test_a_rendezvous_sends_away_who_comes_late_or_knows_no_token():
             "port": rendezvous.port,
             "token": rendezvous.token,
             "seconds": 1,
+            "bind": "",
         }
         with pytest.raises(ConnectionError, match="hung up"):
             probe.gather(meeting | {"token": "guess"}, "start", 0, None)
@@ -155,12 +156,45 @@ def test_a_rendezvous_sends_away_who_comes_late_or_knows_no_token():
 
 def test_only_the_rank_itself_counts_as_reached():
     mine = {"host": "a", "addresses": {"lo": "127.0.0.1"}}
-    with probe.listener("token", 1) as port:
+    with probe.listener("token", 1, "") as port:
         theirs = mine | {"port": port}
-        assert probe.reach(mine, theirs, "token 1\n") == [["lo", "lo"]]
-        assert probe.reach(mine, theirs, "token 2\n") == [], "someone else answers there"
-        assert probe.reach(mine | {"host": "b"}, theirs, "token 1\n") == [], "loopback leads home"
-    assert probe.reach(mine, theirs, "token 1\n") == [], "nobody listens any more"
+        assert probe.reach(mine, 1, theirs, "token") == [["lo", "lo"]]
+        assert probe.reach(mine, 2, theirs, "token") == [], "someone else answers there"
+        assert probe.reach(mine, 1, theirs, "other") == [], "someone else answers there"
+        assert probe.reach(mine | {"host": "b"}, 1, theirs, "token") == [], "loopback leads home"
+        answers = {
+            said_to(port, b"a question\n"),
+            said_to(port, b"another\n"),
+            said_to(port, b"\n"),
+        }
+        assert len(answers) == 3 and not any(b"token" in said for said in answers)
+        with socket.create_connection(
+            ("127.0.0.1", port)
+        ):  # says nothing, and keeps nobody from asking
+            assert probe.reach(mine, 1, theirs, "token") == [["lo", "lo"]]
+    assert probe.reach(mine, 1, theirs, "token") == [], "nobody listens any more"
+
+
+def said_to(port, question):
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(question)
+        return connection.makefile("rb").read()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"{", b"[" * 100_000, b"[]", b'{"round": "start", "rank": 2, "value": 1}',
+        b'{"round": "start", "rank": -1, "value": 1}', b'{"round": "start", "rank": "0", "value": 1}',
+        b'{"round": "start", "rank": true, "value": 1}', b'{"round": "other", "rank": 0, "value": 1}',
+        b'{"round": ["start"], "rank": 0, "value": 1}',
+    ],
+)  # fmt: skip
+def test_what_no_task_says_is_not_taken(line):
+    with Rendezvous("127.0.0.1", 2, 5.0, 5.0) as rendezvous:
+        assert rendezvous.checked(line) is None
+        assert said_to(rendezvous.port, rendezvous.token.encode() + b"\n" + line + b"\n") == b""
+        assert rendezvous.checked(b'{"round": "start", "rank": 1, "value": 1}') == ("start", 1, 1)
 
 
 def run_job(*flags):

@@ -1,6 +1,7 @@
 """Scores of runs, of ensembles and of strangers; and what is refused."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,8 +21,10 @@ from chexspark.evaluation.store_split import StoreSplit
 from chexspark.evaluation.tables import read_evaluation, read_predictions, read_split
 from chexspark.findings import FINDINGS
 from chexspark.run.folder import RunFolder, run_folder
-from chexspark.run.seen_patients import patient_hash, read_seen_patients
+from chexspark.run.lineage import read_lineage
+from chexspark.run.seen_patients import SeenPatients, patient_hashes, read_seen_patients
 from chexspark.storage import locate
+from chexspark.store.row_groups import patients_of_split
 
 PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
 
@@ -120,14 +123,32 @@ def test_two_runs_are_compared_on_the_same_images(spark, store, runs, evaluated,
     assert set(found.other) == {runs[1].path}
 
 
+def seen_by(run):
+    return read_seen_patients(run, read_lineage(run))
+
+
+def test_patients_are_found_by_scrypt_of_the_salt_that_the_lineage_has(runs, store, manifest):
+    run = RunFolder(runs[0])
+    salt = bytes.fromhex(read_lineage(run)["patient_salt"])
+    patients = sorted(patients_of_split(store, manifest, "val"))
+    expected = {
+        hashlib.scrypt(p.encode(), salt=salt, n=2048, r=8, p=1, dklen=32).hex() for p in patients
+    }
+    seen = seen_by(run)
+    assert {h for h, split in seen.splits.items() if split == "val"} == expected
+    assert seen.among([*patients, "nobody"]) == ["val"] * len(patients)
+    plain = hashlib.sha256(b"A").hexdigest()  # as runs of before have it
+    assert SeenPatients({plain: "train"}, None).among(["A", "B"]) == ["train"]
+
+
 def test_patients_that_a_run_has_seen_are_not_scored(spark, store, manifest, runs, tmp_path):
     seen = manifest.splits["train"].patients
     with pytest.raises(UserError, match=rf"was trained on {seen} of its {seen} patients"):
         evaluate(None, data=store.path, run=runs[0].path, split="train")
     run = tmp_path / "run"
     shutil.copytree(runs[0].path, run)
-    table = read_seen_patients(run_folder(str(run)))
-    assert set(table.values()) == {"train", "val"}
+    table = seen_by(run_folder(str(run)))
+    assert set(table.splits.values()) == {"train", "val"}
     (run / "trained_patients" / "part-00000.parquet").unlink()
     (run / "trained_patients").rmdir()
     with pytest.raises(UserError, match="trained_patients is missing"):
@@ -138,7 +159,7 @@ def test_patients_that_a_run_has_seen_are_not_scored(spark, store, manifest, run
     with pytest.raises(UserError, match="it cannot be checked that they share none"):
         evaluate(None, data=store.path, run=str(run))
     locate(str(run / "trained_patients")).write_table(
-        pa.table({"patient_hash": [patient_hash("1")], "split": ["train"]})
+        pa.table({"patient_hash": [*patient_hashes("1", None)], "split": ["train"]})
     )
     (run / "lineage.json").write_text(json.dumps(lineage))
     with pytest.raises(UserError, match="one of the two was changed"):
@@ -147,9 +168,8 @@ def test_patients_that_a_run_has_seen_are_not_scored(spark, store, manifest, run
 
 def test_patients_that_chose_the_best_epoch_are_not_scored_as_test(store, manifest, runs):
     from chexspark.evaluation.seen_patients_check import check_patients
-    from chexspark.store.row_groups import patients_of_split
 
-    seen = read_seen_patients(RunFolder(runs[0]))
+    seen = seen_by(RunFolder(runs[0]))
     val = patients_of_split(store, manifest, "val")
     with pytest.raises(UserError, match=f"was chosen on {len(val)} of its {len(val)} patients"):
         check_patients("run", seen, val, "--data", False)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zlib
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from chexspark.ingestion.sources import (
     read_source_images,
 )
 from chexspark.ingestion.task import Known, Label, WriteTask, write_task
+from chexspark.lock import Lock
 from chexspark.preparation import Preparation
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, read_manifest
@@ -237,7 +237,7 @@ def test_a_split_of_one_s_own(spark, release, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("patient,split\n1,train\n1,test\n", "patient 1 is in train and in test"),
+        ("patient,split\n1,train\n1,test\n", "this patient is in train, and here in test"),
         ("patient,split\n1,training\n", "'training' is not one of train, val, test"),
         ("patient,split\n1,train\n", "93 of 96 images have no split there, the first 00000002"),
         ("image,split\n00000001_000.png,train\n", "95 of 96 images have no split there"),
@@ -298,11 +298,11 @@ def test_an_image_in_an_archive_whose_label_has_no_split_is_set_aside(
     names = {path.name for path in some.iterdir() if int(path.name[:8]) == int(lacking)}
     assert {row.path.rpartition("!")[2] for row in refused} == names
     assert {row.reason for row in refused} == {
-        f"no split: the given one does not name it or its patient {lacking}"
+        "no split: the given one does not name it or its patient"
     }
     assert manifest.quarantined == {"no split": len(names)}
     assert sum(part.images for part in manifest.splits.values()) == 60 - len(names)
-    with pytest.raises(UserError, match=f"{len(names)} of 60 images have no split there, the first .* of patient {lacking}"):  # fmt: skip
+    with pytest.raises(UserError, match=f"{len(names)} of 60 images have no split there, the first .*: add them or their patients"):  # fmt: skip
         ingest(None, **given | {"images": str(some), "out": str(tmp_path / "other")})
 
 
@@ -323,7 +323,7 @@ def test_a_patient_in_both_official_lists_is_an_error(release, tmp_path):
     names = sorted(path.name for path in (release / "images").iterdir())
     (tmp_path / "train_val_list.txt").write_text("\n".join(names[1:]))
     (tmp_path / "test_list.txt").write_text(names[0])
-    with pytest.raises(UserError, match="1 patients are in two splits, the first 1"):
+    with pytest.raises(UserError, match="1 patients are in two splits, the first that of 00000001"):
         ingest(
             None, **settings(release, tmp_path / "out", split="official", split_lists=str(tmp_path))
         )
@@ -426,23 +426,31 @@ def test_every_pair_of_up_to_15_bits_is_found_and_nearly_all_of_24():
         assert expected <= len(pairs) <= (300 if expected else 0)
 
 
-def test_another_living_run_is_not_touched(spark, release, tmp_path):
-    workplace = tmp_path / "store" / "_unfinished"
-    workplace.mkdir(parents=True)
-    other = {
-        "token": "x",
-        "host": "another-host",
-        "process": 1,
-        "started": 0.0,
-        "beat": time.time(),
-    }
-    (workplace / "owner.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match=r"another ingest is writing there .host another-host"):
-        ingest(spark, **settings(release, tmp_path / "store"))
-    assert (workplace / "owner.json").exists()
-    (workplace / "owner.json").write_text(json.dumps(other | {"beat": time.time() - 120}))
-    ingest(spark, **settings(release, tmp_path / "store"))
-    assert not workplace.exists()
+def test_another_living_ingest_is_not_touched(spark, release, store, tmp_path):
+    out = tmp_path / "store"
+    out.mkdir()
+    with Lock(locate(str(out)), "--out", "ingest"), pytest.raises(UserError, match=r"another ingest is writing there .host"):  # fmt: skip
+        ingest(spark, **settings(release, out))
+    assert not (out / "_unfinished").exists()
+    ingest(spark, **settings(release, out))
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith("_lock")) == []
+
+
+def test_a_store_that_was_written_before_the_lock_was_had_is_left_alone(
+    spark, release, store, tmp_path, monkeypatch
+):
+    """Of two that see an empty folder, the second one comes when the first has ended."""
+    out, take = tmp_path / "store", Lock.take
+
+    def take_later(lock):
+        monkeypatch.setattr(Lock, "take", take)
+        ingest(spark, **settings(release, out))
+        take(lock)
+
+    monkeypatch.setattr(Lock, "take", take_later)
+    with pytest.raises(UserError, match="another ingest has written there meanwhile: run it again"):
+        ingest(spark, **settings(release, out))
+    assert read_manifest(locate(str(out))).fingerprint == read_manifest(store).fingerprint
 
 
 KILLED = """
@@ -470,10 +478,10 @@ def test_a_killed_run_leaves_no_dataset_and_the_next_one_makes_it_whole(
     command = [sys.executable, "-c", KILLED, step, json.dumps(given)]
     killed = subprocess.run(command, start_new_session=True, stderr=subprocess.DEVNULL, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "store" / "_unfinished" / "owner.json").exists()
+    assert (tmp_path / "store" / "_lock-0001").exists()
     assert not (tmp_path / "store" / "dataset.json").exists()
     assert ingest(spark, **given).fingerprint == read_manifest(store).fingerprint
-    assert not (tmp_path / "store" / "_unfinished").exists()
+    assert not list((tmp_path / "store").glob("_[ul]*"))
     found = [name for split in SPLITS for name in names_in(spark, locate(given["out"]), split)]
     assert sorted(found) == sorted(path.name for path in (release / "images").iterdir())
 

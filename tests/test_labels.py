@@ -222,7 +222,7 @@ def test_a_split_file_or_list_that_is_not_unicode(tmp_path):
 
 def test_lines_of_a_split_file(tmp_path):
     (tmp_path / "split.csv").write_text("patient,split\n\n1,train\n\n1,test\n")
-    with pytest.raises(UserError, match="line 5: patient 1 is in train and in test"):
+    with pytest.raises(UserError, match="line 5: this patient is in train, and here in test"):
         assign_splits(table("1"), config(split_file=str(tmp_path / "split.csv")))
     (tmp_path / "split.csv").write_text("patient,split\n1\n")
     with pytest.raises(UserError, match="line 2: '' is not one of train, val, test"):

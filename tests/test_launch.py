@@ -59,7 +59,7 @@ STEP = encode(A_STEP)
 )
 def test_how_a_rank_is_lost_is_told_apart(last, message, host):
     seen = []
-    with events.EventServer("127.0.0.1", "127.0.0.1", lambda *said: seen.append(said)) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: seen.append(said)) as server:
         server.listen(Line(CONNECTED, STEP, last))
         ranks = launch.Ranks(None, server, 2, 300)
         assert (
@@ -99,7 +99,7 @@ HOROVOD = RuntimeError("one or more processes exited with non-zero status")
 def test_the_reason_is_found(monkeypatch, failures, last, kind, message):
     monkeypatch.setattr(launch, "has_ended", lambda spark: False)
     monkeypatch.setattr(launch, "LOOK_SECONDS", 0)
-    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
         if last is None:  # still connected
             server.ranks[1] = events.ConnectedRank(1, "b", Line(), 0.0)
         else:
@@ -124,7 +124,7 @@ def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monk
         launch, "supply", lambda spark: Supply(slots[0], 2, 2**31, "spark://m:7077")
     )
     monkeypatch.setattr(launch, "task_counts", lambda spark, group: (tasks[0], 0))
-    with events.EventServer("127.0.0.1", "127.0.0.1", lambda *said: told.append(said)) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: told.append(said)) as server:
         ranks = launch.Ranks(None, server, 2, 300, wait_seconds=60)
         server.ranks[1] = events.ConnectedRank(1, "b", Line(), now[0])
 
@@ -199,7 +199,7 @@ def test_a_job_that_is_not_submitted_yet_is_cancelled_all_the_same():
             ranks.over.set()
 
     spark = SimpleNamespace(sparkContext=SimpleNamespace(cancelJobGroup=cancel))
-    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
         ranks = launch.Ranks(spark, server, 2, 300, wait_seconds=60)
         ranks.end()
     assert len(cancelled) == 3
@@ -245,7 +245,7 @@ def test_a_collective_that_breaks_off_is_another_rank_s_fault():
 
 def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):
     ended = []
-    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
         ranks = launch.Ranks(None, server, 2, 300)
         monkeypatch.setattr(ranks, "find_stalled", lambda: 1 / 0)
         monkeypatch.setattr(ranks, "end", lambda: ended.append(True))
@@ -254,7 +254,7 @@ def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):
 
 
 def test_who_comes_late_hears_of_the_stop():
-    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
         server.ask_to_stop()
         with EventSender(server.address, 0) as late:
             assert late.stopping.wait(60)
@@ -267,7 +267,7 @@ def test_who_comes_late_hears_of_the_stop():
 
 def test_a_rank_may_be_silent_for_longer_before_its_first_step(monkeypatch):
     now = stopped_clock(monkeypatch, events)
-    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
         line = server.ranks[0] = events.ConnectedRank(0, "a", Line(), spoke=0.0)
         now[0] = 301.0
         assert server.stalled(300) == []
@@ -292,7 +292,7 @@ def test_a_rank_may_be_silent_for_longer_before_its_first_step(monkeypatch):
 def test_the_rank_that_stands_still_is_named(monkeypatch, spoke, beat, message, rank):
     for module in (events, launch):
         stopped_clock(monkeypatch, module)[0] = 400.0
-    with events.EventServer("127.0.0.1", "127.0.0.1", print) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
         for n in range(3):
             server.ranks[n] = events.ConnectedRank(n, "a", Line(), spoke[n], beat[n], working=True)
         found = launch.Ranks(None, server, 3, 300).find_stalled()
@@ -301,7 +301,7 @@ def test_the_rank_that_stands_still_is_named(monkeypatch, spoke, beat, message, 
 
 def test_a_process_that_gives_signs_but_does_nothing_is_silent(monkeypatch):
     now, seen = stopped_clock(monkeypatch, events), []
-    with events.EventServer("127.0.0.1", "127.0.0.1", lambda *said: seen.append(said)) as server:
+    with events.EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: seen.append(said)) as server:
         line = server.ranks[1] = events.ConnectedRank(1, "b", Line(), now[0])
         for event in (A_STEP, Alive(), Beat()):
             now[0] += 299

@@ -78,7 +78,12 @@ def test_every_command_is_a_job_that_says_how_to_run_it():
 
 
 # Where sleeping is the point: `wait_for` itself, work that holds a slot, a rank that waits for a file.
-SLEEPERS = {("conftest.py", "wait"), ("test_doctor.py", "hold"), ("test_turn.py", "stay_until")}
+SLEEPERS = {
+    ("conftest.py", "wait"),
+    ("test_doctor.py", "hold"),
+    ("test_turn.py", "stay_until"),
+    ("test_lock.py", "enter_often"),
+}
 
 
 def calls_in(path: Path) -> set[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """Stores and runs of the layout before this one: read rightly, or refused in one line."""
 
-import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
@@ -14,9 +13,11 @@ from chexspark import evaluate, ingest, predict, report, train
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
+from chexspark.lock import Lock
 from chexspark.phantom import write_release
 from chexspark.run.folder import LAYOUT_VERSION, RunFolder, run_folder
 from chexspark.run.history import read_history
+from chexspark.run.lineage import read_lineage
 from chexspark.run.resolved import ResolvedTraining
 from chexspark.run.seen_patients import read_seen_patients
 from chexspark.run.settings import (
@@ -139,13 +140,13 @@ def test_a_run_that_another_training_began_meanwhile_is_left_alone(
     run = run_folder(str(tmp_path / "run"))
     config = build(TrainConfig, {"data": store.path, "run": str(run), "epochs": 7})
     others = ResolvedTraining(config, 2)
+    take = Lock.take
 
-    @contextlib.contextmanager
-    def turn(spark):
+    def take_later(lock):
         write_settings(run, others)
-        yield
+        take(lock)
 
-    monkeypatch.setattr("chexspark.cluster.job.turn", turn)
+    monkeypatch.setattr(Lock, "take", take_later)
     with pytest.raises(UserError, match="was begun by another training meanwhile"):
         train(spark, data=store.path, run=str(run), model="vgg16", num_proc=2)
     assert earlier_settings(run) == others
@@ -167,7 +168,10 @@ def test_a_run_of_another_store_is_not_resumed(old):
 def test_damaged_tables_of_a_run_are_one_line(old, name):
     (old / "run" / name / "part-00000.parquet").write_bytes(b"PAR1 no more")
     run = run_folder(str(old / "run"))
-    read = {"history": read_history, "trained_patients": read_seen_patients}[name]
+    read = {
+        "history": read_history,
+        "trained_patients": lambda run: read_seen_patients(run, read_lineage(run)),
+    }[name]
     with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): copy the run again") as raised:
         read(run)
     assert "\n" not in str(raised.value)

@@ -8,6 +8,7 @@ import pytest
 from chexspark.cluster import job, launch, slots
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailedError, StoppedError
+from chexspark.lock import Lock
 from chexspark.run.checkpoint import save
 from chexspark.run.resolved import ResolvedTraining
 from chexspark.settings import build
@@ -37,7 +38,9 @@ def run_with_losses(monkeypatch, tmp_path):
         monkeypatch.setattr(job, "run_ranks", run_ranks)
         monkeypatch.setattr(job, "slots_again", lambda *arguments: slots.pop(0))
         given = {"data": "/none", "run": str(tmp_path), "max_restarts": 5}
-        job.run_to_the_end(None, ResolvedTraining(build(TrainConfig, given | settings), 2), 2)
+        with Lock(locate(str(tmp_path)), "--run", "training") as lock:
+            settings = ResolvedTraining(build(TrainConfig, given | settings), 2)
+            job.run_to_the_end(None, settings, 2, lock)
         return started
 
     return run
@@ -102,7 +105,9 @@ def test_a_run_that_is_stopped_says_where_the_command_goes_on(monkeypatch, tmp_p
     monkeypatch.setattr(job, "run_ranks", run_ranks)
     config = build(TrainConfig, {"data": "/none", "run": str(tmp_path)})
     with pytest.raises(StoppedError, match=f"^{reason}.*; the same command resumes at epoch 1"):
-        job.run_to_the_end(None, ResolvedTraining(config, 2), 2)
+        job.run_to_the_end(
+            None, ResolvedTraining(config, 2), 2, Lock(locate(str(tmp_path)), "--run", "training")
+        )
 
 
 @pytest.mark.parametrize("there, found", [(1, 1), (2, 2), (3, 3), (4, 3)])

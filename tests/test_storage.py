@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from chexspark.errors import UserError
 from chexspark.storage import Location, locate
 
 
@@ -89,6 +90,19 @@ def test_a_table_where_folders_cannot_be_renamed(tmp_path):
     Location(Store(), place.path, place.uri).write_table(pa.table({"epoch": [1]}))
     assert place.read_table()["epoch"].to_pylist() == [1]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["part-00000.parquet", "table"]
+
+
+def test_a_private_folder_is_the_user_s_alone(tmp_path):
+    (tmp_path / "there").mkdir(mode=0o755)
+    for name in ("there", "new"):
+        place = locate(str(tmp_path / name))
+        place.make_directory(private=True)
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+    (tmp_path / "there").chmod(0o755)
+    locate(str(tmp_path / "there")).make_directory()
+    assert (tmp_path / "there").stat().st_mode & 0o777 == 0o755
+    with pytest.raises(UserError, match="--private is for local folders, and memory://x is none"):
+        Location(fs.SubTreeFileSystem("/", fs.LocalFileSystem()), "x", "memory://x").make_directory(private=True)  # fmt: skip
 
 
 def test_unfinished_folders_are_cleared_too(tmp_path):

@@ -67,10 +67,13 @@ class EventServer:
     by one thread at a time.
     """
 
-    def __init__(self, host: str, bind: str, handle: Callable[[int, Event], None]) -> None:
+    def __init__(
+        self, host: str, bind: str, num_proc: int, handle: Callable[[int, Event], None]
+    ) -> None:
         self.token = secrets.token_hex(16)
         self.ranks: dict[int, ConnectedRank] = {}
         self.lock = threading.Lock()
+        self.num_proc = num_proc
         self.handle, self.stopping, self.over = handle, False, False
         outer = self
 
@@ -109,6 +112,8 @@ class EventServer:
                     break  # no rank of ours: it counts as lost
                 with self.lock:
                     if isinstance(event, Connected):
+                        if not 0 <= event.rank < self.num_proc:
+                            break
                         rank = self.take_up(event, connection)
                         if self.over:
                             break

@@ -19,6 +19,7 @@ from chexspark.cluster.turn import turn
 from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks_text
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailedError, StoppedError, UserError
+from chexspark.lock import Lock
 from chexspark.models import MINIMUM_SIZE, check_model_name
 from chexspark.models.cost import ToCount, counted_in_background
 from chexspark.models.weights import check_fits, check_weights
@@ -65,7 +66,16 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
         settle(run, before.state["history"])
         log.info("%s is finished: %d epochs", run, len(before.state["history"]))
         return tell_best(run)
-    with counted_in_background(what_to_count(config, manifest, earlier)) as cost:
+    lock = Lock(run.place, "--run", "training")
+    with (
+        contextlib.nullcontext() if config.dry_run else lock,
+        counted_in_background(what_to_count(config, manifest, earlier)) as cost,
+    ):
+        if earlier_settings(run) != earlier:
+            raise UserError(
+                f"--run={run} was begun by another training meanwhile: give a new folder, or the "
+                "same command again to resume it"
+            )
         asked, session = config.num_proc or (earlier.began_with if earlier else None), None
         if config.dry_run and config.num_proc:
             num_proc = config.num_proc
@@ -85,11 +95,6 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
             log.info(plan_text(settings, manifest, schedule, cost()))
             return pd.DataFrame()
         with turn(session):  # another training's ranks hold the slots
-            if earlier_settings(run) != earlier:
-                raise UserError(
-                    f"--run={run} was begun by another training meanwhile: give a new folder, or the "
-                    "same command again to resume it"
-                )
             found = examine(
                 session, num_proc, locate(config.data), run.place, manifest, config.batch_size, cost,
                 config.wait_seconds,
@@ -97,7 +102,7 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
             show(found)
             found.raise_for_faults()
             write_settings(run, settings)
-            run_to_the_end(session, settings, num_proc)
+            run_to_the_end(session, settings, num_proc, lock)
     return tell_best(run)
 
 
@@ -124,7 +129,9 @@ def what_to_count(
     )  # fmt: skip
 
 
-def run_to_the_end(spark: SparkSession, settings: ResolvedTraining, num_proc: int) -> None:
+def run_to_the_end(
+    spark: SparkSession, settings: ResolvedTraining, num_proc: int, lock: Lock
+) -> None:
     """Run the ranks; where some are lost, resume from the last checkpoint with those there are."""
     config, run = settings.config, run_folder(settings.config.run)
     least, most = config.min_proc or num_proc, num_proc
@@ -137,10 +144,11 @@ def run_to_the_end(spark: SparkSession, settings: ResolvedTraining, num_proc: in
                 run_ranks(
                     spark, run_rank, (settings,), num_proc, view.take,
                     horovod_settings(config.fusion_mb, config.autotune, config.deterministic),
-                    config.stall_seconds, config.wait_seconds,
+                    config.stall_seconds, config.wait_seconds, lock.lost,
                 )  # fmt: skip
                 return
             except RanksLost as error:
+                lock.check_held()
                 view.lost = view.lost or time.monotonic()
                 for text in last_words(run, error.rank):
                     line.say(f"  {text}")
@@ -245,6 +253,7 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, ResolvedTr
         check_same(run, config, earlier)
         check_same_store(run, manifest)
     if not config.dry_run:
+        run.place.make_directory(config.private)
         run.logs.make_directory()
     return config, manifest, earlier
 

@@ -60,9 +60,10 @@ class Ranks:
 
     def __init__(
         self, spark: Any, events: EventServer, num_proc: int, stall_seconds: float,
-        wait_seconds: float = WAIT_SECONDS,
+        wait_seconds: float = WAIT_SECONDS, run_lost: threading.Event | None = None,
     ) -> None:  # fmt: skip
         self.spark, self.events, self.num_proc = spark, events, num_proc
+        self.run_lost = run_lost
         self.stall_seconds, self.wait_seconds = stall_seconds, wait_seconds
         self.begun = self.looked = time.monotonic()
         self.supply: Supply | None = None  # Spark's, at the last look while ranks start
@@ -81,6 +82,8 @@ class Ranks:
             while not self.over.wait(LOOK_SECONDS):
                 if self.stopping.is_set():
                     self.over.wait(STOP_SECONDS)
+                elif self.run_lost and self.run_lost.is_set():
+                    self.note(RanksLost("another training has taken the run"))
                 elif not self.note(self.find_lost()):
                     self.see_start()
                     self.note(self.find_stalled() or self.find_absent())
@@ -201,6 +204,7 @@ def run_ranks(
     spark: SparkSession, function: Callable[..., Result], arguments: tuple, num_proc: int,
     on_event: Callable[[Event], None], environment: dict[str, str] | None = None,
     stall_seconds: float = 300.0, wait_seconds: float = WAIT_SECONDS,
+    run_lost: threading.Event | None = None,
 ) -> list[Result]:  # fmt: skip
     """Run ``function(event_address, *arguments)`` on `num_proc` ranks; return results in rank order.
 
@@ -211,7 +215,7 @@ def run_ranks(
     tasks that have not started, are waited for `wait_seconds` long.
 
     `on_event` takes the events of rank 0, and the problems of all; `environment` is added to the
-    ranks'. Raises UserError when a rank met a mistake of the user, RanksLost when one died, stalled
+    ranks'; when `run_lost` is set, the ranks are ended. Raises UserError when a rank met a mistake of the user, RanksLost when one died, stalled
     or met what may pass, StoppedError after a signal or when Spark's application was ended, RunFailedError when
     one failed otherwise.
     """
@@ -228,9 +232,11 @@ def run_ranks(
 
     with (
         turn(spark),
-        EventServer(host, str(conf.get("spark.driver.bindAddress", host)), handle) as events,
+        EventServer(
+            host, str(conf.get("spark.driver.bindAddress", host)), num_proc, handle
+        ) as events,
     ):
-        ranks = Ranks(spark, events, num_proc, stall_seconds, wait_seconds)
+        ranks = Ranks(spark, events, num_proc, stall_seconds, wait_seconds, run_lost)
         with adapted_horovod(host, ranks.silent, ranks.failed), signals_to(ranks.stop):
             threading.Thread(target=ranks.watch, daemon=True).start()
             try:

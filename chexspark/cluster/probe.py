@@ -10,14 +10,17 @@ from __future__ import annotations  # so that the types are not sent along
 import contextlib
 import glob
 import hashlib
+import hmac
 import importlib
 import importlib.metadata
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
+import socketserver
 import tempfile
 import threading
 import time
@@ -34,6 +37,7 @@ CONNECT_SECONDS = (
 ANSWER_SECONDS = 20.0  # for a process that was reached to say who it is: its host may be busy
 CHECK_SECONDS = 60.0  # for store and run to answer
 ALIKE_SECONDS = 10.0  # that tasks which have met may differ in finishing
+LONGEST_QUESTION = 256  # bytes, of what one rank asks another
 CONNECTIONS = 64  # that one rank tries at a time
 DRIVER_VERSION = "/sys/module/nvidia/version"
 LIMITS = (  # of a container's memory: the most, what is taken, and where it says what of that is cache
@@ -63,6 +67,7 @@ class Meeting(TypedDict):
     port: int
     token: str
     seconds: float  # until the first round ends
+    bind: str  # where a task listens: the loopback address where all are on one host, else empty: everywhere
 
 
 class Address(TypedDict):
@@ -238,8 +243,10 @@ def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
         "interfaces": interfaces, "reached": {}, "store": None, "run": None, "run_disk": {},
         "run_kept": 0,
     }  # fmt: skip
-    with listener(meeting["token"], rank) as port:
-        mine: Address = {"host": place["host"], "addresses": interfaces, "port": port}
+    bind = meeting["bind"]
+    with listener(meeting["token"], rank, bind) as port:
+        offered = {name: address for name, address in interfaces.items() if bind in ("", address)}
+        mine: Address = {"host": place["host"], "addresses": offered, "port": port}
         try:
             ranks = gather(meeting, "start", rank, mine)
         except OSError as error:
@@ -280,25 +287,32 @@ def addresses() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def listener(token: str, rank: int) -> Iterator[int]:
-    """Say who we are to whoever connects, on any interface; yields the port."""
-    server = socket.create_server(("", 0), backlog=128)
+def listener(token: str, rank: int, bind: str) -> Iterator[int]:
+    """Prove to whoever asks that this is the rank, and say nothing else; yields the port."""
 
-    def serve() -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
-                connection, _ = server.accept()
-                with connection:
-                    connection.sendall(f"{token} {rank}\n".encode())
+    class Connection(socketserver.StreamRequestHandler):
+        timeout = CONNECT_SECONDS
 
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield server.getsockname()[1]
-    finally:
-        # close() alone leaves the thread waiting in accept().
-        with contextlib.suppress(OSError):
-            server.shutdown(socket.SHUT_RDWR)
-        server.close()
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):  # who does not ask
+                asked = self.rfile.readline(LONGEST_QUESTION).strip()
+                self.wfile.write(f"{proof(token, rank, asked)}\n".encode())
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+    with Server((bind, 0), Connection) as server:
+        threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+
+
+def proof(token: str, rank: int, asked: bytes) -> str:
+    """What only who knows the token can answer to a question; the question is a new one each time."""
+    return hmac.new(token.encode(), b"rank %d %b" % (rank, asked), "sha256").hexdigest()
 
 
 def gather(meeting: Meeting, round_name: str, rank: int, value: Any) -> dict[int, Any]:
@@ -322,12 +336,12 @@ def reach_all(
     """Other rank → pairs of interfaces, ours and theirs, over which it was reached."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         others = [other for other in ranks if other != rank]
-        found = pool.map(lambda other: reach(mine, ranks[other], f"{token} {other}\n"), others)
+        found = pool.map(lambda other: reach(mine, other, ranks[other], token), others)
         return dict(zip(others, found, strict=True))
 
 
-def reach(mine: Address, theirs: Address, password: str) -> list[list[str]]:
-    """See `reach_all`. Loopback counts between ranks of one host."""
+def reach(mine: Address, other: int, theirs: Address, token: str) -> list[list[str]]:
+    """See `reach_all`; `other`: their rank. Loopback counts between ranks of one host."""
     found = []
     for name, address in theirs["addresses"].items():
         if address.startswith("127.") and mine["host"] != theirs["host"]:
@@ -336,8 +350,11 @@ def reach(mine: Address, theirs: Address, password: str) -> list[list[str]]:
         with contextlib.suppress(OSError), socket.create_connection(goal, CONNECT_SECONDS) as their:
             ours = their.getsockname()[0]
             their.settimeout(ANSWER_SECONDS)
+            asked = secrets.token_hex(16).encode()
+            their.sendall(asked + b"\n")
+            said = their.makefile("rb").readline(LONGEST_QUESTION).strip()
             # Another host may have the same address, of a bridge for containers say.
-            if their.makefile().readline() == password:
+            if hmac.compare_digest(said, proof(token, other, asked).encode()):
                 found += [[n, name] for n, a in mine["addresses"].items() if a == ours]
     return found
 

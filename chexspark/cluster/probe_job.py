@@ -23,11 +23,12 @@ from chexspark.cluster.rendezvous import Rendezvous
 from chexspark.cluster.slots import busy, supply, task_counts
 from chexspark.errors import StoppedError
 from chexspark.progress import ProgressLine
-from chexspark.session import ENDED, has_ended
+from chexspark.session import ENDED, has_ended, is_local
 
 AFTER_SECONDS = probe.CHECK_SECONDS + probe.ALIKE_SECONDS  # for tasks that met to answer
 LAST_SECONDS = 2.0  # for the job to end by itself after all that is known is known
 LOOK_SECONDS = 0.1  # between two looks at the tasks
+LOOPBACK = "127.0.0.1"
 BY_VALUE = threading.Lock()
 
 
@@ -86,9 +87,6 @@ def look(
     """Run the tasks; return what those that met have found, and a fault where not all came so far.
 
     Raises StoppedError when Spark's application ends.
-
-
-    Raises StoppedError when Spark's application ends.
     """
     conf = spark.sparkContext.getConf()
     host = str(conf.get("spark.driver.host"))
@@ -102,6 +100,7 @@ def look(
             "port": rendezvous.port,
             "token": rendezvous.token,
             "seconds": wait_seconds,
+            "bind": LOOPBACK if is_local(spark) else "",
         }
         job = ProbeJob(spark, asked, meeting, num_proc)
         try:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from typing import Any, Self
 
 FIRST = "start"  # the round to which all are to come
+ROUNDS = (FIRST, "end")
 LONGEST_LINE = 1 << 20
 
 
@@ -39,9 +40,9 @@ class Rendezvous:
             def handle(self) -> None:
                 token = self.rfile.readline(LONGEST_LINE).strip()
                 if hmac.compare_digest(token, rendezvous.token.encode()):
-                    said = json.loads(self.rfile.readline(LONGEST_LINE))
-                    answer = rendezvous.wait(said["round"], said["rank"], said["value"])
-                    self.wfile.write((json.dumps(answer) + "\n").encode())
+                    said = rendezvous.checked(self.rfile.readline(LONGEST_LINE))
+                    if said:
+                        self.wfile.write((json.dumps(rendezvous.wait(*said)) + "\n").encode())
 
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = True
@@ -49,6 +50,16 @@ class Rendezvous:
 
         self.server = Server((bind, 0), Connection)
         self.port = self.server.server_address[1]
+
+    def checked(self, line: bytes) -> tuple[str, int, Any] | None:
+        """Round, rank and value of a line; None where it says no such thing."""
+        try:
+            said = json.loads(line)
+            name, rank, value = said["round"], said["rank"], said["value"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+        known = name in ROUNDS and type(rank) is int and 0 <= rank < self.num_tasks
+        return (name, rank, value) if known else None
 
     def wait(self, name: str, rank: int, value: Any) -> dict[int, Any]:
         """Add a value to a round; return the round's values when it ends."""

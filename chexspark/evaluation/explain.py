@@ -87,7 +87,7 @@ def explain(spark: SparkSession | None, config: ExplainConfig) -> pd.DataFrame:
         pictures, prepared = read_images(config.images, how)
         spark = start_session(spark, "explain")
         mapped = all_mapped(map_files(spark, prepared, model, how), prepared)
-    out.make_directory()
+    out.make_directory(config.private)
     rows = [
         draw_overlay(
             image, map_on_picture(image, finding), pictures[image.name], finding, boxes, out

@@ -134,7 +134,7 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
     ])  # fmt: skip
     scorer = Scorer(models, findings, config.flip, config.batch_size)
     scoring = Scoring(tuple(str(run) for run in runs), scorer, out)
-    out.place.make_directory()
+    out.place.make_directory(config.private)
     spark = start_session(spark, "evaluate")
     validation = None
     if split.name != "val" and not fault:
@@ -178,7 +178,7 @@ def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evalu
     rows = rows_of(given.table, given.findings, aggregate)
     say([given.left_out, *given.notes, unknown])
     out = run_folder(config.out or "")
-    out.place.make_directory()
+    out.place.make_directory(config.private)
     folder = out.table(PREDICTIONS, GIVEN)
     folder.delete_directory()
     folder.write_table(pa.Table.from_pandas(given.table, preserve_index=False))

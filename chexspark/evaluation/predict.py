@@ -79,7 +79,7 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
         log.warning(spoken("note: --images: %s"), passed_over_words([f.name for f in passed_over]))
     scorer = Scorer(models, findings, config.flip, config.batch_size)
     for place in (out, beside):
-        place.make_directory()
+        place.make_directory(config.private)
     with PartWriter(beside, REFUSED, len(sources)) as writer:
         named = [{"path": f.uri, "reason": NO_IMAGE, "bytes": f.bytes} for f in passed_over]
         writer.write(pa.RecordBatch.from_pylist(named, REFUSED))

@@ -189,7 +189,7 @@ def check_scored_by(runs: Sequence[RunFolder], table: pd.DataFrame) -> str | Non
     check was not made, or not for all that the column names.
     """
     for run in runs:
-        seen = read_seen_patients(run)
+        seen = read_seen_patients(run, read_lineage(run))
         if seen is None:
             raise UserError(f"--run={run} does not say which patients it has seen: leave it out")
         patients = set(table["patient_id"])

@@ -9,8 +9,8 @@ from collections.abc import Collection
 from chexspark.errors import UserError
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.run.folder import RunFolder
-from chexspark.run.lineage import Lineage, read_lineage
-from chexspark.run.seen_patients import digest_of, patient_hash, read_seen_patients
+from chexspark.run.lineage import read_lineage
+from chexspark.run.seen_patients import SeenPatients, read_seen_patients
 
 REMEDY = (
     "score patients that it has not seen (if these are other people whose numbers are equal by "
@@ -24,7 +24,7 @@ def check_split(run: RunFolder, split: StoreSplit, patients: Collection[str]) ->
     For a run that was written before runs listed their patients, only its own store can be known.
     """
     lineage = read_lineage(run)
-    seen, store = seen_patients(run, lineage), split.store
+    seen, store = read_seen_patients(run, lineage), split.store
     if seen is not None:
         what = f"--data={store}, split {split.name}"
         check_patients(run, seen, patients, what, selected_may=split.name == "val")
@@ -40,27 +40,14 @@ def check_split(run: RunFolder, split: StoreSplit, patients: Collection[str]) ->
         )
 
 
-def seen_patients(run: RunFolder, lineage: Lineage) -> dict[str, str] | None:
-    """Patient hash → split, or None. Raises UserError when the table is not the lineage's."""
-    seen = read_seen_patients(run)
-    if seen is not None and digest_of(sorted(seen.items())) != lineage.get("trained_patients"):
-        raise UserError(
-            f"{run.seen_patients} is not the table that {run.lineage} tells of: one of the two "
-            "was changed; train again"
-        )
-    if seen is None and lineage.get("trained_patients"):
-        raise UserError(f"{run.seen_patients} is missing: copy it along with the run")
-    return seen
-
-
 def check_patients(
-    run: RunFolder, seen: dict[str, str], patients: Collection[str], what: str, selected_may: bool
+    run: RunFolder, seen: SeenPatients, patients: Collection[str], what: str, selected_may: bool
 ) -> None:
     """Raise UserError when `patients` were trained on, or (unless `selected_may`) validated on.
 
-    `seen`: patient hash → split of the run's own store; `what`: what a message calls the patients.
+    `what`: what a message calls the patients.
     """
-    found = [seen[h] for h in map(patient_hash, patients) if h in seen]
+    found = seen.among(patients)
     trained = found.count("train")
     if trained:
         raise UserError(

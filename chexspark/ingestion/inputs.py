@@ -251,7 +251,7 @@ def check_have_splits(
     if lacking:
         raise UserError(
             f"{split_source(config)}: {len(lacking):,} of {len(names):,} images have no split there, the "
-            f"first {lacking[0]} of patient {labels[lacking[0]].patient_id}: add them, or leave them out"
+            f"first {lacking[0]}: add them or their patients, or leave them out"
         )
 
 

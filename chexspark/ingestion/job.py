@@ -89,10 +89,13 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         check_matches(inputs, names, config)
         if not before:
             check_splits(patients_of(inputs.labels[n] for n in names & inputs.labels.keys()))
-    out.make_directory()
-    spark = start_session(spark, "ingest")
-
+    out.make_directory(config.private)
     with Workplace(out) as workplace:
+        if before != (read_manifest(out) if (out / FILE_NAME).is_file() else None):
+            raise UserError(
+                f"--out={out}: another ingest has written there meanwhile: run it again"
+            )
+        spark = start_session(spark, "ingest")
         workplace.clean(before)
         stored = read_stored(out, before)
         check_known_patients(stored, inputs)
@@ -102,7 +105,7 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         results.append(unreadable_files(inputs))
         stop_when_too_many_refused(results, config.max_bad, out)
         manifest, tables = summarise(inputs, config, results, stored, before, out)
-        workplace.check_held()
+        workplace.lock.check_held()
         publish(out, workplace.folder, manifest, tables, results)
         manifest = dataclasses.replace(manifest, seconds=round(time.monotonic() - started, 1))
         manifest.write(out)
@@ -249,8 +252,8 @@ def what_is_known(inputs: IngestInputs, stored: list[Kept]) -> Known:
             continue  # another image may have this name: its pixels tell
         if label.patient_id != kept.patient_id:
             raise UserError(
-                f"{name} is of patient {kept.patient_id} in the store, but would now be of {label.patient_id}: "
-                "if these are other images, give their set another name, --source"
+                f"{name} is of another patient in the store than it would be now: if these are other images, "
+                "give their set another name, --source"
             )
         if label.labels == kept.labels:
             same.add(name)
@@ -266,10 +269,10 @@ def what_is_known(inputs: IngestInputs, stored: list[Kept]) -> Known:
 def check_known_patients(stored: list[Kept], inputs: IngestInputs) -> None:
     """Raise UserError when the new labels would move a patient that the store has."""
     where = {kept.patient_id: kept.split for kept in stored}
-    for label in inputs.labels.values():
+    for name, label in inputs.labels.items():
         if label.split and where.get(label.patient_id, label.split) != label.split:
             raise UserError(
-                f"patient {label.patient_id} is in the store's {where[label.patient_id]} split, but "
+                f"the patient of {name} is in the store's {where[label.patient_id]} split, but "
                 f"would now be in {label.split}: add with the split that the store was made with"
             )
 

@@ -183,8 +183,8 @@ def check_one_patient(by_name: dict[str, list[dict[str, Any]]], where: str) -> N
         patients = {record["patient_id"] for record in same}
         if len(patients) > 1:
             raise UserError(
-                f"{where}, line {same[1]['line']}: {name} is of patient {same[0]['patient_id']} and of "
-                f"{same[1]['patient_id']}: give each image one"
+                f"{where}, line {same[1]['line']}: {name} is of another patient than on line "
+                f"{same[0]['line']}: give each image one"
             )
 
 

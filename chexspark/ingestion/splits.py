@@ -151,7 +151,7 @@ def file_splits(labels: pd.DataFrame, place: Location) -> dict[str, str]:
             raise UserError(f"{where}, line {line}: {split!r} is not one of {', '.join(SPLITS)}")
         if listed.setdefault(name, split) != split:
             raise UserError(
-                f"{where}, line {line}: {key} {name} is in {listed[name]} and in {split}"
+                f"{where}, line {line}: this {key} is in {listed[name]}, and here in {split}"
             )
     if key == "image":
         return one_per_patient(labels, listed, where)
@@ -165,8 +165,9 @@ def one_per_patient(labels: pd.DataFrame, listed: dict[str, str], where: str) ->
     numbers = found.groupby(labels["patient_id"]).nunique()
     crossing = numbers.index[numbers > 1]
     if len(crossing):
+        first = labels["image_index"][(labels["patient_id"] == crossing[0]) & found.notna()].iloc[0]
         raise UserError(
-            f"{where}: {len(crossing)} patients are in two splits, the first {crossing[0]}"
+            f"{where}: {len(crossing)} patients are in two splits, the first that of {first}"
         )
     return found.set_axis(labels["image_index"]).dropna().to_dict()
 

@@ -233,9 +233,7 @@ def write_task(task: WriteTask, known: Known) -> TaskResult:
                 result.unlabelled.append(name)
                 continue
             if label.split is None:
-                raise BadImageError(
-                    f"no split: the given one does not name it or its patient {label.patient_id}"
-                )
+                raise BadImageError("no split: the given one does not name it or its patient")
             own = free_name(name, whole, known.stored)
         except NoImageError:
             result.passed_over.append(path)

@@ -20,13 +20,14 @@ class Placed(TypedDict):
 
 
 class Lineage(TypedDict):
-    """The file's content. A run from before they were recorded lacks `trained_patients`,
+    """The file's content. A run from before they were recorded lacks `trained_patients`, `patient_salt`,
     `findings`, which then are NIH's 14, `fit` (stretch) and `bit_depth`; `read_lineage` puts these three in."""
 
     store: str  # path or URI
     store_fingerprint: str
     split_hash: str
     trained_patients: str  # SHA-256 of the table of seen patients
+    patient_salt: str  # of the hashes in it, hexadecimal
     image_size: int  # pixels
     fit: str  # how images that are not square were fitted into a square
     bit_depth: int | None  # of 16-bit PNGs; None: found per file

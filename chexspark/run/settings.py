@@ -12,6 +12,7 @@ import yaml
 
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError
+from chexspark.lock import is_lock
 from chexspark.run.checkpoint import Checkpoint, latest
 from chexspark.run.folder import LAYOUT_VERSION, RunFolder, check_layout, check_model
 from chexspark.run.lineage import read_lineage
@@ -22,7 +23,7 @@ from chexspark.text_files import read_yaml
 
 # What may change from one start to the next: nothing that the weights depend on, but for rounding.
 FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "dry_run",
-        "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds", "wait_seconds"}  # fmt: skip
+        "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds", "wait_seconds", "private"}  # fmt: skip
 VERSION = "layout_version"
 RENAMED = {1: {"plan": "dry_run"}}  # by layout version: old name → new name
 
@@ -77,8 +78,9 @@ def earlier_settings(run: RunFolder) -> ResolvedTraining | None:
         except UserError as error:
             raise UserError(f"{run.settings} is damaged: {error}") from error
         return ResolvedTraining(dataclasses.replace(config, num_proc=None), config.num_proc)
-    # A doctor that was killed may have left a mark.
-    if any(not file.base_name.startswith(".") for file in run.place.list_files()):
+    # A doctor that was killed may have left a mark, a training a lock.
+    names = [file.base_name for file in run.place.list_files()]
+    if any(not name.startswith(".") and not is_lock(name) for name in names):
         raise UserError(f"--run={run} has files in it, but no run: give a new folder")
     return None
 

@@ -72,6 +72,7 @@ def train_as_rank(settings: ResolvedTraining, events: EventSender) -> Placed:
     store, run = locate(settings.config.data), run_folder(settings.config.run)
     manifest = read_manifest(store)
     if facts.rank == 0:
+        events.send(Starting("the list of its patients"))
         seen = write_seen_patients(run, store, manifest)
         write_lineage(run, lineage_of(settings.config.data, manifest, seen, ranks))
     events.send(Starting("the model"))
@@ -80,13 +81,16 @@ def train_as_rank(settings: ResolvedTraining, events: EventSender) -> Placed:
     return mine
 
 
-def lineage_of(store: str, manifest: Manifest, seen: str, ranks: list[Placed]) -> Lineage:
-    """Where the run comes from; `seen`: digest of the table of patients that it has seen."""
+def lineage_of(
+    store: str, manifest: Manifest, seen: tuple[str, str], ranks: list[Placed]
+) -> Lineage:
+    """Where the run comes from; `seen`: salt and digest of the table of patients that it has seen."""
     return {
         "store": store,
         "store_fingerprint": manifest.fingerprint,
         "split_hash": manifest.split_hash,
-        "trained_patients": seen,
+        "trained_patients": seen[1],
+        "patient_salt": seen[0],
         "image_size": manifest.image_size,
         "fit": manifest.fit,
         "bit_depth": manifest.bit_depth,
