@@ -214,7 +214,7 @@ def test_nih_s_images_are_stretched_and_others_padded():
 def test_a_run_and_its_model_tell_how_images_are_made(spark, stores, run_of, tmp_path):
     manifest = read_manifest(stores["pad"])
     run = run_folder(run_of())
-    lineage = lineage_of(stores["pad"].path, manifest, "", [])
+    lineage = lineage_of(stores["pad"].path, manifest, ("", ""), [])
     run.lineage.write_text(json.dumps(lineage))
     assert preparation_of(read_lineage(run)) == manifest.preparation
     import tf_keras as keras

@@ -80,6 +80,10 @@ def best_model(run: RunFolder) -> Model:
 
 def network_of(run: RunFolder) -> str:
     """The network that a run was trained with. Raises UserError for one that is none of ours."""
+    if not run.settings.is_file():
+        raise UserError(
+            f"--run={run} has no config.yaml, which says what network it is: copy the run again"
+        )
     name = read_settings(run)[1].get("model")
     if name not in MODELS:
         raise UserError(
