@@ -192,7 +192,11 @@ def takes(config_class: type, spark: bool = True) -> Callable[[Callable], Callab
 
         @functools.wraps(function)
         def call_with_session(spark: Any = None, config: Any = None, **values: Any) -> Any:
-            return function(spark, configured(checked(config), values))
+            config = configured(checked(config), values)
+            from chexspark.session import java_loss_told  # only now: --help does not wait for Spark
+
+            with java_loss_told():
+                return function(spark, config)
 
         @functools.wraps(function)
         def call_alone(config: Any = None, **values: Any) -> Any:

@@ -5,12 +5,17 @@ In: a session or none. Out: a session, and what the rooms need to know of it.
 
 import contextlib
 import socket
+from collections.abc import Iterator
 
 from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from chexspark.errors import RunFailedError
+
 ENDED = "Spark's application was ended on the cluster"
+GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"
 UNBOUNDED = 2**31 - 1  # slots, as Spark's own default of spark.dynamicAllocation.maxExecutors
 
 
@@ -62,6 +67,36 @@ def has_ended(spark: SparkSession) -> bool:
         return spark.sparkContext._jsc.sc().isStopped()
     except (Py4JError, OSError, AttributeError):
         return True
+
+
+def java_is_gone(error: BaseException) -> bool:
+    """Whether an error is of this driver's Java process, which has ended, and not of what it was asked."""
+    if GATEWAY_EXITED in str(error):  # before it said where it listens
+        return True
+    if not isinstance(error, (Py4JError, OSError, EOFError, AttributeError, PySparkException)):
+        return False
+    gateway = SparkContext._gateway
+    process = getattr(gateway, "proc", None)
+    if gateway is None or process is not None:
+        return process is not None and process.poll() is not None
+    try:  # one that spark-submit started
+        gateway.jvm.System.nanoTime()
+    except (Py4JError, OSError):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def java_loss_told() -> Iterator[None]:
+    """Inside, the end of this driver's Java process is a RunFailedError, and not what comes of it."""
+    try:
+        yield
+    except Exception as error:
+        if not java_is_gone(error):
+            raise
+        raise RunFailedError(
+            "Spark's Java process on this host has ended, killed from outside or out of memory: run it again"
+        ) from error
 
 
 def is_local(spark: SparkSession) -> bool:

@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 
 from chexspark.errors import RunFailedError
 from chexspark.progress import ProgressLine, duration
+from chexspark.session import java_is_gone
 
 POLL_SECONDS = 0.5
 LONGEST_REASON = 300
@@ -47,14 +48,17 @@ def watched(
     try:
         yield
     except (Py4JError, PySparkException) as error:
+        if java_is_gone(error):
+            raise
         raise RunFailedError(
             f"{what} stopped: {reason(str(error) or type(error).__name__)}{remedy}"
         ) from error
     finally:
         finished.set()
         watcher.join()
-        for name, value in before.items():
-            context.setLocalProperty(name, value)
+        with contextlib.suppress(Py4JError, OSError):  # where Java is gone
+            for name, value in before.items():
+                context.setLocalProperty(name, value)
 
 
 def watch(

@@ -196,7 +196,7 @@ class Location:
         """
         self.make_directory()
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table, sink, write_page_checksum=True)
         content, name = sink.getvalue().to_pybytes(), "part-00000.parquet"
         there = {file.path for file in self.list_files() if file.base_name[0] not in "._"}
         if there <= {(self / name).path}:
@@ -224,7 +224,7 @@ class Location:
 
     def read_table(self) -> pa.Table:
         """The Parquet file, or all in the folder. Raises OSError, and ValueError for what is none."""
-        return pq.read_table(self.path, filesystem=self.filesystem)
+        return pq.read_table(self.path, filesystem=self.filesystem, page_checksum_verification=True)
 
 
 def absolute(uri: str) -> str:

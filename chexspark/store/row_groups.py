@@ -6,12 +6,13 @@ checksums. Nothing is unpickled.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chexspark.errors import RunFailedError
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import Manifest, StoreFile
 from chexspark.store.schema import (
@@ -27,7 +28,7 @@ PIXELS = (IMAGE, LABELS)
 PIECE_BYTES = 1 << 20  # a row group is decoded in pieces that fit a processor's cache
 
 
-class DamagedStoreError(Exception):
+class DamagedStoreError(RunFailedError):
     """A file is not what the manifest says; the message names file and row group."""
 
 
@@ -149,14 +150,25 @@ def patients_of_split(store: Location, manifest: Manifest, split: str) -> set[st
 
 def checked_column(groups: list[RowGroup], name: str) -> list:
     """A column, as Python values, of row groups of one file. Raises DamagedStoreError."""
-    place, values = locate(groups[0].uri), []
+    return [row[name] for row in checked_rows(groups, (name,))]
+
+
+def checked_rows(
+    groups: list[RowGroup], names: tuple[str, ...], labels: bool = False
+) -> list[dict[str, Any]]:
+    """Columns of row groups of one file, as Python values by name, but for images. Raises DamagedStoreError.
+
+    `labels`: those too, whose checksum needs the pixels: they are not checked here.
+    """
+    place, rows = locate(groups[0].uri), []
     for group in groups:
         try:
             with place.filesystem.open_input_file(place.path) as source:
                 parquet = pq.ParquetFile(source)
-                table = parquet.read_row_group(group.number, columns=others_of(parquet))
-            values += table[name].to_pylist()
+                wanted = [*others_of(parquet), *([LABELS] if labels else [])]
+                table = parquet.read_row_group(group.number, columns=wanted)
+            check_columns(table.drop([LABELS]) if labels else table, group)
+            rows += table.select([*names, *([LABELS] if labels else [])]).to_pylist()
         except (OSError, ValueError, KeyError) as error:
             raise DamagedStoreError(f"{group}: {error}") from error
-        check_columns(table, group)
-    return values
+    return rows
