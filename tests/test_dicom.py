@@ -26,8 +26,8 @@ from pydicom.uid import (
 )
 
 from chexspark.ingestion import dicom as reading
-from chexspark.ingestion.images import decode, prepare
-from chexspark.ingestion.kinds import HEAD, BadImageError, kind_of
+from chexspark.ingestion.images import BadImageError, decode, prepare
+from chexspark.ingestion.kinds import HEAD, kind_of
 from chexspark.ingestion.sources import SourceFile
 from chexspark.ingestion.task import Known, Label, WriteTask, write_task
 from chexspark.preparation import Preparation

@@ -7,8 +7,7 @@ import pytest
 import chexspark
 from chexspark.errors import UserError
 from chexspark.extras import check_extra
-from chexspark.ingestion.images import prepare
-from chexspark.ingestion.kinds import BadImageError
+from chexspark.ingestion.images import BadImageError, prepare
 from chexspark.ingestion.sources import find_sources
 from chexspark.preparation import Preparation
 

@@ -29,8 +29,7 @@ from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.runs import best_model, check_fit, one_preparation
 from chexspark.evaluation.tables import probability_text
 from chexspark.findings import UNKNOWN, column_name, find
-from chexspark.ingestion.images import StoredImage, decode, prepare
-from chexspark.ingestion.kinds import BadImageError
+from chexspark.ingestion.images import BadImageError, StoredImage, decode, prepare
 from chexspark.ingestion.sources import find_sources, read_source_images
 from chexspark.preparation import Preparation
 from chexspark.run.folder import run_folder

@@ -20,8 +20,8 @@ from chexspark.errors import RunFailedError, UserError, spoken
 from chexspark.evaluation.inference import Scorer, probabilities_of
 from chexspark.evaluation.predictions import probability_column
 from chexspark.evaluation.runs import best_model, different_runs, one_preparation, shared_findings
-from chexspark.ingestion.images import prepare
-from chexspark.ingestion.kinds import NO_IMAGE, BadImageError
+from chexspark.ingestion.images import BadImageError, prepare
+from chexspark.ingestion.kinds import NO_IMAGE
 from chexspark.ingestion.sources import (
     ImageFile,
     SourceFile,

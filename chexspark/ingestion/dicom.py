@@ -19,12 +19,10 @@ from pydicom.uid import (
     JPEG2000TransferSyntaxes,
     JPEGExtended12Bit,
     JPEGLSTransferSyntaxes,
-    RLELossless,
 )
 
 from chexspark.ingestion.dicom_display import Display, Values, integer
-from chexspark.ingestion.images import STRIP
-from chexspark.ingestion.kinds import BadImageError
+from chexspark.ingestion.images import BadImageError
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
@@ -97,12 +95,6 @@ def dicom_size(dataset: pydicom.Dataset) -> tuple[int, int]:
     return integer(dataset, "Columns"), integer(dataset, "Rows")
 
 
-def pixel_bytes(dataset: pydicom.Dataset) -> float:
-    """Of a pixel when it is decoded; half as much again for RLE, whose decoder has it twice for a while."""
-    whole = integer(dataset, "SamplesPerPixel", 1) * -(-integer(dataset, "BitsAllocated") // 8)
-    return whole * (1.5 if dataset.file_meta.TransferSyntaxUID == RLELossless else 1)
-
-
 def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
     """Gray values as DICOM means them to be shown, and the photometric interpretation.
 
@@ -130,10 +122,8 @@ def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
             raise ValueError(f"DICOM of photometric interpretation {shown}")
         return gray_of_colours(words, 2**stored - 1), interpretation
     if interpretation == PALETTE:
-        strips = (words[first : first + STRIP] for first in range(0, len(words), STRIP))
-        return np.vstack(
-            [gray_of_palette(s & (2**stored - 1), dataset) for s in strips]
-        ), interpretation
+        painted = apply_color_lut(words & (2**stored - 1), dataset)[..., :3]
+        return gray_of_colours(painted, np.iinfo(painted.dtype).max), interpretation
     syntax = dataset.file_meta.TransferSyntaxUID
     whole = syntax in JPEG2000TransferSyntaxes or syntax in JPEGLSTransferSyntaxes
     values = Values(8 * words.itemsize if whole else stored, allocated, signed)
@@ -192,12 +182,6 @@ def twelve_bit_jpeg(dataset: pydicom.Dataset, stored: int) -> np.ndarray:
         raise ValueError("12-bit JPEG that python-gdcm cannot decode")
     words = np.frombuffer(buffer.encode("utf-8", "surrogateescape"), "<u2")
     return words.reshape(dataset.Rows, dataset.Columns)
-
-
-def gray_of_palette(words: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    """Places in the data set's palette (height, width) as gray: uint8 (height, width)."""
-    painted = apply_color_lut(words, dataset)[..., :3]
-    return gray_of_colours(painted, np.iinfo(painted.dtype).max)
 
 
 def gray_of_colours(colours: np.ndarray, most: int) -> np.ndarray:

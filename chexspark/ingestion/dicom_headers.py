@@ -14,7 +14,8 @@ from pyspark.sql import SparkSession
 from chexspark.config import DICOM_FACTS
 from chexspark.extras import check_extra
 from chexspark.ingestion.image_names import label_name
-from chexspark.ingestion.kinds import DICOM, HEAD, BadImageError, kind_by_name, kind_of
+from chexspark.ingestion.images import BadImageError
+from chexspark.ingestion.kinds import DICOM, HEAD, kind_by_name, kind_of
 from chexspark.ingestion.label_facts import Unreadable
 from chexspark.ingestion.label_records import PARSED
 from chexspark.ingestion.sources import SourceFile, is_archive, read_source_images

@@ -5,6 +5,7 @@ measured, or BadImageError with the reason.
 """
 
 import io
+import zlib
 from dataclasses import dataclass
 
 import cv2
@@ -15,29 +16,27 @@ from chexspark.errors import UserError
 from chexspark.extras import check_extra
 from chexspark.ingestion.duplicates import HASH_SIDE
 from chexspark.ingestion.fitting import fitted, picture_in
-from chexspark.ingestion.kinds import (
-    DICOM,
-    EXTENSIONS,
-    JPEG,
-    PNG,
-    BadImageError,
-    kind_of,
-)
-from chexspark.ingestion.png import Header, checked_png
+from chexspark.ingestion.kinds import DICOM, EXTENSIONS, JPEG, PNG, PNG_MARK, kind_of
 from chexspark.phantom import SYNTHETIC
 from chexspark.preparation import Preparation
 
-# A 10,000 × 10,000 image of 16 bits: 200 MB. The largest detectors make a fifth of it. Decoding takes up to
-# four times as much.
-MAX_PIXELS, MAX_BYTES = 100_000_000, 1 << 28
-STRIP = 256  # rows that are worked on at a time, so that what is between takes little memory
+MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make a fifth of it
 MIN_SIDE, MAX_SIDE = 10, 65_535  # DICOM has no room for more
 BLANK_DEVIATION = 1.0  # of 255; noise alone is above it on every detector
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
 ANIMATED = b"acTL"  # a chunk
+PNG_DEPTH = 24  # the byte that says how many bits a sample has
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a detector, whatever the file has room for
 ORIENTATION = 0x0112  # EXIF's tag
 EXIF_TEXTS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks
+
+
+class BadImageError(Exception):
+    """The image cannot be used; the message is the reason that quarantine records."""
+
+
+class NoImageError(BadImageError):
+    """A file that is no image by its name nor by its content: it is passed over, and told."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +55,29 @@ class StoredImage:
     burned_in: bool  # the file says that annotations are drawn in its pixels
 
 
-def check_dimensions(width: int, height: int, pixel_bytes: float = 1) -> None:
-    """Raise BadImageError for a size that no X-ray has. `pixel_bytes`: a pixel's, decoded."""
+def check_png(content: bytes) -> set[bytes]:
+    """Walk the chunks and their CRC-32, and tell the chunks that there are.
+
+    Raises BadImageError for a truncated file or a flipped bit.
+    """
+    chunks = set()
+    place, view = len(PNG_MARK), memoryview(content)
+    while place + 12 <= len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        if end > len(content):
+            break
+        if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
+            raise BadImageError("corrupt: a PNG chunk does not fit its checksum")
+        chunks.add(content[place + 4 : place + 8])
+        if content[place + 4 : place + 8] == b"IEND":
+            return chunks
+        place = end
+    raise BadImageError("truncated: the PNG breaks off")
+
+
+def check_dimensions(width: int, height: int) -> None:
+    """Raise BadImageError for a size that no X-ray has."""
     sides = sorted((width, height))
-    if width * height * pixel_bytes > MAX_BYTES and width * height <= MAX_PIXELS:
-        raise BadImageError(
-            f"absurd dimensions: {width}x{height} of {pixel_bytes:g} bytes a pixel, more than "
-            f"{MAX_BYTES >> 20} MiB"
-        )
     if width * height > MAX_PIXELS or sides[0] < MIN_SIDE or sides[1] > MAX_SIDE:
         raise BadImageError(f"absurd dimensions: {width}x{height}")
 
@@ -117,25 +131,23 @@ def in_words(error: Exception) -> str:
 def decode_dicom(content: bytes) -> tuple[np.ndarray, str]:
     """See `decode`, of a DICOM file: uint8 (height, width). Raises what a decoder raises."""
     check_extra("dicom", "a DICOM file")  # in an archive; the driver saw loose files
-    from chexspark.ingestion.dicom import dicom_pixels, dicom_size, pixel_bytes, read_dicom
+    from chexspark.ingestion.dicom import dicom_pixels, dicom_size, read_dicom
 
     dataset = read_dicom(content)
-    check_dimensions(*dicom_size(dataset), pixel_bytes(dataset))
+    check_dimensions(*dicom_size(dataset))
     return dicom_pixels(dataset)
 
 
 def decode_picture(content: bytes, kind: str, bit_depth: int | None) -> tuple[np.ndarray, str]:
     """See `decode`, of a PNG or JPEG: uint8 (height, width). Raises BadImageError, or what Pillow raises."""
-    chunks: set[bytes] = set()
-    if kind == PNG:
-        header = Header.of(content)
-        check_dimensions(header.width, header.height, header.pixel_bits / 8)
-        content, chunks = checked_png(content, header)
     image = Image.open(io.BytesIO(content), formats=(kind,))
-    check_dimensions(image.width, image.height, len(image.getbands()))
+    check_dimensions(*image.size)
+    chunks = check_png(content) if kind == PNG else set()
     if ANIMATED in chunks:
         raise BadImageError("several frames: an animated PNG")
-    deep = kind == PNG and header.depth == 16  # of colours, Pillow would drop the lower 8 bits
+    deep = (
+        kind == PNG and content[PNG_DEPTH] == 16
+    )  # of colours, Pillow would drop the lower 8 bits
     mode = image.mode
     if deep or (kind == PNG and mode == "L"):  # nearly all of NIH's: faster than Pillow
         flag = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_GRAYSCALE
@@ -192,13 +204,9 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     0 stays 0, the largest value of so many bits becomes 255. Returns uint8 (height, width); alpha is
     left out.
     """
+    gray = values if values.ndim == 2 else cv2.cvtColor(values[..., :3], cv2.COLOR_BGR2GRAY)
     most = 2**bits - 1
-    eight = np.empty(values.shape[:2], np.uint8)
-    for first in range(0, len(values), STRIP):
-        strip = values[first : first + STRIP]
-        gray = strip if strip.ndim == 2 else cv2.cvtColor(strip[..., :3], cv2.COLOR_BGR2GRAY)
-        eight[first : first + STRIP] = (gray.astype(np.uint32) * 510 + most) // (2 * most)
-    return eight
+    return ((gray.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)
 
 
 def is_burned_in(content: bytes) -> bool:

@@ -26,14 +26,6 @@ VALUE_TYPES = (  # PS3.5, 6.2
 LONGEST_FIRST = 256  # bytes of the first value of a DICOM file
 
 
-class BadImageError(Exception):
-    """The image cannot be used; the message is the reason that quarantine records."""
-
-
-class NoImageError(BadImageError):
-    """A file that is no image by its name nor by its content: it is passed over, and told."""
-
-
 def kind_by_name(name: str) -> str | None:
     """What the name of a file says that it is; of a ``._`` file of macOS nothing, whatever its end."""
     name = name.rpartition("/")[2]
