@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from chexspark.ingestion.dicom_display import Display, Values, integer
-from chexspark.ingestion.images import BadImageError
+from chexspark.ingestion.image_errors import BadImageError
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"

@@ -5,7 +5,6 @@ measured, or BadImageError with the reason.
 """
 
 import io
-import zlib
 from dataclasses import dataclass
 
 import cv2
@@ -16,7 +15,9 @@ from chexspark.errors import UserError
 from chexspark.extras import check_extra
 from chexspark.ingestion.duplicates import HASH_SIDE
 from chexspark.ingestion.fitting import fitted, picture_in
-from chexspark.ingestion.kinds import DICOM, EXTENSIONS, JPEG, PNG, PNG_MARK, kind_of
+from chexspark.ingestion.image_errors import BadImageError
+from chexspark.ingestion.kinds import DICOM, EXTENSIONS, JPEG, PNG, kind_of
+from chexspark.ingestion.png_files import unpacked_png
 from chexspark.phantom import SYNTHETIC
 from chexspark.preparation import Preparation
 
@@ -24,19 +25,10 @@ MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make
 MIN_SIDE, MAX_SIDE = 10, 65_535  # DICOM has no room for more
 BLANK_DEVIATION = 1.0  # of 255; noise alone is above it on every detector
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
-ANIMATED = b"acTL"  # a chunk
 PNG_DEPTH = 24  # the byte that says how many bits a sample has
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a detector, whatever the file has room for
 ORIENTATION = 0x0112  # EXIF's tag
 EXIF_TEXTS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks
-
-
-class BadImageError(Exception):
-    """The image cannot be used; the message is the reason that quarantine records."""
-
-
-class NoImageError(BadImageError):
-    """A file that is no image by its name nor by its content: it is passed over, and told."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +45,6 @@ class StoredImage:
     perceptual_hash: str  # 256 bits in hex; near images differ in few
     synthetic: bool  # the file says so
     burned_in: bool  # the file says that annotations are drawn in its pixels
-
-
-def check_png(content: bytes) -> set[bytes]:
-    """Walk the chunks and their CRC-32, and tell the chunks that there are.
-
-    Raises BadImageError for a truncated file or a flipped bit.
-    """
-    chunks = set()
-    place, view = len(PNG_MARK), memoryview(content)
-    while place + 12 <= len(content):
-        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-        if end > len(content):
-            break
-        if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
-            raise BadImageError("corrupt: a PNG chunk does not fit its checksum")
-        chunks.add(content[place + 4 : place + 8])
-        if content[place + 4 : place + 8] == b"IEND":
-            return chunks
-        place = end
-    raise BadImageError("truncated: the PNG breaks off")
 
 
 def check_dimensions(width: int, height: int) -> None:
@@ -142,9 +114,10 @@ def decode_picture(content: bytes, kind: str, bit_depth: int | None) -> tuple[np
     """See `decode`, of a PNG or JPEG: uint8 (height, width). Raises BadImageError, or what Pillow raises."""
     image = Image.open(io.BytesIO(content), formats=(kind,))
     check_dimensions(*image.size)
-    chunks = check_png(content) if kind == PNG else set()
-    if ANIMATED in chunks:
-        raise BadImageError("several frames: an animated PNG")
+    chunks: set[bytes] = set()
+    if kind == PNG:
+        content, chunks = unpacked_png(content)
+        image = Image.open(io.BytesIO(content), formats=(kind,))
     deep = (
         kind == PNG and content[PNG_DEPTH] == 16
     )  # of colours, Pillow would drop the lower 8 bits
