@@ -22,6 +22,9 @@ from chexspark.phantom import SYNTHETIC
 from chexspark.preparation import Preparation
 
 MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make a fifth of it
+MAX_BYTES = (
+    200_000_000  # of decoded pixels, 2 of each: with all copies of them, a task stays below 1 GB
+)
 MIN_SIDE, MAX_SIDE = 10, 65_535  # DICOM has no room for more
 BLANK_DEVIATION = 1.0  # of 255; noise alone is above it on every detector
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
@@ -47,11 +50,16 @@ class StoredImage:
     burned_in: bool  # the file says that annotations are drawn in its pixels
 
 
-def check_dimensions(width: int, height: int) -> None:
-    """Raise BadImageError for a size that no X-ray has."""
+def check_dimensions(width: int, height: int, pixel_bytes: int) -> None:
+    """Raise BadImageError for a size that no X-ray has. `pixel_bytes`: of each pixel when it is decoded."""
     sides = sorted((width, height))
     if width * height > MAX_PIXELS or sides[0] < MIN_SIDE or sides[1] > MAX_SIDE:
         raise BadImageError(f"absurd dimensions: {width}x{height}")
+    if width * height * pixel_bytes > MAX_BYTES:
+        raise BadImageError(
+            f"absurd dimensions: {width}x{height} with {pixel_bytes} bytes a pixel, more than "
+            f"{MAX_BYTES // 1_000_000} MB"
+        )
 
 
 def decode(content: bytes, name: str = "", bit_depth: int | None = None) -> tuple[np.ndarray, str]:
@@ -103,25 +111,25 @@ def in_words(error: Exception) -> str:
 def decode_dicom(content: bytes) -> tuple[np.ndarray, str]:
     """See `decode`, of a DICOM file: uint8 (height, width). Raises what a decoder raises."""
     check_extra("dicom", "a DICOM file")  # in an archive; the driver saw loose files
-    from chexspark.ingestion.dicom import dicom_pixels, dicom_size, read_dicom
+    from chexspark.ingestion.dicom import dicom_pixels, dicom_size, pixel_bytes, read_dicom
 
     dataset = read_dicom(content)
-    check_dimensions(*dicom_size(dataset))
+    check_dimensions(*dicom_size(dataset), pixel_bytes(dataset))
     return dicom_pixels(dataset)
 
 
 def decode_picture(content: bytes, kind: str, bit_depth: int | None) -> tuple[np.ndarray, str]:
     """See `decode`, of a PNG or JPEG: uint8 (height, width). Raises BadImageError, or what Pillow raises."""
     image = Image.open(io.BytesIO(content), formats=(kind,))
-    check_dimensions(*image.size)
+    mode, (width, height) = image.mode, image.size
+    # Of colours, Pillow would drop the lower 8 bits.
+    deep = kind == PNG and content[PNG_DEPTH] == 16
+    # Pillow has four bytes for a pixel of whatever is not gray, OpenCV eight.
+    check_dimensions(width, height, 1 if mode == "L" else 2 if mode == "I;16" else 8 if deep else 4)
     chunks: set[bytes] = set()
     if kind == PNG:
         content, chunks = unpacked_png(content)
         image = Image.open(io.BytesIO(content), formats=(kind,))
-    deep = (
-        kind == PNG and content[PNG_DEPTH] == 16
-    )  # of colours, Pillow would drop the lower 8 bits
-    mode = image.mode
     if deep or (kind == PNG and mode == "L"):  # nearly all of NIH's: faster than Pillow
         flag = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_GRAYSCALE
         read = np.frombuffer(content, np.uint8)
@@ -179,7 +187,18 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     """
     gray = values if values.ndim == 2 else cv2.cvtColor(values[..., :3], cv2.COLOR_BGR2GRAY)
     most = 2**bits - 1
-    return ((gray.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)
+    table = (np.arange(most + 1, dtype=np.uint32) * 510 + most) // (2 * most)
+    return through_table(gray, table.astype(np.uint8))
+
+
+def through_table(words: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The uint8 entries of a table (n,) for words (height, width), unsigned and below n."""
+    found = np.empty(words.shape, np.uint8)
+    for row, out in zip(
+        words, found, strict=True
+    ):  # by rows: places in a table take eight bytes each
+        out[:] = table[row]
+    return found
 
 
 def is_burned_in(content: bytes) -> bool:
