@@ -23,6 +23,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from chexspark.ingestion.apart import Apart, EndedError
 from chexspark.ingestion.dicom_display import Display, Values, integer
 from chexspark.ingestion.dicom_streams import check_rle, check_stream_size
 from chexspark.ingestion.image_errors import BadImageError
@@ -101,13 +102,24 @@ def dicom_size(dataset: pydicom.Dataset) -> tuple[int, int]:
 
 
 def pixel_bytes(dataset: pydicom.Dataset) -> int:
-    """The bytes of a pixel when it is decoded. Raises ValueError where the file does not say them."""
-    return integer(dataset, "SamplesPerPixel", 1) * -(-integer(dataset, "BitsAllocated") // 8)
+    """The bytes of a pixel when it is decoded. Raises ValueError where the file does not say them.
+
+    Of what is decoded in a process of its own, they are there twice.
+    """
+    once = integer(dataset, "SamplesPerPixel", 1) * -(-integer(dataset, "BitsAllocated") // 8)
+    return 2 * once if is_decoded_apart(dataset) else once
 
 
-def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
+def is_decoded_apart(dataset: pydicom.Dataset) -> bool:
+    """Whether it is compressed by anything but runs, which Python itself unpacks."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    return syntax.is_transfer_syntax and syntax.is_encapsulated and syntax != RLELossless
+
+
+def dicom_pixels(dataset: pydicom.Dataset, content: bytes) -> tuple[np.ndarray, str]:
     """Gray values as DICOM means them to be shown, and the photometric interpretation.
 
+    `content`: the file that the data set is of.
     Returns uint8 (height, width); colours become gray. Source: DICOM PS3.3, C.7.6.3.1, C.11.1, C.11.2.
     Raises ValueError with the reason when that cannot be known, and what pydicom raises.
     """
@@ -126,7 +138,7 @@ def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
             f"HighBit is {high} and BitsStored {stored}: retired, where the values lie is not sure"
         )
     signed = bool(integer(dataset, "PixelRepresentation"))
-    words, shown = decoded_words(dataset, stored)
+    words, shown = decoded_words(dataset, content, stored)
     if colours:
         if shown in CHROMA:
             return painted(
@@ -147,13 +159,12 @@ def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
     return Display.of(dataset, values).gray(words), interpretation
 
 
-def decoded_words(dataset: pydicom.Dataset, stored: int) -> tuple[np.ndarray, str]:
+def decoded_words(dataset: pydicom.Dataset, content: bytes, stored: int) -> tuple[np.ndarray, str]:
     """The pixel cells of the one frame: (height, width) or (height, width, 3), and what they are then.
 
     That is the photometric interpretation after decoding. Bits beyond the `stored` are as the file has
     them. Raises BadImageError that names the package when the decoder for it is not installed.
     """
-    dataset.SamplesPerPixel = integer(dataset, "SamplesPerPixel", 1)
     syntax = dataset.file_meta.TransferSyntaxUID
     decoder = get_decoder(syntax)
     if not decoder.is_available:
@@ -162,8 +173,36 @@ def decoded_words(dataset: pydicom.Dataset, stored: int) -> tuple[np.ndarray, st
         raise BadImageError(f"needs {needed[0]}, not installed here: compressed as {syntax.name}")
     if decoder.is_encapsulated:
         check_compressed(dataset)
-    if syntax == JPEGExtended12Bit and stored > 8:
-        return twelve_bit_jpeg(dataset, stored), str(dataset.PhotometricInterpretation)
+    if not is_decoded_apart(dataset):
+        return words_of(dataset)
+    if is_twelve_bit_jpeg(dataset, stored) and not has_gdcm():
+        raise BadImageError("needs python-gdcm, not installed here: 12-bit JPEG")
+    try:
+        return decode_apart(content, stored)
+    except EndedError as error:
+        raise ValueError("the compressed pixels are damaged: they end the decoder") from error
+
+
+def words_in_file(content: bytes, stored: int) -> tuple[np.ndarray, str]:
+    """See `decoded_words`, of a file. Raises BadImageError, or ValueError with the reason."""
+    try:
+        dataset = read_dicom(content)
+        if is_twelve_bit_jpeg(dataset, stored):
+            return twelve_bit_jpeg(dataset, stored), str(dataset.PhotometricInterpretation)
+        return words_of(dataset)
+    except (BadImageError, ValueError):
+        raise
+    except Exception as error:  # another cannot always be sent from process to process
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+decode_apart = Apart(words_in_file)
+
+
+def words_of(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
+    """See `decoded_words`, by pydicom. Raises ValueError, and what pydicom raises."""
+    dataset.SamplesPerPixel = integer(dataset, "SamplesPerPixel", 1)
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     options = {} if decoder.is_encapsulated else {"allow_excess_frames": False}
     try:
         words, facts = decoder.as_array(
@@ -174,15 +213,27 @@ def decoded_words(dataset: pydicom.Dataset, stored: int) -> tuple[np.ndarray, st
     return words, str(facts["photometric_interpretation"])
 
 
+def is_twelve_bit_jpeg(dataset: pydicom.Dataset, stored: int) -> bool:
+    """Whether it is what pydicom leaves out and GDCM decodes."""
+    return dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit and stored > 8
+
+
+def has_gdcm() -> bool:
+    """Whether python-gdcm is installed."""
+    try:
+        import gdcm  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def twelve_bit_jpeg(dataset: pydicom.Dataset, stored: int) -> np.ndarray:
     """Gray of JPEG Extended with more than 8 bits, which pydicom leaves out: uint16 (height, width).
 
-    Raises BadImageError where python-gdcm is not installed, ValueError where it cannot decode it.
+    Raises ValueError where python-gdcm cannot decode it.
     """
-    try:
-        import gdcm
-    except ImportError as error:
-        raise BadImageError("needs python-gdcm, not installed here: 12-bit JPEG") from error
+    import gdcm
+
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(get_frame(dataset.PixelData, 0, number_of_frames=1))
     fragments = gdcm.SequenceOfFragments.New()

@@ -115,7 +115,7 @@ def decode_dicom(content: bytes) -> tuple[np.ndarray, str]:
 
     dataset = read_dicom(content)
     check_dimensions(*dicom_size(dataset), pixel_bytes(dataset))
-    return dicom_pixels(dataset)
+    return dicom_pixels(dataset, content)
 
 
 def decode_picture(content: bytes, kind: str, bit_depth: int | None) -> tuple[np.ndarray, str]:

@@ -19,6 +19,7 @@ from mutations import ANY, CONSISTENT, mutations
 from twins import archives, dicoms, pictures
 
 from chexspark.ingestion.archives import archive_members
+from chexspark.ingestion.dicom import decode_apart
 from chexspark.ingestion.image_errors import BadImageError
 from chexspark.ingestion.images import decode, prepare
 from chexspark.preparation import Preparation
@@ -147,7 +148,12 @@ def main() -> None:
     cv2.setNumThreads(1)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
     spoil = {"images": spoil_images, "archives": spoil_archives}[what]
-    print(json.dumps(spoil(first, number)))
+    counts = spoil(first, number)
+    decode_apart.end()
+    # What is decoded apart is measured when its processes have ended, all together.
+    if resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > MOST_MEMORY:
+        counts["apart"]["over 1 GB"] += 1
+    print(json.dumps(counts))
 
 
 if __name__ == "__main__":
