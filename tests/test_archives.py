@@ -14,7 +14,7 @@ from PIL import Image
 
 import chexspark.ingestion.archives
 from chexspark.ingestion.archives import LARGEST_MEMBER, archive_members, is_archive_name
-from chexspark.ingestion.images import BadImageError, NoImageError
+from chexspark.ingestion.image_errors import BadImageError, NoImageError
 from chexspark.ingestion.sources import find_sources, read_source_images
 from chexspark.ingestion.tar_files import tar_members
 from chexspark.storage import locate

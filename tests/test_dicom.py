@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import get_decoder
+from pydicom.pixels import convert_color_space, get_decoder
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -21,8 +21,11 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLSLossless,
+    RLELossless,
 )
 
 from chexspark.ingestion import dicom as reading
@@ -521,6 +524,7 @@ def test_pydicom_s_own_files_are_read_or_refused_for_a_true_reason():
     reasons = (
         r"DICOM without PixelData", r"DICOM of \d+ frames", r"absurd dimensions: 3x3", r"less than expected",
         r"DICOM without Columns", r"NumberOfFrames is '1A'", r"Unable to decode as exceptions were raised",
+        r"the compressed pixels are \d+x1024, not 256x1024",
     )  # fmt: skip
     assert not [r for _, r in refused.values() if not re.search("|".join(reasons), r)]
     bad = sorted(os.path.basename(name) for name, (gray, _) in refused.items() if gray)
@@ -575,3 +579,40 @@ def test_a_task_counts_kept_files_with_annotations_burned_in(tmp_path):
     done = write_task(task, Known(dict.fromkeys(files, label), {}, frozenset(), frozenset()))
     assert [kept.name for kept in done.kept] == ["a.dcm", "b.dcm"], "the third is blank"
     assert done.burned_in == 1
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def test_a_stream_larger_than_its_data_set_says_is_not_decoded():
+    large = cv2.imencode(".jp2", np.zeros((300, 200), np.uint8))[1].tobytes()
+    jpeg = cv2.imencode(".jpg", np.zeros((300, 200), np.uint8))[1].tobytes()
+    facts = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "Rows": ROWS, "Columns": COLUMNS}
+    for stream, syntax in ((large, JPEG2000Lossless), (jpeg, JPEGBaseline8Bit)):
+        with pytest.raises(BadImageError, match=r"the compressed pixels are 200x300, not 20x24"):
+            decode(dicom(encapsulate([stream]), syntax, **facts))
+
+
+def test_runs_that_unpack_to_more_than_the_image_are_not_unpacked():
+    eight = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "Rows": ROWS, "Columns": COLUMNS}
+    header = struct.pack("<16I", 1, 64, *[0] * 14)
+    row = bytes([COLUMNS - 1, *range(0, 200, 10)])  # literally, every row alike
+    ramp = np.tile(np.arange(0, 200, 10), (ROWS, 1))
+    check(dicom(encapsulate([header + row * ROWS]), RLELossless, **eight), stretched(ramp))
+    with pytest.raises(BadImageError, match="the compressed pixels unpack to more than 480 bytes"):
+        decode(dicom(encapsulate([header + b"\x81\0" * 5000]), RLELossless, **eight))
+
+
+def test_pixels_of_more_bytes_than_a_task_has_are_not_decoded():
+    facts = COLOUR | {"Rows": 9_000, "Columns": 9_000}
+    with pytest.raises(BadImageError, match="absurd dimensions: 9000x9000 with 3 bytes a pixel"):
+        decode(dicom(b"\0\0", **facts))
+
+
+def test_colours_by_strips_are_those_of_the_whole():
+    random = np.random.default_rng(0)
+    words = random.integers(0, 256, (2 * reading.STRIP + 7, 33, 3)).astype(np.uint8)
+    whole = convert_color_space(words, "YBR_FULL", "RGB")
+    expected = reading.gray_of_colours(whole, 255)
+    more = COLOUR | {"PhotometricInterpretation": "YBR_FULL"}
+    np.testing.assert_array_equal(shown(dicom(words, **more)), expected)

@@ -98,17 +98,37 @@ def test_what_has_eight_bits_knows_no_other_depth():
         np.testing.assert_array_equal(decode(content, bit_depth=12)[0], RAMP)
 
 
-def png(samples, depth, colour, palette=b"", transparent=b""):
-    """A PNG by its specification: samples (height, width, channels) of `depth` bits, unfiltered."""
+def scanlines(samples, depth):
+    """Rows of samples (height, width, channels) of `depth` bits, each after a filter of none."""
     height, width, channels = samples.shape
     bits = np.unpackbits(
         samples.astype(">u2").view(np.uint8).reshape(height, width * channels, 2), axis=2
     )
     lines = np.packbits(bits[..., 16 - depth :].reshape(height, -1), axis=1)
-    rows = b"".join(b"\0" + line.tobytes() for line in lines)
-    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = [(b"IHDR", head), (b"PLTE", palette), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)),
-             (b"IEND", b"")]  # fmt: skip
+    return b"".join(b"\0" + line.tobytes() for line in lines)
+
+
+def png(
+    samples, depth, colour, palette=b"", transparent=b"", interlaced=False, spoil=None, end=b""
+):
+    """A PNG by its specification: samples (height, width, channels) of `depth` bits, unfiltered.
+
+    `spoil` changes the rows before they are packed; `end`: bytes after the packed ones.
+    """
+    height, width, _ = samples.shape
+    starts = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+              (1, 0, 2, 1)] if interlaced else [(0, 0, 1, 1)]  # fmt: skip
+    passes = [samples[y::down, x::across] for y, x, down, across in starts]
+    rows = b"".join(scanlines(part, depth) for part in passes if part.size)
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
+    packed = zlib.compress(spoil(rows) if spoil else rows) + end
+    parts = [
+        (b"IHDR", head),
+        (b"PLTE", palette),
+        (b"tRNS", transparent),
+        (b"IDAT", packed),
+        (b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in parts
@@ -123,7 +143,8 @@ FORMS = [(depth, colour) for colour, depths in
 
 @pytest.mark.parametrize("depth, colour", FORMS)
 @pytest.mark.parametrize("transparent", [False, True])
-def test_every_form_of_png(depth, colour, transparent):
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_every_form_of_png(depth, colour, transparent, interlaced):
     most = 2**depth - 1
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     samples = np.random.default_rng(depth).integers(0, most + 1, (33, 27, channels))
@@ -133,8 +154,81 @@ def test_every_form_of_png(depth, colour, transparent):
     painted = palette[samples[..., 0]] if colour == 3 else samples * 255 / most
     weights = (0.299, 0.587, 0.114)
     expected = painted[..., 0] if colour in (0, 4) else painted[..., :3] @ weights
-    pixels, _ = decode(png(samples, depth, colour, palette.astype(np.uint8).tobytes(), clear))
+    facts = (depth, colour, palette.astype(np.uint8).tobytes(), clear, interlaced)
+    pixels, _ = decode(png(samples, *facts))
     np.testing.assert_allclose(pixels, expected, atol=1)
+    for spoil, reason in SPOILS:
+        with pytest.raises(BadImageError, match=reason):
+            decode(png(samples, *facts, spoil))
+
+
+SPOILS = [
+    (lambda rows: rows[:-1], "corrupt: the PNG has fewer pixels than its header says"),
+    (lambda rows: rows[: len(rows) // 2], "corrupt: the PNG has fewer pixels"),
+    (lambda rows: rows + b"\0", "corrupt: the PNG has more pixels than its header says"),
+    (lambda rows: rows * 2, "corrupt: the PNG has more pixels"),
+    (lambda rows: b"\5" + rows[1:], "corrupt: a PNG row of filter 5"),
+]
+
+
+def with_chunks(content, change):
+    """A PNG whose list of chunks, [kind, data], is changed, with fitting checksums."""
+    chunks, place = [], 8
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        chunks.append([content[place + 4 : place + 8], content[place + 8 : end - 4]])
+        place = end
+    return content[:8] + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in change(chunks)
+    )
+
+
+def with_pixels(change):
+    """A change of chunks: the packed pixels, which are one chunk, become several others."""
+
+    def changed(chunks):
+        at = next(i for i, (kind, _) in enumerate(chunks) if kind == b"IDAT")
+        return [*chunks[:at], *change(chunks[at][1]), *chunks[at + 1 :]]
+
+    return changed
+
+
+DAMAGED = {
+    "Adler-32": (lambda z: [[b"IDAT", z[:-1] + bytes([z[-1] ^ 1])]], "corrupt: the PNG's pixels cannot be inflated"),
+    "no Adler-32": (lambda z: [[b"IDAT", z[:-4]]], "truncated: the PNG's pixels break off"),
+    "half": (lambda z: [[b"IDAT", z[: len(z) // 2]]], "truncated: the PNG's pixels break off"),
+    "tail": (lambda z: [[b"IDAT", z + b"x"]], "corrupt: the PNG has bytes after the end"),
+    "tail in a chunk": (lambda z: [[b"IDAT", z], [b"IDAT", z]], "corrupt: the PNG has bytes after the end"),
+    "no stream": (lambda z: [[b"IDAT", b"x" * 99]], "corrupt: the PNG's pixels cannot be inflated"),
+    "none": (lambda z: [], "corrupt: the PNG's pixels are not in one place"),
+    "two places": (lambda z: [[b"IDAT", z[:9]], [b"tEXt", b"a\0b"], [b"IDAT", z[9:]]],
+                   "corrupt: the PNG's pixels are not in one place"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "I;16"])
+def test_a_png_whose_pixels_are_not_whole_is_refused(name, mode):
+    image = Image.fromarray(RAMP)
+    image = Image.fromarray(RAMP.astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    clean = encoded(image)
+    change, reason = DAMAGED[name]
+    with pytest.raises(BadImageError, match=reason):
+        decode(with_chunks(clean, with_pixels(change)))
+    split = with_chunks(clean, with_pixels(lambda z: [[b"IDAT", z[:9]], [b"IDAT", z[9:]]]))
+    for content in (clean, split):
+        np.testing.assert_array_equal(decode(content)[0], RAMP)
+
+
+@pytest.mark.parametrize("depth, colour", [(4, 2), (16, 3), (8, 5), (0, 0)])
+def test_a_png_of_no_kind_that_there_is(depth, colour):
+    def change(chunks):
+        head = chunks[0][1]
+        return [[b"IHDR", head[:8] + bytes([depth, colour]) + head[10:]], *chunks[1:]]
+
+    with pytest.raises(BadImageError, match=r"corrupt: there is no PNG of|cannot be decoded"):
+        decode(with_chunks(encoded(Image.fromarray(RAMP)), change))
 
 
 MARKED = np.zeros((48, 64), np.uint8)

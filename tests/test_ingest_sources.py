@@ -20,7 +20,7 @@ from chexspark.errors import UserError
 from chexspark.ingestion import archives as archives_module
 from chexspark.ingestion.archives import archive_members
 from chexspark.ingestion.duplicates import duplicate_pairs
-from chexspark.ingestion.images import BadImageError, NoImageError
+from chexspark.ingestion.image_errors import BadImageError, NoImageError
 from chexspark.ingestion.sources import (
     SourceFile,
     find_sources,

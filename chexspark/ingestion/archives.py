@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from chexspark.ingestion.compressed import unpacked
-from chexspark.ingestion.images import BadImageError, NoImageError
+from chexspark.ingestion.image_errors import BadImageError, NoImageError
 from chexspark.ingestion.kinds import HEAD, NO_IMAGE, kind_by_name, kind_of
 from chexspark.ingestion.listing import is_utf8
 from chexspark.ingestion.tar_files import tar_members

@@ -6,11 +6,12 @@ photometric interpretation. What a stored value means is in `dicom_display`.
 
 import io
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pydicom
-from pydicom.encaps import get_frame
-from pydicom.pixels import apply_color_lut, get_decoder
+from pydicom.encaps import generate_fragments, get_frame
+from pydicom.pixels import apply_color_lut, convert_color_space, get_decoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -19,14 +20,19 @@ from pydicom.uid import (
     JPEG2000TransferSyntaxes,
     JPEGExtended12Bit,
     JPEGLSTransferSyntaxes,
+    RLELossless,
 )
 
+from chexspark.ingestion.apart import Apart, EndedError
 from chexspark.ingestion.dicom_display import Display, Values, integer
-from chexspark.ingestion.images import BadImageError
+from chexspark.ingestion.dicom_streams import check_rle, check_stream_size
+from chexspark.ingestion.image_errors import BadImageError
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
-COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+CHROMA = ("YBR_FULL", "YBR_FULL_422")  # what a decoder may leave as it is
+COLOURS = ("RGB", *CHROMA, "YBR_ICT", "YBR_RCT")
+STRIP = 64  # rows whose colours are calculated at a time: in floats, they take some eight times the memory
 LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue: ITU-R BT.601, as PNG and JPEG here
 PREAMBLE, MARK = bytes(128), b"DICM"
 META_LENGTH = slice(140, 144)  # the value of (0002,0000): bytes of file meta after it
@@ -95,9 +101,25 @@ def dicom_size(dataset: pydicom.Dataset) -> tuple[int, int]:
     return integer(dataset, "Columns"), integer(dataset, "Rows")
 
 
-def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
+def pixel_bytes(dataset: pydicom.Dataset) -> int:
+    """The bytes of a pixel when it is decoded. Raises ValueError where the file does not say them.
+
+    Of what is decoded in a process of its own, they are there twice.
+    """
+    once = integer(dataset, "SamplesPerPixel", 1) * -(-integer(dataset, "BitsAllocated") // 8)
+    return 2 * once if is_decoded_apart(dataset) else once
+
+
+def is_decoded_apart(dataset: pydicom.Dataset) -> bool:
+    """Whether it is compressed by anything but runs, which Python itself unpacks."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    return syntax.is_transfer_syntax and syntax.is_encapsulated and syntax != RLELossless
+
+
+def dicom_pixels(dataset: pydicom.Dataset, content: bytes) -> tuple[np.ndarray, str]:
     """Gray values as DICOM means them to be shown, and the photometric interpretation.
 
+    `content`: the file that the data set is of.
     Returns uint8 (height, width); colours become gray. Source: DICOM PS3.3, C.7.6.3.1, C.11.1, C.11.2.
     Raises ValueError with the reason when that cannot be known, and what pydicom raises.
     """
@@ -116,52 +138,102 @@ def dicom_pixels(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
             f"HighBit is {high} and BitsStored {stored}: retired, where the values lie is not sure"
         )
     signed = bool(integer(dataset, "PixelRepresentation"))
-    words, shown = decoded_words(dataset, stored)
+    words, shown = decoded_words(dataset, content, stored)
     if colours:
+        if shown in CHROMA:
+            return painted(
+                words, lambda strip: convert_color_space(strip, shown, "RGB"), stored
+            ), interpretation
         if shown != "RGB":
             raise ValueError(f"DICOM of photometric interpretation {shown}")
-        return gray_of_colours(words, 2**stored - 1), interpretation
+        return painted(words, lambda strip: strip, stored), interpretation
     if interpretation == PALETTE:
-        painted = apply_color_lut(words & (2**stored - 1), dataset)[..., :3]
-        return gray_of_colours(painted, np.iinfo(painted.dtype).max), interpretation
+
+        def looked_up(strip: np.ndarray) -> np.ndarray:
+            return apply_color_lut(strip & (2**stored - 1), dataset)[..., :3]
+
+        return painted(words, looked_up, 8 * looked_up(words[:1]).itemsize), interpretation
     syntax = dataset.file_meta.TransferSyntaxUID
     whole = syntax in JPEG2000TransferSyntaxes or syntax in JPEGLSTransferSyntaxes
     values = Values(8 * words.itemsize if whole else stored, allocated, signed)
     return Display.of(dataset, values).gray(words), interpretation
 
 
-def decoded_words(dataset: pydicom.Dataset, stored: int) -> tuple[np.ndarray, str]:
+def decoded_words(dataset: pydicom.Dataset, content: bytes, stored: int) -> tuple[np.ndarray, str]:
     """The pixel cells of the one frame: (height, width) or (height, width, 3), and what they are then.
 
     That is the photometric interpretation after decoding. Bits beyond the `stored` are as the file has
     them. Raises BadImageError that names the package when the decoder for it is not installed.
     """
-    dataset.SamplesPerPixel = integer(dataset, "SamplesPerPixel", 1)
     syntax = dataset.file_meta.TransferSyntaxUID
     decoder = get_decoder(syntax)
     if not decoder.is_available:
         names = [text.partition(" ")[0] for text in decoder.missing_dependencies]
         needed = [PACKAGES[name] for name in PACKAGES if name in names] or names
         raise BadImageError(f"needs {needed[0]}, not installed here: compressed as {syntax.name}")
-    if syntax == JPEGExtended12Bit and stored > 8:
-        return twelve_bit_jpeg(dataset, stored), str(dataset.PhotometricInterpretation)
+    if decoder.is_encapsulated:
+        check_compressed(dataset)
+    if not is_decoded_apart(dataset):
+        return words_of(dataset)
+    if is_twelve_bit_jpeg(dataset, stored) and not has_gdcm():
+        raise BadImageError("needs python-gdcm, not installed here: 12-bit JPEG")
+    try:
+        return decode_apart(content, stored)
+    except EndedError as error:
+        raise ValueError("the compressed pixels are damaged: they end the decoder") from error
+
+
+def words_in_file(content: bytes, stored: int) -> tuple[np.ndarray, str]:
+    """See `decoded_words`, of a file. Raises BadImageError, or ValueError with the reason."""
+    try:
+        dataset = read_dicom(content)
+        if is_twelve_bit_jpeg(dataset, stored):
+            return twelve_bit_jpeg(dataset, stored), str(dataset.PhotometricInterpretation)
+        return words_of(dataset)
+    except (BadImageError, ValueError):
+        raise
+    except Exception as error:  # another cannot always be sent from process to process
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+decode_apart = Apart(words_in_file)
+
+
+def words_of(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
+    """See `decoded_words`, by pydicom. Raises ValueError, and what pydicom raises."""
+    dataset.SamplesPerPixel = integer(dataset, "SamplesPerPixel", 1)
+    decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     options = {} if decoder.is_encapsulated else {"allow_excess_frames": False}
     try:
-        words, facts = decoder.as_array(dataset, index=0, correct_unused_bits=False, **options)
+        words, facts = decoder.as_array(
+            dataset, index=0, correct_unused_bits=False, as_rgb=False, **options
+        )
     except RuntimeError as error:  # a line for each decoder that was tried
         raise ValueError(" ".join(str(error).split())) from error
     return words, str(facts["photometric_interpretation"])
 
 
+def is_twelve_bit_jpeg(dataset: pydicom.Dataset, stored: int) -> bool:
+    """Whether it is what pydicom leaves out and GDCM decodes."""
+    return dataset.file_meta.TransferSyntaxUID == JPEGExtended12Bit and stored > 8
+
+
+def has_gdcm() -> bool:
+    """Whether python-gdcm is installed."""
+    try:
+        import gdcm  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def twelve_bit_jpeg(dataset: pydicom.Dataset, stored: int) -> np.ndarray:
     """Gray of JPEG Extended with more than 8 bits, which pydicom leaves out: uint16 (height, width).
 
-    Raises BadImageError where python-gdcm is not installed, ValueError where it cannot decode it.
+    Raises ValueError where python-gdcm cannot decode it.
     """
-    try:
-        import gdcm
-    except ImportError as error:
-        raise BadImageError("needs python-gdcm, not installed here: 12-bit JPEG") from error
+    import gdcm
+
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(get_frame(dataset.PixelData, 0, number_of_frames=1))
     fragments = gdcm.SequenceOfFragments.New()
@@ -182,6 +254,27 @@ def twelve_bit_jpeg(dataset: pydicom.Dataset, stored: int) -> np.ndarray:
         raise ValueError("12-bit JPEG that python-gdcm cannot decode")
     words = np.frombuffer(buffer.encode("utf-8", "surrogateescape"), "<u2")
     return words.reshape(dataset.Rows, dataset.Columns)
+
+
+def check_compressed(dataset: pydicom.Dataset) -> None:
+    """Raise ValueError where the compressed pixels would take more memory than the data set says."""
+    width, height = dicom_size(dataset)
+    if dataset.file_meta.TransferSyntaxUID == RLELossless:
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        check_rle(frame, width * height * pixel_bytes(dataset))
+        return
+    fragments = generate_fragments(dataset.PixelData)
+    next(fragments, b"")  # the offset table
+    check_stream_size(next(fragments, b""), width, height)
+
+
+def painted(words: np.ndarray, paint: Callable[[np.ndarray], np.ndarray], bits: int) -> np.ndarray:
+    """Words (height, width, …), painted strip by strip in red, green, blue of `bits`, as gray.
+
+    Returns uint8 (height, width). Raises what `paint` raises.
+    """
+    strips = (words[top : top + STRIP] for top in range(0, len(words), STRIP))
+    return np.concatenate([gray_of_colours(paint(strip), 2**bits - 1) for strip in strips])
 
 
 def gray_of_colours(colours: np.ndarray, most: int) -> np.ndarray:

@@ -5,7 +5,6 @@ measured, or BadImageError with the reason.
 """
 
 import io
-import zlib
 from dataclasses import dataclass
 
 import cv2
@@ -16,27 +15,23 @@ from chexspark.errors import UserError
 from chexspark.extras import check_extra
 from chexspark.ingestion.duplicates import HASH_SIDE
 from chexspark.ingestion.fitting import fitted, picture_in
-from chexspark.ingestion.kinds import DICOM, EXTENSIONS, JPEG, PNG, PNG_MARK, kind_of
+from chexspark.ingestion.image_errors import BadImageError
+from chexspark.ingestion.kinds import DICOM, EXTENSIONS, JPEG, PNG, kind_of
+from chexspark.ingestion.png_files import unpacked_png
 from chexspark.phantom import SYNTHETIC
 from chexspark.preparation import Preparation
 
 MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 image; the largest detectors make a fifth of it
+MAX_BYTES = (
+    200_000_000  # of decoded pixels, 2 of each: with all copies of them, a task stays below 1 GB
+)
 MIN_SIDE, MAX_SIDE = 10, 65_535  # DICOM has no room for more
 BLANK_DEVIATION = 1.0  # of 255; noise alone is above it on every detector
 JPEG_END, JPEG_TAIL = b"\xff\xd9", 64  # the mark of its end, after which some writers leave bytes
-ANIMATED = b"acTL"  # a chunk
 PNG_DEPTH = 24  # the byte that says how many bits a sample has
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a detector, whatever the file has room for
 ORIENTATION = 0x0112  # EXIF's tag
 EXIF_TEXTS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks
-
-
-class BadImageError(Exception):
-    """The image cannot be used; the message is the reason that quarantine records."""
-
-
-class NoImageError(BadImageError):
-    """A file that is no image by its name nor by its content: it is passed over, and told."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +50,16 @@ class StoredImage:
     burned_in: bool  # the file says that annotations are drawn in its pixels
 
 
-def check_png(content: bytes) -> set[bytes]:
-    """Walk the chunks and their CRC-32, and tell the chunks that there are.
-
-    Raises BadImageError for a truncated file or a flipped bit.
-    """
-    chunks = set()
-    place, view = len(PNG_MARK), memoryview(content)
-    while place + 12 <= len(content):
-        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-        if end > len(content):
-            break
-        if zlib.crc32(view[place + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
-            raise BadImageError("corrupt: a PNG chunk does not fit its checksum")
-        chunks.add(content[place + 4 : place + 8])
-        if content[place + 4 : place + 8] == b"IEND":
-            return chunks
-        place = end
-    raise BadImageError("truncated: the PNG breaks off")
-
-
-def check_dimensions(width: int, height: int) -> None:
-    """Raise BadImageError for a size that no X-ray has."""
+def check_dimensions(width: int, height: int, pixel_bytes: int) -> None:
+    """Raise BadImageError for a size that no X-ray has. `pixel_bytes`: of each pixel when it is decoded."""
     sides = sorted((width, height))
     if width * height > MAX_PIXELS or sides[0] < MIN_SIDE or sides[1] > MAX_SIDE:
         raise BadImageError(f"absurd dimensions: {width}x{height}")
+    if width * height * pixel_bytes > MAX_BYTES:
+        raise BadImageError(
+            f"absurd dimensions: {width}x{height} with {pixel_bytes} bytes a pixel, more than "
+            f"{MAX_BYTES // 1_000_000} MB"
+        )
 
 
 def decode(content: bytes, name: str = "", bit_depth: int | None = None) -> tuple[np.ndarray, str]:
@@ -131,24 +111,25 @@ def in_words(error: Exception) -> str:
 def decode_dicom(content: bytes) -> tuple[np.ndarray, str]:
     """See `decode`, of a DICOM file: uint8 (height, width). Raises what a decoder raises."""
     check_extra("dicom", "a DICOM file")  # in an archive; the driver saw loose files
-    from chexspark.ingestion.dicom import dicom_pixels, dicom_size, read_dicom
+    from chexspark.ingestion.dicom import dicom_pixels, dicom_size, pixel_bytes, read_dicom
 
     dataset = read_dicom(content)
-    check_dimensions(*dicom_size(dataset))
-    return dicom_pixels(dataset)
+    check_dimensions(*dicom_size(dataset), pixel_bytes(dataset))
+    return dicom_pixels(dataset, content)
 
 
 def decode_picture(content: bytes, kind: str, bit_depth: int | None) -> tuple[np.ndarray, str]:
     """See `decode`, of a PNG or JPEG: uint8 (height, width). Raises BadImageError, or what Pillow raises."""
     image = Image.open(io.BytesIO(content), formats=(kind,))
-    check_dimensions(*image.size)
-    chunks = check_png(content) if kind == PNG else set()
-    if ANIMATED in chunks:
-        raise BadImageError("several frames: an animated PNG")
-    deep = (
-        kind == PNG and content[PNG_DEPTH] == 16
-    )  # of colours, Pillow would drop the lower 8 bits
-    mode = image.mode
+    mode, (width, height) = image.mode, image.size
+    # Of colours, Pillow would drop the lower 8 bits.
+    deep = kind == PNG and content[PNG_DEPTH] == 16
+    # Pillow has four bytes for a pixel of whatever is not gray, OpenCV eight.
+    check_dimensions(width, height, 1 if mode == "L" else 2 if mode == "I;16" else 8 if deep else 4)
+    chunks: set[bytes] = set()
+    if kind == PNG:
+        content, chunks = unpacked_png(content)
+        image = Image.open(io.BytesIO(content), formats=(kind,))
     if deep or (kind == PNG and mode == "L"):  # nearly all of NIH's: faster than Pillow
         flag = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_GRAYSCALE
         read = np.frombuffer(content, np.uint8)
@@ -206,7 +187,18 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     """
     gray = values if values.ndim == 2 else cv2.cvtColor(values[..., :3], cv2.COLOR_BGR2GRAY)
     most = 2**bits - 1
-    return ((gray.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)
+    table = (np.arange(most + 1, dtype=np.uint32) * 510 + most) // (2 * most)
+    return through_table(gray, table.astype(np.uint8))
+
+
+def through_table(words: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The uint8 entries of a table (n,) for words (height, width), unsigned and below n."""
+    found = np.empty(words.shape, np.uint8)
+    for row, out in zip(
+        words, found, strict=True
+    ):  # by rows: places in a table take eight bytes each
+        out[:] = table[row]
+    return found
 
 
 def is_burned_in(content: bytes) -> bool:

@@ -21,7 +21,7 @@ from chexspark.ingestion.archives import (
     archive_members,
     is_archive_name,
 )
-from chexspark.ingestion.images import BadImageError, NoImageError
+from chexspark.ingestion.image_errors import BadImageError, NoImageError
 from chexspark.ingestion.kinds import DICOM, EXTENSIONS, HEAD, OF_MACOS, kind_by_name, kind_of
 from chexspark.ingestion.listing import files_below
 from chexspark.storage import Location, absolute, locate

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chexspark.ingestion.image_errors import BadImageError, NoImageError
 from chexspark.ingestion.image_names import ends, label_name, plain_path
-from chexspark.ingestion.images import BadImageError, NoImageError, StoredImage, prepare
+from chexspark.ingestion.images import StoredImage, prepare
 from chexspark.ingestion.sources import SourceFile, is_archive, read_source_images
 from chexspark.preparation import Preparation
 from chexspark.storage import Location, locate

@@ -1,0 +1,46 @@
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from chexspark.ingestion.apart import Apart, EndedError
+
+
+def divided(number: int, by: int) -> float:
+    """A quotient; the process ends of a negative number."""
+    if number < 0:
+        os.abort()
+    return number / by
+
+
+@pytest.fixture
+def apart():
+    function = Apart(divided)
+    yield function
+    function.end()
+
+
+def test_it_answers_raises_and_begins_anew(apart):
+    assert apart(6, 3) == 2
+    process = apart.process.pid
+    with pytest.raises(ZeroDivisionError):
+        apart(6, 0)
+    assert apart(9, 3) == 3 and apart.process.pid == process != os.getpid()
+    with pytest.raises(EndedError):
+        apart(-1, 3)
+    assert apart(8, 2) == 4 and apart.process.pid != process
+
+
+def test_the_process_ends_with_its_caller(wait_for):
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from chexspark.ingestion.apart import Apart\n"
+        "from operator import add\n"
+        "if __name__ == '__main__':\n"
+        "    apart = Apart(add); assert apart(2, 3) == 5\n"
+        "    print(apart.process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, os.getcwd()], capture_output=True, text=True)
+    wait_for(lambda: not psutil.pid_exists(int(done.stdout)))
