@@ -18,6 +18,7 @@ from chexspark.session import java_has_all_letters
 from chexspark.storage import Location, locate
 
 NO_NAME = re.compile(r"[\[\]{}*?\\:^\x00-\x1f]")  # what Hadoop or Spark take for something else
+PART = re.compile(r"part-\d{5,}-\d{3,}\.parquet")  # of one task, until all are brought into one
 DONE = "_SUCCESS"  # the file that says that a table is whole
 FILE_ROWS = 4096  # rows of a file of a task: what a death of the task costs at most
 BATCH_BYTES = 16 << 20  # that a task has of a table at a time
@@ -144,6 +145,12 @@ def read_parts(table: Location, schema: pa.Schema) -> pa.Table:
     places = [locate(uri) for uri in parquet_files(table)]
     parts = [pq.read_table(p.path, schema=schema, filesystem=p.filesystem) for p in places]
     return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def is_unfinished(table: Location) -> bool:
+    """Whether tasks have written files of a table that was never finished."""
+    written = any(PART.fullmatch(uri.rpartition("/")[2]) for uri in parquet_files(table))
+    return written and not (table / DONE).exists()
 
 
 def finish(table: Location, schema: pa.Schema, order: str) -> None:

@@ -4,6 +4,7 @@ import codecs
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from chexspark.errors import UserError
@@ -12,10 +13,13 @@ from chexspark.evaluation.scores import (
     numbers,
     read_given,
     read_scores,
+    read_table,
     score_columns,
     similar_column,
 )
 from chexspark.findings import FINDINGS
+from chexspark.spark_tables import PartWriter, finish
+from chexspark.storage import locate
 
 LABELS = "image,patient,Mass,Edema,age,sex\nb.png,P2,1,,061Y,F\na.png,P1,0,1,,\n"
 
@@ -71,6 +75,17 @@ def test_a_parquet_file_and_a_folder_of_several(tmp_path):
         pd.testing.assert_frame_equal(found.table, table)
     with pytest.raises(UserError, match="none: there is no such file"):
         read_scores(str(tmp_path / "none"), "--predictions", FINDINGS)
+
+
+def test_scores_that_were_never_finished_are_refused(tmp_path):
+    schema = pa.schema([("image_index", pa.string()), ("Mass", pa.float64())])
+    place = locate(str(tmp_path))
+    with PartWriter(place, schema, 3) as writer:
+        writer.write(pa.RecordBatch.from_pylist([{"image_index": "a.png", "Mass": 0.5}], schema))
+    with pytest.raises(UserError, match="scores: what writes there has not finished, or was ended"):
+        read_table(place, "scores")
+    finish(place, schema, "image_index")
+    assert read_table(place, "scores")["Mass"].to_list() == [0.5]
 
 
 def test_columns_with_a_prefix_are_the_scores_where_there_are_any():

@@ -34,6 +34,7 @@ from chexspark.findings import (
 from chexspark.ingestion.image_names import label_name
 from chexspark.ingestion.label_table import label_findings
 from chexspark.ingestion.labels import DUPLICATE_LABEL, read_labels
+from chexspark.spark_tables import is_unfinished
 from chexspark.storage import Location, locate
 from chexspark.store.schema import FACTS
 from chexspark.text_files import decoded, read_content
@@ -150,6 +151,8 @@ def read_table(place: Location, name: str) -> pd.DataFrame:
     fault = f"{name} is neither Parquet nor a CSV in UTF-8"
     if not place.exists():
         raise UserError(f"{name}: there is no such file")
+    if place.is_directory() and is_unfinished(place):
+        raise UserError(f"{name}: what writes there has not finished, or was ended: predict again")
     try:
         if place.is_directory() or is_parquet(place):
             return place.read_table().to_pandas()
