@@ -561,7 +561,7 @@ def test_words_need_the_findings_that_they_can_say(tmp_path):
 
 def test_a_word_that_padchest_does_not_have_is_no_negative(tmp_path):
     rows = ",ImageID,ImageDir,PatientID,PatientBirth,Labels\n0,0.png,0,p0,1950,['qqq']\n"
-    rows += "1,1.png,0,p1,1950,['infmltrates', 'mass']\n2,2.png,0,p2,1950,['scoliosis']\n"
+    rows += "1,1.png,0,p1,1950,\"['infmltrates', 'mass']\"\n2,2.png,0,p2,1950,['scoliosis']\n"
     found = read_labels(write(tmp_path, "l.csv", rows), ("Infiltration", "Mass"))
     assert [word for word, _ in found.problems] == ["qqq", "infmltrates"]
     assert [labels.tolist() for labels in found.rows["labels"]] == [[-1, -1], [-1, 1], [0, 0]]

@@ -69,7 +69,7 @@ def checked_rows(place: Location, given: str | None) -> tuple[LabelRows, LabelFo
         missing.append(form.words)
     if missing:
         raise UserError(
-            f"{where} has no column {', '.join(missing)}; it has {', '.join(header[:12])}"
+            f"{where} has no column {', '.join(missing)}; it has {listed(header)}"
         )
     if not rows:
         raise UserError(f"{where} has a header and no rows")

@@ -256,9 +256,9 @@ def judge(clean, place, given, form):
         found, outcome, odd = by_image(labels), "as the clean file", None
         for name, (patient, said, path) in found.items():
             number = re.match(r"([0-9]{8})_[0-9]{3}|([0-9]+)_[0-9]+\.png$", name)
-            if form.startswith("nih") and number:
-                if int(number[1] or number[2]) != as_number(patient):
-                    return "believed", f"{name[:40]} is of patient {patient[:40]!r}"
+            taken_for = int(number[1] or number[2]) if number else None
+            if form.startswith("nih") and number and taken_for != as_number(patient):
+                return "believed", f"{name[:40]} is of patient {patient[:40]!r}"
             was = clean.get(name)
             if was is None or (was[0], was[1]) == (patient, said):
                 continue
