@@ -155,7 +155,7 @@ class Location:
         """
         self.make_directory()
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table, sink, write_page_checksum=True)
         content, name = sink.getvalue().to_pybytes(), "part-00000.parquet"
         there = {file.path for file in self.list_files() if file.base_name[0] not in "._"}
         if there <= {(self / name).path}:
@@ -182,8 +182,14 @@ class Location:
         return Location(self.filesystem, posixpath.join(folder, hidden), uri)
 
     def read_table(self) -> pa.Table:
-        """The Parquet file, or all in the folder. Raises OSError, and ValueError for what is none."""
-        return pq.read_table(self.path, filesystem=self.filesystem)
+        """The Parquet file, or all in the folder, without what pandas or others noted beside the columns.
+
+        Pages are checked as far as they have checksums. Raises OSError, and ValueError for what is none.
+        """
+        table = pq.read_table(
+            self.path, filesystem=self.filesystem, page_checksum_verification=True
+        )
+        return table.replace_schema_metadata(None)
 
 
 def absolute(uri: str) -> str:

@@ -32,6 +32,7 @@ from chexspark.run.folder import (
     SUBGROUPS,
     RunFolder,
 )
+from chexspark.store.schema import DAMAGE
 from chexspark.text_files import one_line, read_json
 
 AGAIN = "run chexspark evaluate again"
@@ -145,7 +146,7 @@ def read_split(out: RunFolder, name: str, split: str) -> pd.DataFrame | None:
                 filled = pa.array([value] * len(table), schema.field(column).type)
                 table = table.append_column(column, filled)
         return table.select(schema.names).cast(schema).to_pandas()
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise damaged(str(folder), error) from error
 
 
@@ -167,7 +168,7 @@ def read_predictions(out: RunFolder, split: str, findings: Sequence[str]) -> pd.
         return None
     try:
         table = folder.read_table().to_pandas()
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise damaged(str(folder), error) from error
     needed = ["image_index", "patient_id", *map(probability_column, findings),
               *map(label_column, findings)]  # fmt: skip

@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
@@ -51,6 +50,7 @@ from chexspark.store.manifest import (
     Manifest,
     read_manifest,
 )
+from chexspark.store.row_groups import checked_columns, groups_of
 from chexspark.store.schema import LABELS, parquet_schema
 
 log = logging.getLogger(__name__)
@@ -210,17 +210,15 @@ def stop_when_too_many_refused(results: list[TaskResult], max_bad: float, out: L
 
 
 def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
-    """What a store that is added to already holds, without its pixels."""
+    """What a store that is added to already holds, without its pixels. Raises DamagedStoreError."""
     stored = []
-    columns = ["image_index", "patient_id", LABELS, "original_mode", "inverted", "perceptual_hash",
-               "pixel_digest", "original_width", "original_height", "source"]  # fmt: skip
+    columns = ("image_index", "patient_id", LABELS, "original_mode", "inverted", "perceptual_hash",
+               "pixel_digest", "original_width", "original_height", "source")  # fmt: skip
     if before is None:
         return []
     for split in SPLITS:
         for file in before.splits[split].files:
-            place = out / file.path
-            table = pq.read_table(place.path, columns=columns, filesystem=place.filesystem)
-            for row in table.to_pylist():
+            for row in checked_columns(groups_of(out, before, file), columns).to_pylist():
                 labels = np.array(row[LABELS], np.int8).tobytes()
                 stored.append(
                     Kept(row["image_index"], row["patient_id"], split, labels, row["original_mode"],

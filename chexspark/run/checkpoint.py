@@ -95,7 +95,7 @@ def latest(folder: Location, thorough: bool = True) -> Checkpoint | None:
             ):
                 continue
             return Checkpoint(place, state)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return None
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 from chexspark.errors import UserError
 from chexspark.findings import column_name
 from chexspark.run.folder import RunFolder
+from chexspark.store.schema import DAMAGE
 
 AUROC = "val_auroc_"  # and a finding's column name
 Row = dict[str, int | float | bool | None]  # an epoch's, by column: see `history_schema`
@@ -41,7 +42,7 @@ def read_history(run: RunFolder) -> pd.DataFrame:
     try:
         table = run.history.read_table().to_pandas()
         return table.sort_values("epoch", ignore_index=True)
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{run.history} is damaged ({reason}): copy the run again") from error
 

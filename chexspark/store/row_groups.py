@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from chexspark.errors import UserError
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import Manifest, StoreFile
 from chexspark.store.schema import (
+    DAMAGE,
     IMAGE,
     LABELS,
     RowGroupChecksum,
@@ -22,12 +24,13 @@ from chexspark.store.schema import (
     images_of,
     labels_of,
 )
+from chexspark.text_files import one_line
 
 PIXELS = (IMAGE, LABELS)
 PIECE_BYTES = 1 << 20  # a row group is decoded in pieces that fit a processor's cache
 
 
-class DamagedStoreError(Exception):
+class DamagedStoreError(UserError):
     """A file is not what the manifest says; the message names file and row group."""
 
 
@@ -103,8 +106,8 @@ def pieces(
                 described += [table] if others else []
                 yield Piece(first, images, labels, table.select(list(others)))
                 first += len(images)
-    except (OSError, ValueError, KeyError) as error:
-        raise DamagedStoreError(f"{group}: {error}") from error
+    except DAMAGE as error:
+        raise DamagedStoreError(f"{group}: {one_line(error)}") from error
     if found.hexdigest() != group.checksum:
         raise DamagedStoreError(f"{group}: pixels or labels have changed since ingest")
     if others:
@@ -118,7 +121,11 @@ def others_of(parquet: pq.ParquetFile) -> list[str]:
 
 def check_columns(table: pa.Table, group: RowGroup) -> None:
     """Raise DamagedStoreError when a row group's other columns are not as ingest wrote them."""
-    if group.column_checksum is not None and columns_checksum(table) != group.column_checksum:
+    try:
+        whole = group.column_checksum in (None, columns_checksum(table))
+    except DAMAGE as error:  # values of a type that none of our columns has
+        raise DamagedStoreError(f"{group}: {one_line(error)}") from error
+    if not whole:
         raise DamagedStoreError(f"{group}: names, patients or what is known of them have changed "
                                 "since ingest")  # fmt: skip
 
@@ -149,14 +156,31 @@ def patients_of_split(store: Location, manifest: Manifest, split: str) -> set[st
 
 def checked_column(groups: list[RowGroup], name: str) -> list:
     """A column, as Python values, of row groups of one file. Raises DamagedStoreError."""
-    place, values = locate(groups[0].uri), []
+    return checked_columns(groups, (name,))[name].to_pylist()
+
+
+def checked_columns(groups: list[RowGroup], names: tuple[str, ...]) -> pa.Table:
+    """Columns, labels among them but not images, of row groups of one file. Raises DamagedStoreError."""
+    place, tables = locate(groups[0].uri), []
     for group in groups:
         try:
             with place.filesystem.open_input_file(place.path) as source:
                 parquet = pq.ParquetFile(source)
-                table = parquet.read_row_group(group.number, columns=others_of(parquet))
-            values += table[name].to_pylist()
-        except (OSError, ValueError, KeyError) as error:
-            raise DamagedStoreError(f"{group}: {error}") from error
+                taken = [*others_of(parquet), *(n for n in names if n == LABELS)]
+                table = parquet.read_row_group(group.number, columns=taken)
+            tables.append(table.select(names))
+            if LABELS in names:
+                check_labels(table, group)
+        except DAMAGE as error:
+            raise DamagedStoreError(f"{group}: {one_line(error)}") from error
         check_columns(table, group)
-    return values
+    return pa.concat_tables(tables)
+
+
+def check_labels(table: pa.Table, group: RowGroup) -> None:
+    """Raise DamagedStoreError when a row group's labels are not as ingest wrote them."""
+    found = RowGroupChecksum()
+    for part in table[LABELS].chunks:
+        found.add((), labels_of(part, group.findings))
+    if not group.checksum.endswith(found.labels.hexdigest()):
+        raise DamagedStoreError(f"{group}: labels have changed since ingest")
