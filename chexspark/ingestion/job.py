@@ -50,7 +50,7 @@ from chexspark.store.manifest import (
     Manifest,
     read_manifest,
 )
-from chexspark.store.row_groups import checked_columns, groups_of
+from chexspark.store.row_groups import checked_split
 from chexspark.store.schema import LABELS, parquet_schema
 
 log = logging.getLogger(__name__)
@@ -217,14 +217,13 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
     if before is None:
         return []
     for split in SPLITS:
-        for file in before.splits[split].files:
-            for row in checked_columns(groups_of(out, before, file), columns).to_pylist():
-                labels = np.array(row[LABELS], np.int8).tobytes()
-                stored.append(
-                    Kept(row["image_index"], row["patient_id"], split, labels, row["original_mode"],
-                         row["inverted"], row["perceptual_hash"], row["pixel_digest"],
-                         (row["original_width"], row["original_height"]), row["source"])
-                )  # fmt: skip
+        for row in checked_split(out, before, split, columns).to_pylist():
+            labels = np.array(row[LABELS], np.int8).tobytes()
+            stored.append(
+                Kept(row["image_index"], row["patient_id"], split, labels, row["original_mode"],
+                     row["inverted"], row["perceptual_hash"], row["pixel_digest"],
+                     (row["original_width"], row["original_height"]), row["source"])
+            )  # fmt: skip
     return stored
 
 

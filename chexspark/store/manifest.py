@@ -8,13 +8,14 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import pandas as pd
 import pyarrow as pa
 
 from chexspark.errors import UserError
 from chexspark.findings import names_fault
+from chexspark.json_types import fits, misfit
 from chexspark.preparation import STRETCH, Preparation
 from chexspark.storage import Location
 from chexspark.store.schema import DAMAGE, columns_checksum
@@ -145,6 +146,26 @@ def boxes_table(store: Location, manifest: Manifest) -> pa.Table | None:
         raise UserError(f"{store / BOXES} is damaged ({one_line(error)}): ingest again") from error
 
 
+def check_types(manifest: Manifest) -> None:
+    """Raise ValueError for a value that is not of its type."""
+    summaries = list(manifest.splits.values())
+    parts: list[Any] = [
+        manifest,
+        *summaries,
+        *(file for summary in summaries for file in summary.files),
+    ]
+    for part in parts:
+        fault = misfit(vars(part), get_type_hints(type(part)))
+        if fault:
+            raise ValueError(fault)
+    if not fits(manifest.sources.get("digests"), list[str]):
+        raise ValueError(f"digests are {manifest.sources.get('digests')!r:.60}")
+    for file in (file for summary in summaries for file in summary.files):
+        groups = len(file.row_groups)
+        if len(file.checksums) != groups or len(file.column_checksums) not in (0, groups):
+            raise ValueError(f"{file.path} has other row groups than checksums")
+
+
 def check_counts(manifest: Manifest) -> None:
     """Raise ValueError for a manifest that contradicts itself: files and counts of splits, class weights."""
     if set(manifest.splits) != set(SPLITS):
@@ -208,11 +229,13 @@ def read_manifest(store: Location) -> Manifest:
             for name, split in raw["splits"].items()
         }
         manifest = Manifest(**{**raw, "splits": splits, "findings": tuple(raw["findings"])})
+        check_types(manifest)
         _ = manifest.preparation  # raises for what cannot be
         fault = names_fault(manifest.findings)
         if fault:
             raise ValueError(f"findings {fault}")
         check_counts(manifest)
         return manifest
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place} is damaged ({error!r}): ingest again") from error
+    except (*DAMAGE, RecursionError) as error:
+        reason = repr(error)[:200]
+        raise UserError(f"{place} is damaged ({reason}): ingest again") from error

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexspark.errors import UserError
+from chexspark.findings import UNKNOWN
 from chexspark.storage import Location, locate
-from chexspark.store.manifest import Manifest, StoreFile
+from chexspark.store.manifest import FILE_NAME, Manifest, StoreFile
 from chexspark.store.schema import (
     DAMAGE,
     IMAGE,
@@ -23,6 +24,7 @@ from chexspark.store.schema import (
     columns_checksum,
     images_of,
     labels_of,
+    parquet_schema,
 )
 from chexspark.text_files import one_line
 
@@ -148,10 +150,39 @@ def image_names(group: RowGroup) -> list[str]:
 
 def patients_of_split(store: Location, manifest: Manifest, split: str) -> set[str]:
     """The patients that a split of the store has images of. Raises DamagedStoreError."""
-    found = set()
-    for file in manifest.splits[split].files:
-        found.update(checked_column(groups_of(store, manifest, file), "patient_id"))
-    return found
+    return set(checked_split(store, manifest, split, ("patient_id",))["patient_id"].to_pylist())
+
+
+def checked_split(
+    store: Location, manifest: Manifest, split: str, names: tuple[str, ...]
+) -> pa.Table:
+    """Columns, labels among them but not images, of all of a split.
+
+    Raises DamagedStoreError, also where the manifest does not count the patients and labels that are there.
+    """
+    needed = tuple(dict.fromkeys((*names, "patient_id", LABELS)))
+    files = manifest.splits[split].files
+    schema = parquet_schema(manifest.image_size, manifest.schema_version)
+    empty = pa.schema([schema.field(name) for name in needed]).empty_table()
+    parts = [checked_columns(groups_of(store, manifest, file), needed) for file in files]
+    table = pa.concat_tables([empty, *parts])
+    check_counted(table, manifest, split, store / split)
+    return table.select(names)
+
+
+def check_counted(table: pa.Table, manifest: Manifest, split: str, place: Location) -> None:
+    """Raise DamagedStoreError where a manifest counts other patients or labels than a split's table has."""
+    said, findings = manifest.splits[split], manifest.findings
+    if said.patients != len(table["patient_id"].unique()):
+        raise DamagedStoreError(f"{place} has other patients than {FILE_NAME} counts: ingest again")
+    labels = labels_of(table[LABELS].combine_chunks(), len(findings))
+    for value, counts in ((1, said.positives), (0, said.negatives), (UNKNOWN, said.unknown)):
+        there = (labels == value).sum(0).tolist()
+        for finding, number in zip(findings, there, strict=True):
+            if counts[finding] != number:
+                raise DamagedStoreError(
+                    f"{place} has other labels of {finding} than {FILE_NAME} counts: ingest again"
+                )
 
 
 def checked_column(groups: list[RowGroup], name: str) -> list:
