@@ -12,6 +12,7 @@ from chexspark.errors import UserError
 SIZE = "CHEXSPARK_FUZZ"  # mutants of each campaign; unset, a few that the quick tests have time for
 LONGEST = 10  # seconds that one mutant may take
 
+SHOWN = 60  # faults
 LONGEST_LINE = 2000  # letters of a message
 
 
@@ -72,6 +73,12 @@ class Tally:
         except BaseException as error:
             outcome, fault = "raised", repr(error)[:300]
         seconds = time.monotonic() - started
+        if os.environ.get("TRACE"):
+            print(
+                f"{kind} {outcome} {seconds:.1f} {fault[:200]}",
+                file=open("/tmp/trace.txt", "a"),
+                flush=True,
+            )
         self.slowest = max(self.slowest, seconds)
         if seconds > LONGEST:
             fault = f"{seconds:.0f} s; {fault}"
@@ -86,4 +93,4 @@ class Tally:
         for kind, counts in [*sorted(self.counts.items()), ("all", total)]:
             print(f"{kind:<{width}}" + "".join(f"{counts[name]:>22,}" for name in outcomes))
         print(f"{total.total():,} mutants, the slowest {self.slowest:.1f} s")
-        assert not self.faults, "\n".join([f"{len(self.faults)} faults", *self.faults[:40]])
+        assert not self.faults, "\n".join([f"{len(self.faults)} faults", *self.faults[:SHOWN]])
