@@ -73,12 +73,6 @@ class Tally:
         except BaseException as error:
             outcome, fault = "raised", repr(error)[:300]
         seconds = time.monotonic() - started
-        if os.environ.get("TRACE"):
-            print(
-                f"{kind} {outcome} {seconds:.1f} {fault[:200]}",
-                file=open("/tmp/trace.txt", "a"),
-                flush=True,
-            )
         self.slowest = max(self.slowest, seconds)
         if seconds > LONGEST:
             fault = f"{seconds:.0f} s; {fault}"
