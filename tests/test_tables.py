@@ -5,6 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from chexspark.errors import UserError
 from chexspark.evaluation import tables
 from chexspark.evaluation.measuring import Scored, write_metrics
 from chexspark.evaluation.metrics import metric_records
@@ -116,11 +117,11 @@ def test_figures_of_phantoms_are_called_so(synthetic, tmp_path, caplog):
     ],
 )
 def test_a_history_that_is_none_is_refused(tmp_path, column, values):
-    run = run_folder(str(tmp_path))
+    run = RunFolder(locate(str(tmp_path)))
     row = {name: 0.5 for name in history_schema(()).names} | {"epoch": 0, "steps": 1, "best": True}
     write_history(run, [row], ())
     table = run.history.read_table()
     place = table.schema.get_field_index(column)
     run.history.write_table(table.set_column(place, column, pa.array(values)))
-    with pytest.raises(UserError, match="history is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         read_history(run)
