@@ -6,7 +6,7 @@ below: a setting is written down once.
 
 from dataclasses import dataclass
 
-from chexspark.preparation import DEPTHS, FITS
+from chexspark.preparation import DEPTHS, FITS, LARGEST
 from chexspark.settings import Frame, setting
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "lars", "lamb")
@@ -73,7 +73,7 @@ class IngestConfig:
         False,
     )
     size: int = setting("height and width of the stored images, pixels", "output", 320,
-                        minimum=32, maximum=2048)  # fmt: skip
+                        minimum=32, maximum=LARGEST)  # fmt: skip
     fit: str | None = setting(
         "how an image that is not square becomes one: pad: black around it; stretch: squashed; crop: its "
         "middle; by default that of the store that is added to, else stretch for NIH's labels and pad for "

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 
 SETTING = re.compile(r"(?<![\w-])--(no-)?([a-z]+(?:-[a-z]+)*)(=?)")
+LONGEST_NAME = 120  # letters of one that a message lists
 at_command_line = False  # whether this process is a command; set by `command_line.main`
 
 
@@ -76,8 +77,8 @@ class StoppedError(ChexsparkError):
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:
-    """Names for a message: the first of many, and how many there are."""
-    names = list(names)
+    """Names for a message: the first of many, and how many there are; of a long one, its beginning."""
+    names = [f"{n[:LONGEST_NAME]}…" if len(n) > LONGEST_NAME else n for n in names]
     if len(names) <= most:
         return ", ".join(names)
     return ", ".join(names[:most]) + f", … ({len(names):,} in all)"

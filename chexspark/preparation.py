@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 STRETCH, PAD, CROP = "stretch", "pad", "crop"
+LARGEST = 2048  # pixels of a side of a stored image
 FITS = (PAD, STRETCH, CROP)
 FITTED = {PAD: "padded with black", STRETCH: "stretched", CROP: "cut to their middle"}  # for people
 DEPTHS = range(8, 17)  # bits of the samples in a 16-bit PNG, as they may be declared
@@ -26,7 +27,7 @@ class Preparation:
 
     def __post_init__(self) -> None:
         """Check what a file may have given."""
-        if type(self.size) is not int or self.size < 1:
+        if type(self.size) is not int or not 1 <= self.size <= LARGEST:
             raise ValueError(f"image size is {self.size!r}")
         if self.fit not in FITS:
             raise ValueError(f"fit is {self.fit!r}, not one of {', '.join(FITS)}")

@@ -223,8 +223,14 @@ class Location:
         return Location(self.filesystem, posixpath.join(folder, hidden), uri)
 
     def read_table(self) -> pa.Table:
-        """The Parquet file, or all in the folder. Raises OSError, and ValueError for what is none."""
-        return pq.read_table(self.path, filesystem=self.filesystem, page_checksum_verification=True)
+        """The Parquet file, or all in the folder, without what pandas or others noted beside the columns.
+
+        Pages are checked as far as they have checksums. Raises OSError, and ValueError for what is none.
+        """
+        table = pq.read_table(
+            self.path, filesystem=self.filesystem, page_checksum_verification=True
+        )
+        return table.replace_schema_metadata(None)
 
 
 def absolute(uri: str) -> str:

@@ -12,6 +12,7 @@ from chexspark.preparation import Preparation
 from chexspark.run.best import model_findings, model_preparation, promote, save_best, settle
 from chexspark.run.folder import run_folder
 from chexspark.storage import Location
+from chexspark.text_files import is_whole
 
 NAMES = ["Lung Opacity", "Mass"]
 HOW = Preparation(32, "pad", 12)
@@ -43,6 +44,7 @@ def best(run):
     with zipfile.ZipFile((place / "model.keras").path) as archive:
         content = archive.read("content").decode()
     figures = json.loads((place / "best.json").read_text())
+    assert is_whole(figures) and figures.pop("checksum")
     assert (
         figures.pop("model_sha256")
         == hashlib.sha256((place / "model.keras").read_bytes()).hexdigest()

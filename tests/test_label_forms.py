@@ -557,3 +557,19 @@ def test_words_need_the_findings_that_they_can_say(tmp_path):
         UserError, match="has words, and lacks findings: those that its words can say"
     ):
         find_form(form.path)
+
+
+def test_a_word_that_padchest_does_not_have_is_no_negative(tmp_path):
+    rows = ",ImageID,ImageDir,PatientID,PatientBirth,Labels\n0,0.png,0,p0,1950,['qqq']\n"
+    rows += "1,1.png,0,p1,1950,\"['infmltrates', 'mass']\"\n2,2.png,0,p2,1950,['scoliosis']\n"
+    found = read_labels(write(tmp_path, "l.csv", rows), ("Infiltration", "Mass"))
+    assert [word for word, _ in found.problems] == ["qqq", "infmltrates"]
+    assert [labels.tolist() for labels in found.rows["labels"]] == [[-1, -1], [-1, 1], [0, 0]]
+
+
+def test_nih_s_number_of_a_patient_is_looked_at_in_a_damaged_name_too(tmp_path):
+    rows = (
+        "Image Index,Finding Labels,Patient ID\n00000010_000.pngX,Mass,1\n00000002_000.png,Mass,2\n"
+    )
+    found = read_labels(write(tmp_path, "l.csv", rows))
+    assert found.rows["image_index"].tolist() == ["00000002_000.png"] and len(found.problems) == 1

@@ -15,6 +15,7 @@ from chexspark.data.pipeline import read_ahead
 from chexspark.data.plan import RankFacts, fixed_plan, training_plan
 from chexspark.data.reader import Cache, SplitReader
 from chexspark.errors import UserError
+from chexspark.ingestion.job import read_stored
 from chexspark.storage import locate
 from chexspark.store.check import check_files
 from chexspark.store.row_groups import (
@@ -319,6 +320,8 @@ def test_a_changed_patient_is_found(store, manifest, tmp_path):
     message = rf"{path.name}, row group 0: names, patients or what is known of them have changed"
     with pytest.raises(DamagedStoreError, match=message):
         patients_of_split(copy, manifest, "test")
+    with pytest.raises(DamagedStoreError, match=message):
+        read_stored(copy, manifest)
     group = row_groups(copy, manifest, "test")[0]
     with pytest.raises(DamagedStoreError, match=message):
         read_row_group(group, 32, ("image_index",))

@@ -5,12 +5,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from chexspark.errors import UserError
 from chexspark.evaluation import tables
 from chexspark.evaluation.measuring import Scored, write_metrics
 from chexspark.evaluation.metrics import metric_records
 from chexspark.evaluation.predictions import LabelledScores
 from chexspark.evaluation.subgroups import NO_DIFFERENCE, Group
 from chexspark.run.folder import METRICS, SUBGROUPS, RunFolder
+from chexspark.run.history import history_schema, read_history, write_history
 from chexspark.storage import locate
 
 
@@ -103,3 +105,23 @@ def test_figures_of_phantoms_are_called_so(synthetic, tmp_path, caplog):
         write_metrics(Scored("test", table, ("Mass",), None), 50, out)
     assert ("say nothing about patients" in caplog.text) == synthetic
     assert tables.read_evaluation(out)["test"]["synthetic"] == synthetic, "kept for the report"
+
+
+@pytest.mark.parametrize(
+    "column, values",
+    [
+        ("epoch", ["<b>"]),
+        ("best", [None]),
+        ("learning_rate", [float("nan")]),
+        ("val_auroc", [1e300]),
+    ],
+)
+def test_a_history_that_is_none_is_refused(tmp_path, column, values):
+    run = RunFolder(locate(str(tmp_path)))
+    row = {name: 0.5 for name in history_schema(()).names} | {"epoch": 0, "steps": 1, "best": True}
+    write_history(run, [row], ())
+    table = run.history.read_table()
+    place = table.schema.get_field_index(column)
+    run.history.write_table(table.set_column(place, column, pa.array(values)))
+    with pytest.raises(UserError, match="is damaged"):
+        read_history(run)

@@ -85,12 +85,12 @@ def network_of(run: RunFolder) -> str:
             f"--run={run} has no config.yaml, which says what network it is: copy the run again"
         )
     name = read_settings(run)[1].get("model")
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise UserError(
             f"--run={run}: its config.yaml names the network {name!r}, which is none of "
             f"{', '.join(MODELS)}: its model cannot be built here"
         )
-    return str(name)
+    return name
 
 
 def check_own_outputs(run: RunFolder, number: int) -> None:

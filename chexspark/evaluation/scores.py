@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from chexspark.errors import UserError, listed
@@ -36,7 +35,7 @@ from chexspark.ingestion.label_table import label_findings
 from chexspark.ingestion.labels import DUPLICATE_LABEL, read_labels
 from chexspark.spark_tables import is_unfinished
 from chexspark.storage import Location, locate
-from chexspark.store.schema import FACTS
+from chexspark.store.schema import DAMAGE, FACTS
 from chexspark.text_files import decoded, read_content
 
 Scores: TypeAlias = str | pd.DataFrame | DataFrame  # a path, or a table
@@ -160,7 +159,7 @@ def read_table(place: Location, name: str) -> pd.DataFrame:
         return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError as error:
         raise UserError(f"{name} is empty") from error
-    except (pa.ArrowInvalid, pd.errors.ParserError, OSError) as error:
+    except (pd.errors.ParserError, *DAMAGE) as error:
         raise UserError(f"{fault}: {' '.join(str(error).split())[:200]}") from error
 
 

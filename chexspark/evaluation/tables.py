@@ -32,6 +32,7 @@ from chexspark.run.folder import (
     SUBGROUPS,
     RunFolder,
 )
+from chexspark.store.schema import DAMAGE
 from chexspark.text_files import one_line, read_json
 
 AGAIN = "run chexspark evaluate again"
@@ -145,7 +146,7 @@ def read_split(out: RunFolder, name: str, split: str) -> pd.DataFrame | None:
                 filled = pa.array([value] * len(table), schema.field(column).type)
                 table = table.append_column(column, filled)
         return table.select(schema.names).cast(schema).to_pandas()
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise damaged(str(folder), error) from error
 
 
@@ -165,16 +166,18 @@ def read_predictions(out: RunFolder, split: str, findings: Sequence[str]) -> pd.
     folder = out.table(PREDICTIONS, split)
     if not folder.is_directory():
         return None
+    needed = {"image_index": pa.string(), "patient_id": pa.string()}
+    needed |= dict.fromkeys(map(probability_column, findings), pa.float64())
+    needed |= dict.fromkeys(map(label_column, findings), pa.int8())
     try:
-        table = folder.read_table().to_pandas()
-    except (OSError, ValueError, KeyError) as error:
+        table = folder.read_table()
+        missing = [column for column in needed if column not in table.column_names]
+        if missing:
+            raise UserError(f"{folder} is damaged: it has no column {missing[0]}; {AGAIN}")
+        fields = [pa.field(f.name, needed.get(f.name, f.type)) for f in table.schema]
+        return table.cast(pa.schema(fields)).to_pandas()
+    except DAMAGE as error:
         raise damaged(str(folder), error) from error
-    needed = ["image_index", "patient_id", *map(probability_column, findings),
-              *map(label_column, findings)]  # fmt: skip
-    missing = [column for column in needed if column not in table]
-    if missing:
-        raise UserError(f"{folder} is damaged: it has no column {missing[0]}; {AGAIN}")
-    return table
 
 
 def damaged(what: str, error: Exception) -> UserError:

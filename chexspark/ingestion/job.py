@@ -42,7 +42,6 @@ from chexspark.ingestion.task import (
     Known,
     TaskResult,
     WriteTask,
-    label_counts,
     write_task,
 )
 from chexspark.ingestion.workplace import Workplace, holds_other_things
@@ -58,7 +57,7 @@ from chexspark.store.manifest import (
     Manifest,
     read_manifest,
 )
-from chexspark.store.row_groups import DamagedStoreError, checked_rows, groups_of
+from chexspark.store.row_groups import checked_split
 from chexspark.store.schema import LABELS, parquet_schema
 
 log = logging.getLogger(__name__)
@@ -222,28 +221,19 @@ def stop_when_too_many_refused(results: list[TaskResult], max_bad: float, out: L
 
 def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
     """What a store that is added to already holds, without its pixels. Raises DamagedStoreError."""
-    stored: list[Kept] = []
-    columns = ("image_index", "patient_id", "original_mode", "inverted", "perceptual_hash",
+    stored = []
+    columns = ("image_index", "patient_id", LABELS, "original_mode", "inverted", "perceptual_hash",
                "pixel_digest", "original_width", "original_height", "source")  # fmt: skip
     if before is None:
         return []
     for split in SPLITS:
-        first = len(stored)
-        for file in before.splits[split].files:
-            for row in checked_rows(groups_of(out, before, file), columns, labels=True):
-                labels = np.array(row[LABELS], np.int8).tobytes()
-                stored.append(
-                    Kept(row["image_index"], row["patient_id"], split, labels, row["original_mode"],
-                         row["inverted"], row["perceptual_hash"], row["pixel_digest"],
-                         (row["original_width"], row["original_height"]), row["source"])
-                )  # fmt: skip
-        summary = before.splits[split]
-        told = [
-            [of[f] for of in (summary.negatives, summary.positives, summary.unknown)]
-            for f in before.findings
-        ]
-        if label_counts(stored[first:], len(before.findings)).tolist() != told:
-            raise DamagedStoreError(f"{out}: the labels of {split} have changed since ingest")
+        for row in checked_split(out, before, split, columns).to_pylist():
+            labels = np.array(row[LABELS], np.int8).tobytes()
+            stored.append(
+                Kept(row["image_index"], row["patient_id"], split, labels, row["original_mode"],
+                     row["inverted"], row["perceptual_hash"], row["pixel_digest"],
+                     (row["original_width"], row["original_height"]), row["source"])
+            )  # fmt: skip
     return stored
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from chexspark.errors import UserError, closest, listed
 from chexspark.findings import (
+    ALIASES,
     FINDINGS,
     UNKNOWN,
     find,
@@ -269,7 +270,10 @@ def from_words(
     # One that nobody knows may be one that is misspelled, or a synonym that the form forgot: where the form
     # says that any word is a finding, only if it is nearly one that is known.
     synonyms = form.synonyms or {}
-    near = (*findings, *synonyms, *form.no_finding, *form.unknown_words)
+    others_of_findings = (
+        name for name, finding in ALIASES.items() if find(finding, findings) is not None
+    )
+    near = (*findings, *others_of_findings, *synonyms, *form.no_finding, *form.unknown_words)
     wrong = tuple(
         w
         for w in others

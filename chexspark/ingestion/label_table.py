@@ -68,9 +68,7 @@ def checked_rows(place: Location, given: str | None) -> tuple[LabelRows, LabelFo
     if form.words and find_column(form.words) is None:
         missing.append(form.words)
     if missing:
-        raise UserError(
-            f"{where} has no column {', '.join(missing)}; it has {', '.join(header[:12])}"
-        )
+        raise UserError(f"{where} has no column {', '.join(missing)}; it has {listed(header)}")
     if not rows:
         raise UserError(f"{where} has a header and no rows")
     return table, form

@@ -42,8 +42,10 @@ from chexspark.store.manifest import (
     Manifest,
     SplitSummary,
     StoreFile,
+    boxes_table,
     class_weights,
 )
+from chexspark.store.schema import columns_checksum
 
 OUTSIDE = "box outside its image"
 CUT_AWAY = "box outside the middle that a crop keeps"
@@ -109,6 +111,7 @@ def summarise(
         inverted=sum(k.inverted for k in everything),
         duplicates=dict(Counter(pair["kind"] for pair in pairs)),
         boxes=0 if boxes is None else boxes.num_rows,
+        boxes_checksum=None if boxes is None else columns_checksum(boxes),
         split_hash=split_hash({k.patient_id: k.split for k in everything}),
         fingerprint=f"{(total + sum(r.fingerprint for r in results)) % FINGERPRINT_MODULUS:064x}",
         sources={
@@ -223,7 +226,7 @@ def boxes_of(
     """
     tables = [new] if new is not None else []
     if before and before.boxes:
-        tables.append((out / BOXES).read_table())
+        tables.append(boxes_table(out, before))
     if not tables:
         return None, []
     frame = pa.concat_tables(tables, promote_options="default").to_pandas().drop_duplicates()

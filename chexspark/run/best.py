@@ -23,7 +23,7 @@ from chexspark.preparation import Preparation
 from chexspark.run.folder import RunFolder
 from chexspark.run.history import Row
 from chexspark.storage import Location
-from chexspark.text_files import read_json
+from chexspark.text_files import RESTORE, is_whole, read_json, with_checksum
 
 DIGEST = "model_sha256"  # in best.json
 FINDINGS_MEMBER, IMAGE_MEMBER = "findings.json", "image.json"
@@ -46,7 +46,7 @@ def save_best(
             archive.writestr(IMAGE_MEMBER, json.dumps(dataclasses.asdict(preparation)))
         content = path.read_bytes()
         run.waiting_model.write_bytes(content)
-    said = dict[str, Any](figures) | {DIGEST: hashlib.sha256(content).hexdigest()}
+    said = with_checksum({**figures, DIGEST: hashlib.sha256(content).hexdigest()})
     run.waiting_figures.write_text(json.dumps(said, indent=1) + "\n")
 
 
@@ -103,10 +103,18 @@ def promote(run: RunFolder) -> None:
 def settle(run: RunFolder, history: list[Row]) -> None:
     """After a death: promote the model that waits if it is of this history, or delete it."""
     if run.waiting_figures.is_file():
-        epoch = read_json(run.waiting_figures, str(run.waiting_figures))["epoch"]
+        epoch = read_figures(run.waiting_figures).get("epoch")
         if any(row["epoch"] == epoch for row in history):
             promote(run)
     run.waiting.delete_directory()
+
+
+def read_figures(place: Location) -> dict[str, Any]:
+    """What a ``best.json`` says. Raises UserError for damage."""
+    figures = read_json(place, str(place))
+    if not is_whole(figures):
+        raise UserError(f"{place} is damaged: its checksum does not fit; {RESTORE}")
+    return figures
 
 
 def best_digest(run: RunFolder) -> str | None:
@@ -116,7 +124,7 @@ def best_digest(run: RunFolder) -> str | None:
     """
     if not run.best_figures.is_file():
         return None
-    digest = read_json(run.best_figures, str(run.best_figures)).get(DIGEST)
+    digest = read_figures(run.best_figures).get(DIGEST)
     if digest is not None and not isinstance(digest, str):
         raise UserError(f"{run.best_figures} is damaged: {DIGEST} is no text")
     return digest
@@ -126,8 +134,8 @@ def best_learning_rate(run: RunFolder) -> float | None:
     """The learning rate of the best epoch; None where there is none. Raises UserError for damage."""
     if not run.best_figures.is_file():
         return None
-    figures = read_json(run.best_figures, str(run.best_figures))
+    figures = read_figures(run.best_figures)
     try:
         return float(figures["learning_rate"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{run.best_figures} is damaged: it has no learning_rate") from error

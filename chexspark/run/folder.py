@@ -166,9 +166,9 @@ def model_and_digest(run: RunFolder) -> tuple[str, str]:
 
 def check_layout(run: RunFolder, version: Any) -> int:
     """The layout version that a file of the run says. Raises UserError for one not known here."""
-    if version not in range(1, LAYOUT_VERSION + 1):
+    if type(version) is not int or not 1 <= version <= LAYOUT_VERSION:
         raise UserError(
-            f"--run={run} has layout version {version!r}, this chexspark reads 1 to "
+            f"--run={run} has layout version {version!r:.40}, this chexspark reads 1 to "
             f"{LAYOUT_VERSION}: use the chexspark that wrote it, or a newer one"
         )
     return version

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from chexspark.errors import UserError
 from chexspark.findings import column_name
 from chexspark.run.folder import RunFolder
+from chexspark.store.schema import DAMAGE
 
 AUROC = "val_auroc_"  # and a finding's column name
 Row = dict[str, int | float | bool | None]  # an epoch's, by column: see `history_schema`
@@ -39,13 +41,39 @@ def read_history(run: RunFolder) -> pd.DataFrame:
     if not has_history(run):
         raise UserError(f"--run={run} has no history: give a folder that chexspark train wrote")
     try:
-        table = run.history.read_table().to_pandas()
+        table = checked(run.history.read_table()).to_pandas()
         return table.sort_values("epoch", ignore_index=True)
-    except (OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{run.history} is damaged ({reason}): copy the run again") from error
 
 
+def checked(table: pa.Table) -> pa.Table:
+    """The table with its columns in their types. Raises one of `DAMAGE` for what is no history."""
+    known = history_schema(())
+    fields = [
+        known.field(name) if name in known.names else pa.field(name, pa.float64())
+        for name in table.column_names
+        if name in known.names or name.startswith(AUROC)
+    ]
+    table = table.select([field.name for field in fields]).cast(pa.schema(fields))
+    if not len(table):
+        raise ValueError("it has no epoch")
+    for name in ("epoch", "best", "learning_rate"):
+        if table[name].null_count:
+            raise ValueError(f"an epoch has no {name}")
+    for field in fields:
+        values = table[field.name].to_numpy()
+        if field.name.startswith("val_auroc") and (np.abs(values.astype(float)) > 1).any():
+            raise ValueError(f"{field.name} is above 1")
+    if not np.isfinite(table["learning_rate"].to_numpy()).all():
+        raise ValueError("an epoch's learning_rate is no number")
+    _ = table["val_auroc"]  # raises where it is not there
+    return table
+
+
 def best_epoch(history: pd.DataFrame) -> pd.Series:
-    """The row of the best epoch, whose model is ``RUN/best``."""
+    """The row of the best epoch, whose model is ``RUN/best``. Raises UserError where there is none."""
+    if not history["best"].any():
+        raise UserError("the run's history has no best epoch: copy the run again")
     return history[history["best"]].iloc[0]

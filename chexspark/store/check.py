@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from chexspark.errors import UserError
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest, StoreFile
-from chexspark.store.schema import parquet_schema
+from chexspark.store.schema import DAMAGE, parquet_schema
+from chexspark.text_files import one_line
 
 THREADS = 8  # on an object store a footer is a matter of waiting
 
@@ -39,9 +40,10 @@ def fault_of(store: Location, file: StoreFile, schema: pa.Schema) -> str | None:
     try:
         with place.filesystem.open_input_file(place.path) as source:
             footer = pq.ParquetFile(source).metadata
-    except (OSError, ValueError) as error:
-        return f"{file.path} is not readable as Parquet ({error})"
+            columns = footer.schema.to_arrow_schema()
+    except DAMAGE as error:
+        return f"{file.path} is not readable as Parquet ({one_line(error)})"
     rows = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
-    if rows != file.row_groups or footer.schema.to_arrow_schema() != schema:
+    if rows != file.row_groups or columns != schema:
         return f"{file.path} has other row groups or columns than ingest wrote"
     return None

@@ -8,15 +8,18 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import pandas as pd
+import pyarrow as pa
 
 from chexspark.errors import UserError
 from chexspark.findings import names_fault
+from chexspark.json_types import fits, misfit
 from chexspark.preparation import STRETCH, Preparation
 from chexspark.storage import Location
-from chexspark.text_files import CHECKSUM, is_whole, read_json, with_checksum
+from chexspark.store.schema import DAMAGE, columns_checksum
+from chexspark.text_files import CHECKSUM, is_whole, one_line, read_json, with_checksum
 
 # Of the store's layout. 1: NIH's 14 findings. 2: its own list of findings, a column `source`, and a
 # checksum per row group of the columns beside images and labels. 3: a perceptual hash of 256 bits. 4: columns of
@@ -81,6 +84,7 @@ class Manifest:
     fit: str = STRETCH  # how an image that is not square was fitted into one
     bit_depth: int | None = None  # of 16-bit PNGs, as declared; None: found per file
     not_square: int | None = None  # images; None where they were not counted
+    boxes_checksum: str | None = None  # XXH3 of the table of boxes; older stores have none
     burned_in: int = 0  # DICOM files that say that annotations are drawn in their pixels
 
     @property
@@ -121,8 +125,45 @@ def class_weights(findings: tuple[str, ...], train: SplitSummary) -> dict[str, d
 
 
 def read_boxes(store: Location, manifest: Manifest) -> pd.DataFrame | None:
-    """``STORE/boxes``: image_index, finding, x, y, width, height in pixels of the original image."""
-    return (store / BOXES).read_table().to_pandas() if manifest.boxes else None
+    """``STORE/boxes``: image_index, finding, x, y, width, height in pixels of the original image.
+
+    None where there are none. Raises UserError for damage.
+    """
+    table = boxes_table(store, manifest)
+    return None if table is None else table.to_pandas()
+
+
+def boxes_table(store: Location, manifest: Manifest) -> pa.Table | None:
+    """The table that `read_boxes` reads, as it is stored. Raises UserError for damage."""
+    if not manifest.boxes:
+        return None
+    try:
+        table = (store / BOXES).read_table()
+        if manifest.boxes_checksum not in (None, columns_checksum(table)):
+            raise ValueError("its checksum does not fit")
+        return table
+    except DAMAGE as error:
+        raise UserError(f"{store / BOXES} is damaged ({one_line(error)}): ingest again") from error
+
+
+def check_types(manifest: Manifest) -> None:
+    """Raise ValueError for a value that is not of its type."""
+    summaries = list(manifest.splits.values())
+    parts: list[Any] = [
+        manifest,
+        *summaries,
+        *(file for summary in summaries for file in summary.files),
+    ]
+    for part in parts:
+        fault = misfit(vars(part), get_type_hints(type(part)))
+        if fault:
+            raise ValueError(fault)
+    if not fits(manifest.sources.get("digests"), list[str]):
+        raise ValueError(f"digests are {manifest.sources.get('digests')!r:.60}")
+    for file in (file for summary in summaries for file in summary.files):
+        groups = len(file.row_groups)
+        if len(file.checksums) != groups or len(file.column_checksums) not in (0, groups):
+            raise ValueError(f"{file.path} has other row groups than checksums")
 
 
 def check_counts(manifest: Manifest) -> None:
@@ -188,11 +229,13 @@ def read_manifest(store: Location) -> Manifest:
             for name, split in raw["splits"].items()
         }
         manifest = Manifest(**{**raw, "splits": splits, "findings": tuple(raw["findings"])})
+        check_types(manifest)
         _ = manifest.preparation  # raises for what cannot be
         fault = names_fault(manifest.findings)
         if fault:
             raise ValueError(f"findings {fault}")
         check_counts(manifest)
         return manifest
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place} is damaged ({error!r}): ingest again") from error
+    except (*DAMAGE, RecursionError) as error:
+        reason = repr(error)[:200]
+        raise UserError(f"{place} is damaged ({reason}): ingest again") from error

@@ -6,29 +6,33 @@ checksums. Nothing is unpickled.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chexspark.errors import RunFailedError
+from chexspark.errors import UserError
+from chexspark.findings import UNKNOWN
 from chexspark.storage import Location, locate
-from chexspark.store.manifest import Manifest, StoreFile
+from chexspark.store.manifest import FILE_NAME, Manifest, StoreFile
 from chexspark.store.schema import (
+    DAMAGE,
     IMAGE,
     LABELS,
     RowGroupChecksum,
     columns_checksum,
     images_of,
     labels_of,
+    parquet_schema,
 )
+from chexspark.text_files import one_line
 
 PIXELS = (IMAGE, LABELS)
 PIECE_BYTES = 1 << 20  # a row group is decoded in pieces that fit a processor's cache
 
 
-class DamagedStoreError(RunFailedError):
+class DamagedStoreError(UserError):
     """A file is not what the manifest says; the message names file and row group."""
 
 
@@ -104,8 +108,8 @@ def pieces(
                 described += [table] if others else []
                 yield Piece(first, images, labels, table.select(list(others)))
                 first += len(images)
-    except (OSError, ValueError, KeyError) as error:
-        raise DamagedStoreError(f"{group}: {error}") from error
+    except DAMAGE as error:
+        raise DamagedStoreError(f"{group}: {one_line(error)}") from error
     if found.hexdigest() != group.checksum:
         raise DamagedStoreError(f"{group}: pixels or labels have changed since ingest")
     if others:
@@ -119,7 +123,11 @@ def others_of(parquet: pq.ParquetFile) -> list[str]:
 
 def check_columns(table: pa.Table, group: RowGroup) -> None:
     """Raise DamagedStoreError when a row group's other columns are not as ingest wrote them."""
-    if group.column_checksum is not None and columns_checksum(table) != group.column_checksum:
+    try:
+        whole = group.column_checksum in (None, columns_checksum(table))
+    except DAMAGE as error:  # values of a type that none of our columns has
+        raise DamagedStoreError(f"{group}: {one_line(error)}") from error
+    if not whole:
         raise DamagedStoreError(f"{group}: names, patients or what is known of them have changed "
                                 "since ingest")  # fmt: skip
 
@@ -142,33 +150,68 @@ def image_names(group: RowGroup) -> list[str]:
 
 def patients_of_split(store: Location, manifest: Manifest, split: str) -> set[str]:
     """The patients that a split of the store has images of. Raises DamagedStoreError."""
-    found = set()
-    for file in manifest.splits[split].files:
-        found.update(checked_column(groups_of(store, manifest, file), "patient_id"))
-    return found
+    return set(checked_split(store, manifest, split, ("patient_id",))["patient_id"].to_pylist())
+
+
+def checked_split(
+    store: Location, manifest: Manifest, split: str, names: tuple[str, ...]
+) -> pa.Table:
+    """Columns, labels among them but not images, of all of a split.
+
+    Raises DamagedStoreError, also where the manifest does not count the patients and labels that are there.
+    """
+    needed = tuple(dict.fromkeys((*names, "patient_id", LABELS)))
+    files = manifest.splits[split].files
+    schema = parquet_schema(manifest.image_size, manifest.schema_version)
+    empty = pa.schema([schema.field(name) for name in needed]).empty_table()
+    parts = [checked_columns(groups_of(store, manifest, file), needed) for file in files]
+    table = pa.concat_tables([empty, *parts])
+    check_counted(table, manifest, split, store / split)
+    return table.select(names)
+
+
+def check_counted(table: pa.Table, manifest: Manifest, split: str, place: Location) -> None:
+    """Raise DamagedStoreError where a manifest counts other patients or labels than a split's table has."""
+    said, findings = manifest.splits[split], manifest.findings
+    if said.patients != len(table["patient_id"].unique()):
+        raise DamagedStoreError(f"{place} has other patients than {FILE_NAME} counts: ingest again")
+    labels = labels_of(table[LABELS].combine_chunks(), len(findings))
+    for value, counts in ((1, said.positives), (0, said.negatives), (UNKNOWN, said.unknown)):
+        there = (labels == value).sum(0).tolist()
+        for finding, number in zip(findings, there, strict=True):
+            if counts[finding] != number:
+                raise DamagedStoreError(
+                    f"{place} has other labels of {finding} than {FILE_NAME} counts: ingest again"
+                )
 
 
 def checked_column(groups: list[RowGroup], name: str) -> list:
     """A column, as Python values, of row groups of one file. Raises DamagedStoreError."""
-    return [row[name] for row in checked_rows(groups, (name,))]
+    return checked_columns(groups, (name,))[name].to_pylist()
 
 
-def checked_rows(
-    groups: list[RowGroup], names: tuple[str, ...], labels: bool = False
-) -> list[dict[str, Any]]:
-    """Columns of row groups of one file, as Python values by name, but for images. Raises DamagedStoreError.
-
-    `labels`: those too, whose checksum needs the pixels: they are not checked here.
-    """
-    place, rows = locate(groups[0].uri), []
+def checked_columns(groups: list[RowGroup], names: tuple[str, ...]) -> pa.Table:
+    """Columns, labels among them but not images, of row groups of one file. Raises DamagedStoreError."""
+    place, tables = locate(groups[0].uri), []
     for group in groups:
         try:
             with place.filesystem.open_input_file(place.path) as source:
                 parquet = pq.ParquetFile(source)
-                wanted = [*others_of(parquet), *([LABELS] if labels else [])]
-                table = parquet.read_row_group(group.number, columns=wanted)
-            check_columns(table.drop([LABELS]) if labels else table, group)
-            rows += table.select([*names, *([LABELS] if labels else [])]).to_pylist()
-        except (OSError, ValueError, KeyError) as error:
-            raise DamagedStoreError(f"{group}: {error}") from error
-    return rows
+                taken = [*others_of(parquet), *(n for n in names if n == LABELS)]
+                table = parquet.read_row_group(group.number, columns=taken)
+            tables.append(table.select(names))
+            if LABELS in names:
+                check_labels(table, group)
+        except DAMAGE as error:
+            raise DamagedStoreError(f"{group}: {one_line(error)}") from error
+        check_columns(table, group)
+    return pa.concat_tables(tables)
+
+
+def check_labels(table: pa.Table, group: RowGroup) -> None:
+    """Raise DamagedStoreError when a row group's labels are not as ingest wrote them."""
+    found = RowGroupChecksum()
+    for part in table[LABELS].chunks:
+        found.add((), labels_of(part, group.findings))
+    if not group.checksum.endswith(found.labels.hexdigest()):
+        raise DamagedStoreError(f"{group}: labels have changed since ingest")

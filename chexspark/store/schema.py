@@ -15,6 +15,9 @@ import pyarrow as pa
 import xxhash
 
 IMAGE, LABELS = "image", "labels"
+# What reading a damaged Parquet file raises, of Arrow and of what looks at its columns.
+DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError,
+          OverflowError)  # fmt: skip
 # What is known of an image's patient and study, where it is: column → type, and the version of the layout
 # that brought it.
 FACTS: dict[str, tuple[pa.DataType, int]] = {

@@ -12,7 +12,9 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, get_type_hints
+from typing import Self, get_type_hints
+
+from chexspark.json_types import fits
 
 CONNECT_SECONDS = 30
 STOP = b"stop"
@@ -178,13 +180,6 @@ def decode(line: bytes) -> Event:
         if not fits(value, types[name]):
             raise ValueError(f"{kind.__name__}.{name} is {value!r}")
     return kind(**values)
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value out of JSON is of a field's type."""
-    if isinstance(value, bool) or kind is bool:  # Python takes True for 1
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, kind) or (kind is float and isinstance(value, int))
 
 
 @dataclass(frozen=True)
