@@ -88,7 +88,7 @@ def java_is_gone(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def java_loss_told() -> Iterator[None]:
-    """Inside, the end of this driver's Java process is a RunFailedError, and not what comes of it."""
+    """Inside, when this driver's Java process has ended, say so. Raises RunFailedError."""
     try:
         yield
     except Exception as error:
