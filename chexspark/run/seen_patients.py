@@ -8,7 +8,8 @@ slow (scrypt), so that a patient can be looked up and a list of all possible nam
 import functools
 import hashlib
 import os
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from chexspark.store.manifest import Manifest
 from chexspark.store.row_groups import patients_of_split
 
 SEEN = ("train", "val")  # learned from; chose the best epoch, the thresholds and the scaling
+SALT = re.compile(r"[0-9a-f]{32}")
 SCRYPT_COST, SCRYPT_BLOCK = 2**10, 8  # 1 MiB and about 2 ms a patient
 KEPT_HASHES = 2**17  # a process's, for several runs of one store
 SHOWN_EACH = 100  # patients
@@ -55,12 +57,13 @@ def salt_of(fingerprint: str) -> str:
     return hashlib.sha256(f"patients of {fingerprint}".encode()).hexdigest()[:32]
 
 
-def patient_hashes(patients: Iterable[str], salt: str | None) -> Iterable[str]:
-    """The hash of each patient's name in the store, hexadecimal, in order; calculated on all cores."""
+def patient_hashes(patients: Iterable[str], salt: str | None) -> Iterator[str]:
+    """Yield the hash of each patient's name in the store, hexadecimal, in order; calculated on all cores."""
     if salt is None:
-        return (hashlib.sha256(patient.encode()).hexdigest() for patient in patients)
+        yield from (hashlib.sha256(patient.encode()).hexdigest() for patient in patients)
+        return
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return pool.map(functools.partial(slow_hash, salt), patients)
+        yield from pool.map(functools.partial(slow_hash, salt), patients)
 
 
 @functools.lru_cache(KEPT_HASHES)
@@ -105,6 +108,10 @@ def read_seen_patients(run: RunFolder, lineage: Lineage) -> SeenPatients | None:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{run.seen_patients} is damaged ({reason}): copy the run again") from error
     salt = lineage.get("patient_salt")
+    if salt is not None and not (isinstance(salt, str) and SALT.fullmatch(salt)):
+        raise UserError(
+            f"{run.lineage} is damaged: patient_salt is {salt!r:.60}; copy the run again"
+        )
     if digest_of(sorted(splits.items(), key=str), salt) != told:
         raise UserError(
             f"{run.seen_patients} is not the table that {run.lineage} tells of: one of the two "
