@@ -138,7 +138,7 @@ def test_patients_are_found_by_scrypt_of_the_salt_that_the_lineage_has(runs, sto
     assert {h for h, split in seen.splits.items() if split == "val"} == expected
     assert seen.among([*patients, "nobody"]) == ["val"] * len(patients)
     for salt in (5, "xyz", ["00" * 16]):
-        with pytest.raises(UserError, match="lineage.json is damaged: patient_salt is "):
+        with pytest.raises(UserError, match=r"lineage.json is damaged: patient_salt is "):
             read_seen_patients(run, read_lineage(run) | {"patient_salt": salt})
     plain = hashlib.sha256(b"A").hexdigest()  # as runs of before have it
     assert SeenPatients({plain: "train"}, None).among(["A", "B"]) == ["train"]
