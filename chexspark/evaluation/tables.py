@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -62,6 +63,7 @@ ROWS: dict[str, Any] = {METRICS: Metric, SUBGROUPS: SubgroupRow, COMPARISON: Com
                         LOCALISATION: Localisation, EXAMPLES: ExampleRow}  # fmt: skip
 # Columns that tables of earlier versions lack, and what holds there.
 LATER = {"rough": False, "auroc_others": None, "compared": 0, "detectable": None}
+LARGEST_SCORE = 1e15  # of anybody's scores, which may be other than probabilities
 ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_(), bytes: pa.binary(),
     list[list[float]]: pa.list_(pa.list_(pa.float64())),
@@ -175,7 +177,13 @@ def read_predictions(out: RunFolder, split: str, findings: Sequence[str]) -> pd.
         if missing:
             raise UserError(f"{folder} is damaged: it has no column {missing[0]}; {AGAIN}")
         fields = [pa.field(f.name, needed.get(f.name, f.type)) for f in table.schema]
-        return table.cast(pa.schema(fields)).to_pandas()
+        table = table.cast(pa.schema(fields))
+        if not len(table) or any(table[name].null_count for name in needed):
+            raise ValueError("it has no rows, or empty cells")
+        for name in map(probability_column, findings):
+            if not (np.abs(table[name].to_numpy()) <= LARGEST_SCORE).all():
+                raise ValueError(f"{name} has what is no score")
+        return table.to_pandas()
     except DAMAGE as error:
         raise damaged(str(folder), error) from error
 

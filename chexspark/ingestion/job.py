@@ -31,6 +31,7 @@ from chexspark.ingestion.summary import (
     QUARANTINE_SCHEMA,
     patients_of,
     refused_images,
+    stored_table,
     summarise,
     summary_text,
     table_of,
@@ -110,7 +111,7 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         tasks = plan_tasks(inputs, config, workplace.folder, before, known.same)
         results = run_tasks(spark, tasks, inputs, known, config.size)
         results.append(unreadable_files(inputs))
-        stop_when_too_many_refused(results, config.max_bad, out)
+        stop_when_too_many_refused(results, config.max_bad, out, before)
         manifest, tables = summarise(inputs, config, results, stored, before, out)
         workplace.lock.check_held()
         publish(out, workplace.folder, manifest, tables, results)
@@ -210,12 +211,21 @@ def check_same_settings(
         )
 
 
-def stop_when_too_many_refused(results: list[TaskResult], max_bad: float, out: Location) -> None:
-    """Raise UserError when too many images were refused, having written which to STORE/quarantine."""
+def stop_when_too_many_refused(
+    results: list[TaskResult], max_bad: float, out: Location, before: Manifest | None
+) -> None:
+    """Raise UserError when too many images were refused, having written which to STORE/quarantine.
+
+    Those that the store had refused before stay there.
+    """
     fault = too_many_refused(results, max_bad)
     if fault:
         place = out / QUARANTINE
-        place.write_table(table_of(refused_images(results), QUARANTINE_SCHEMA))
+        earlier = stored_table(out, QUARANTINE, QUARANTINE_SCHEMA, before)
+        every = dict.fromkeys(
+            [*earlier, *refused_images(results)]
+        )  # each once, however often it is tried
+        place.write_table(table_of(list(every), QUARANTINE_SCHEMA))
         raise UserError(f"{fault}: see {place}")
 
 
