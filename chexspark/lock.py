@@ -70,9 +70,11 @@ class Lock:
         try:
             self.take()
             self.beat()
-        except OSError as error:
+        except BaseException as error:
             self.remove(self.name)
-            raise UserError(f"{self.what} cannot be written: {error}") from error
+            if isinstance(error, OSError):
+                raise UserError(f"{self.what} cannot be written: {error}") from error
+            raise
         self.thread.start()
         return self
 
