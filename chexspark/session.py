@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
+import psutil
 from py4j.protocol import Py4JError
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
@@ -48,6 +49,16 @@ def stop_session() -> None:
         active = SparkSession.getActiveSession()
         if active is not None:
             active.stop()
+    if SparkContext._gateway is None:
+        end_half_started()
+
+
+def end_half_started() -> None:
+    """End Spark's Java process that this one was starting when it was stopped: it would stay for ever."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name() in ("java", "bash") and "spark" in " ".join(child.cmdline()):
+                child.kill()
 
 
 def letters_of_java() -> str:

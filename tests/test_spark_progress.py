@@ -1,5 +1,8 @@
 """What failed, in one line, from the texts of Spark's errors; and the progress line."""
 
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -98,3 +101,21 @@ def test_the_line_outlives_a_count_that_fails(monkeypatch):
 )
 def test_what_the_line_says(so_far, images, expected):
     assert progress_text(so_far, images, 10.0) == expected
+
+
+STARTING = """
+import subprocess
+from chexspark.session import stop_session
+both = [subprocess.Popen(["bash", "-c", f"read; : {what}"], stdin=subprocess.PIPE) for what in ("spark-submit", "x")]
+stop_session()
+print(both[0].wait(), both[1].poll())
+both[1].kill()
+"""
+
+
+def test_a_java_process_that_was_being_started_is_ended():
+    """In a process of its own: this one has a Spark that is to live."""
+    ran = subprocess.run(
+        [sys.executable, "-c", STARTING], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == [f"-{int(signal.SIGKILL)}", "None"]
