@@ -26,6 +26,8 @@ DICOM_FACTS = (
 SPLIT_FACTS = ("institution", "manufacturer", "device", "date")
 SCALINGS = ("none", "linear", "sqrt")  # of the learning rate with the number of ranks
 
+PRIVATE = "make the folder that is written one that nobody else on this system can enter"
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
@@ -67,11 +69,7 @@ class IngestConfig:
         "share of the images that may be refused before the job fails", "input", 0.05,
         minimum=0, maximum=1)  # fmt: skip
     out: str = setting("where the store is written", "output", path=True)
-    private: bool = setting(
-        "make the folder that is written one that nobody else on this system can enter",
-        "output",
-        False,
-    )
+    private: bool = setting(PRIVATE, "output", False)
     size: int = setting("height and width of the stored images, pixels", "output", 320,
                         minimum=32, maximum=LARGEST)  # fmt: skip
     fit: str | None = setting(
@@ -116,10 +114,7 @@ class TrainConfig:
         "input and output",
         path=True,
     )
-    private: bool = setting(
-        "make the folder that is written one that nobody else on this system can enter",
-        "input and output", False,
-    )  # fmt: skip
+    private: bool = setting(PRIVATE, "input and output", False)
     model: str = setting("the network", "model", "densenet121")
     weights: str | None = setting(
         "ImageNet weights, a file of Keras applications; or another .keras or .h5 file of this network; or "
@@ -310,11 +305,7 @@ class EvaluateConfig:
         "another evaluated run, or scores, to compare with on the same images", "evaluation", None,
         frame=True, path=True)  # fmt: skip
     out: str | None = setting("where to write; by default the run", "output", None, path=True)
-    private: bool = setting(
-        "make the folder that is written one that nobody else on this system can enter",
-        "output",
-        False,
-    )
+    private: bool = setting(PRIVATE, "output", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,11 +342,7 @@ class PredictConfig:
     out: str = setting(
         "Parquet folder to write, new or empty; what was refused goes beside it, to OUT-quarantine",
         "output", path=True)  # fmt: skip
-    private: bool = setting(
-        "make the folder that is written one that nobody else on this system can enter",
-        "output",
-        False,
-    )
+    private: bool = setting(PRIVATE, "output", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,11 +361,7 @@ class ExplainConfig:
         "which findings to draw, A,B,…; by default the one with the highest probability, and those that "
         "the label names", "output", (), listed=True)  # fmt: skip
     out: str | None = setting("folder to write to; by default RUN/maps", "output", None, path=True)
-    private: bool = setting(
-        "make the folder that is written one that nobody else on this system can enter",
-        "output",
-        False,
-    )
+    private: bool = setting(PRIVATE, "output", False)
 
 
 @dataclass(frozen=True, kw_only=True)

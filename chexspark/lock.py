@@ -6,6 +6,7 @@ changes every ten seconds. Who is inside is dead when their process is gone, whe
 (the same host and container), and else when the beat has not changed for a minute: no clocks are compared.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -37,12 +38,10 @@ class Owner(TypedDict):
     token: str
     host: str
     process: int
-    started: (
-        int | None
-    )  # when the process did, ticks since the system did; None where that is not known
+    started: int | None  # ticks from the system's start to the process's; None where not known
     system: (
         str | None
-    )  # of this start of this system and this container, where process numbers are the same
+    )  # one start of one system, and one container: what has its own process numbers
 
 
 class Lock:
@@ -79,11 +78,15 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave, unless another has the lock by now."""
+        """Leave, unless another has the lock by now, which may have the same name."""
         self.stop.set()
         if self.thread.ident:
             self.thread.join()
-        self.remove(self.name)
+        with contextlib.suppress(
+            UserError
+        ):  # that it cannot be read: the next one finds no process
+            if self.is_held():
+                self.remove(self.name)
 
     def take(self) -> None:
         """Make the lock of the next number, when all that are there are dead ones'."""

@@ -38,9 +38,20 @@ def test_the_process_ends_with_its_caller(wait_for):
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "from chexspark.ingestion.apart import Apart\n"
         "from operator import add\n"
-        "if __name__ == '__main__':\n"
-        "    apart = Apart(add); assert apart(2, 3) == 5\n"
-        "    print(apart.process.pid, flush=True); os.kill(os.getpid(), 9)"
+        "apart = Apart(add); assert apart(2, 3) == 5\n"
+        "print(apart.process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, os.getcwd()], capture_output=True, text=True)
     wait_for(lambda: not psutil.pid_exists(int(done.stdout)))
+
+
+def test_a_script_without_a_guard_is_run_once(tmp_path):
+    """As people write them: `multiprocessing` would run it again in the process."""
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "print('begun')\nfrom operator import add\nfrom chexspark.ingestion.apart import Apart\n"
+        "print(Apart(add)(2, 3))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["begun", "5"], done.stderr

@@ -148,6 +148,13 @@ def test_who_was_taken_for_dead_learns_it_and_takes_nothing_back(folder, wait_fo
     assert [file.base_name for file in folder.list_files()] == ["_lock-0002"]
 
 
+def test_who_was_taken_for_dead_leaves_the_lock_of_the_same_name_to_the_next(folder, wait_for):
+    with lock_of(folder) as mine:
+        put(folder, 1)
+        wait_for(mine.lost.is_set)
+    assert json.loads((folder / "_lock-0001").read_text())["token"] == "x"
+
+
 def test_a_folder_that_cannot_be_written(folder, monkeypatch):
     def fail(*_):
         raise OSError("Read-only file system")

@@ -215,12 +215,13 @@ def run_ranks(
     tasks that have not started, are waited for `wait_seconds` long.
 
     `on_event` takes the events of rank 0, and the problems of all; `environment` is added to the
-    ranks'; when `run_lost` is set, the ranks are ended. Raises UserError when a rank met a mistake of the user, RanksLost when one died, stalled
-    or met what may pass, StoppedError after a signal or when Spark's application was ended, RunFailedError when
-    one failed otherwise.
+    ranks'; when `run_lost` is set, the ranks are ended. Raises UserError when a rank met a mistake of the
+    user, RanksLost when one died, stalled or met what may pass, StoppedError after a signal or when Spark's
+    application was ended, RunFailedError when one failed otherwise.
     """
     conf = spark.sparkContext.getConf()
     host = str(conf.get("spark.driver.host"))
+    bind = str(conf.get("spark.driver.bindAddress", host))
     failures: list[Failed] = []
     errors = io.StringIO()
 
@@ -232,9 +233,7 @@ def run_ranks(
 
     with (
         turn(spark),
-        EventServer(
-            host, str(conf.get("spark.driver.bindAddress", host)), num_proc, handle
-        ) as events,
+        EventServer(host, bind, num_proc, handle) as events,
     ):
         ranks = Ranks(spark, events, num_proc, stall_seconds, wait_seconds, run_lost)
         with adapted_horovod(host, ranks.silent, ranks.failed), signals_to(ranks.stop):

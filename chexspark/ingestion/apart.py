@@ -5,10 +5,16 @@ streams (C++ exceptions that nobody catches): a task, and with it the job, must 
 """
 
 import contextlib
-import multiprocessing
+import importlib
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+CHILD = "import sys; from chexspark.ingestion.apart import serve; serve(*sys.argv[1:])"
 
 
 class EndedError(Exception):
@@ -23,7 +29,7 @@ class Apart:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self.process: Any = None
+        self.process: subprocess.Popen | None = None
         self.line: Connection | None = None
 
     def __call__(self, *words: object) -> Any:
@@ -42,26 +48,33 @@ class Apart:
         return found
 
     def begin(self) -> None:
-        """Start the process. It ends with this one: its end of the line is closed then."""
-        context = multiprocessing.get_context(
-            "spawn"
-        )  # a fork would have the locks of other threads
-        self.line, other = context.Pipe()
-        self.process = context.Process(target=serve, args=(self.function, other), daemon=True)
-        self.process.start()
-        other.close()
+        """Start the process. It ends with this one: its end of the line is closed then.
+
+        It is no child of `multiprocessing`, which would run the user's script in it again.
+        """
+        ours, theirs = socket.socketpair()
+        number = theirs.fileno()
+        words = [str(number), self.function.__module__, self.function.__qualname__]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, *words], pass_fds=[number], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        theirs.close()
+        self.line = Connection(ours.detach())
 
     def end(self) -> None:
         """End the process, if there is one."""
-        if self.line is not None:
+        if self.line is not None and self.process is not None:
             self.line.close()
             self.process.kill()
-            self.process.join()
+            self.process.wait()
         self.line = None
 
 
-def serve(function: Callable[..., Any], line: Connection) -> None:
-    """Answer calls until the caller is gone."""
+def serve(number: str, module: str, name: str) -> None:
+    """Answer calls of a function until the caller is gone. `number`: of the open line's file."""
+    function = getattr(importlib.import_module(module), name)
+    line = Connection(int(number))
     with contextlib.suppress(EOFError, OSError):
         while True:
             words = line.recv()

@@ -48,7 +48,8 @@ def read_records(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Each row as a dict: path, patient_id, the facts, what it `says` of findings, line, row and reader.
 
-    And, as ``line 12``, the rows whose image would be in a joined file, and is not. Raises UserError naming the line for a row without an image or a patient, and for a wrong value.
+    And, as ``line 12``, the rows whose image would be in a joined file, and is not. Raises UserError naming
+    the line for a row without an image or a patient, and for a wrong value.
     """
     find_column = column_finder(table.header, where)
     positions = {
