@@ -4,6 +4,7 @@ In: a command's name and its flags. Out: an exit code: 0 done, 1 failed, 2 a mis
 can mend, said in one line, 130 stopped.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from chexspark.commands import COMMANDS
 from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.output import show_output
 
+# What a disk or its rights do to a job that writes: no fault of the code, whose trace would help nobody.
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 LOST = (
     "??"  # what Java makes of a letter that its locale lacks, and of its two or more bytes in UTF-8
 )
@@ -63,6 +66,11 @@ def main(
     except StoppedError as error:
         print(f"chexspark: {error}", file=sys.stderr, flush=True)
         return 130
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        print(f"chexspark: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         print("chexspark: stopped", file=sys.stderr, flush=True)
         return 130

@@ -5,6 +5,7 @@ letters of its locale. Tables are therefore written by pyarrow in the tasks, eac
 and read by Spark where it takes the name, else by pyarrow.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
 
@@ -93,10 +94,17 @@ class PartWriter:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            self.end_file()
-        elif self.writer is not None:
-            self.writer.close()
+        try:
+            if kind is None:
+                self.end_file()
+        finally:
+            self.drop_file()
+
+    def drop_file(self) -> None:
+        """Leave nothing of the file that is being written, if there is one."""
+        if self.writer is not None:
+            with contextlib.suppress(OSError):  # a full disk ends the writing, and the closing too
+                self.writer.close()
             self.aside.filesystem.delete_file(self.aside.path)
 
     def write(self, rows: pa.RecordBatch) -> None:

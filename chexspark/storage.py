@@ -127,9 +127,14 @@ class Location:
     def write_bytes(self, content: bytes) -> None:
         """Write aside, then rename, so that the file is there whole or not at all."""
         aside = self.hidden_name()
-        with self.filesystem.open_output_stream(aside.path) as stream:
-            stream.write(content)
-        aside.move_to(self)
+        try:
+            with self.filesystem.open_output_stream(aside.path) as stream:
+                stream.write(content)
+            aside.move_to(self)
+        except OSError:
+            with contextlib.suppress(OSError):  # what has been written of it, if anything
+                aside.filesystem.delete_file(aside.path)
+            raise
 
     @property
     def creates_exclusively(self) -> bool:

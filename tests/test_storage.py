@@ -1,5 +1,7 @@
 """Places on file systems."""
 
+import errno
+import signal
 import subprocess
 import sys
 
@@ -8,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from chexspark.command_line import main
+from chexspark.config import ReportConfig
 from chexspark.errors import UserError
 from chexspark.storage import Location, locate
 
@@ -110,3 +114,37 @@ def test_unfinished_folders_are_cleared_too(tmp_path):
     hidden.make_directory()
     locate(str(tmp_path)).clear_unfinished()
     assert not hidden.exists()
+
+
+def test_a_file_that_finds_no_room_leaves_nothing(tmp_path, monkeypatch):
+    """What is written aside goes, and what was there before stays."""
+    place = locate(str(tmp_path / "a"))
+    place.write_bytes(b"before")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Location, "move_to", fail)
+    with pytest.raises(OSError, match="No space left"):
+        place.write_bytes(b"after")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and place.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(
+    "number, code", [(errno.ENOSPC, 1), (errno.EROFS, 1), (errno.ECHILD, None)]
+)
+def test_a_full_disk_ends_a_command_with_one_line(number, code, monkeypatch, capsys):
+    def fail(_):
+        raise OSError(number, "Error writing bytes to file.\nDetail: no room")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    words = (fail, ReportConfig, "", ["--run", "x"], "chexspark report")
+    if code is None:  # another fault: its trace is needed
+        with pytest.raises(OSError, match="no room"):
+            main(*words)
+        return
+    assert main(*words) == code
+    said = capsys.readouterr().err.splitlines()
+    assert (
+        len(said) == 1 and said[0].startswith("chexspark: ") and said[0].endswith("Detail: no room")
+    )
