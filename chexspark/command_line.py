@@ -53,6 +53,7 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     use_own_python()
     before, errors.at_command_line = errors.at_command_line, True
+    was_there = session_is_there()
     try:
         show_output(always=True)
         given = sys.argv[1:] if arguments is None else arguments
@@ -76,11 +77,15 @@ def main(
         return 130
     finally:
         errors.at_command_line = before
-        if (
-            "chexspark.session" in sys.modules
-        ):  # or no session was started, and none is to be loaded
+        if "chexspark.session" in sys.modules and not was_there:
             sys.modules["chexspark.session"].stop_session()
     return 0
+
+
+def session_is_there() -> bool:
+    """Whether this process has a Spark session; loads Spark only where it has been loaded."""
+    loaded = sys.modules.get("chexspark.session")
+    return loaded is not None and loaded.has_session()
 
 
 def check_letters(given: list[str]) -> None:

@@ -148,3 +148,10 @@ def test_a_full_disk_ends_a_command_with_one_line(number, code, monkeypatch, cap
     assert (
         len(said) == 1 and said[0].startswith("chexspark: ") and said[0].endswith("Detail: no room")
     )
+
+
+def test_a_command_leaves_a_session_that_was_there(spark, capsys, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    words = (lambda config: None, ReportConfig, "", ["--run", "x"], "chexspark report")
+    assert main(*words) == 0
+    assert spark.range(3).count() == 3
