@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -17,10 +18,13 @@ import pytest
 from chexspark import evaluate, explain, export, predict
 from chexspark.errors import UserError
 from chexspark.evaluation.explain import picture_stem
+from chexspark.evaluation.runs import best_model
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import prepare
 from chexspark.preparation import Preparation
-from chexspark.storage import Location
+from chexspark.run.folder import RunFolder, model_and_digest
+from chexspark.storage import Location, locate
+from chexspark.text_files import with_checksum
 
 PROBABILITIES = [f"prob_{finding}" for finding in FINDINGS]
 
@@ -166,6 +170,21 @@ def test_what_a_model_names_is_not_imported(spark, run, tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(cv2.imencode(".png", np.eye(32, dtype=np.uint8) * 255)[1])
     found = predict(spark, images=str(tmp_path / "x.png"), run=place, out=str(tmp_path / "scores"))
     assert found.predictions.count() == 1 and not marker.exists()
+
+
+def test_a_best_model_that_training_replaces_meanwhile(run, tmp_path, monkeypatch):
+    """Of its two files the first is new already when it is looked at."""
+    shutil.copytree(run.path, tmp_path / "run")
+    folder = RunFolder(locate(str(tmp_path / "run")))
+    _, digest = model_and_digest(folder)
+    folder.best_figures.write_text(json.dumps(with_checksum({"model_sha256": "0" * 64})))
+
+    def end_promotion(seconds):
+        if seconds:
+            folder.best_figures.write_text(json.dumps(with_checksum({"model_sha256": digest})))
+
+    monkeypatch.setattr(time, "sleep", end_promotion)
+    assert best_model(folder).digest == digest
 
 
 def test_a_model_that_is_not_the_one_that_was_trained(run, tmp_path):

@@ -5,6 +5,7 @@ note is returned, and said by who asked.
 """
 
 import dataclasses
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 
 NOT_CHECKED = "--predictions is not checked against training patients"
+PROMOTION_SECONDS = 1.0  # in which a training has replaced both files of its best epoch
 NAMES = {
     "size": "image size",
     "fit": "fit",
@@ -54,7 +56,7 @@ def best_model(run: RunFolder) -> Model:
 
     Raises UserError where the model itself says others, or other images: one of the two is not this run's.
     """
-    uri, digest = model_and_digest(run)
+    uri, digest = recorded_model(run)
     lineage = read_lineage(run)
     findings, said = tuple(lineage["findings"]), model_findings(run.best_model)
     if said not in (None, findings):
@@ -68,14 +70,25 @@ def best_model(run: RunFolder) -> Model:
             f"--run={run}: its lineage tells of images of {made.words()}, and its best model of "
             f"{taken.words()}: one of the two was changed; copy the run again"
         )
-    recorded = best_digest(run)
-    if recorded not in (None, digest):
-        raise UserError(
-            f"--run={run}: best/model.keras is not the file that training wrote (its SHA-256 is "
-            f"{digest[:12]}…, and best.json tells of {recorded[:12]}…): copy the run again"
-        )
     check_own_outputs(run, len(findings))
     return Model(uri, digest, findings, network_of(run), made.size)
+
+
+def recorded_model(run: RunFolder) -> tuple[str, str]:
+    """The URI and SHA-256 of the best model. Raises UserError where best.json tells of another.
+
+    A training that goes on replaces both, one after the other: it is looked twice.
+    """
+    for seconds in (0, PROMOTION_SECONDS):
+        time.sleep(seconds)
+        uri, digest = model_and_digest(run)
+        recorded = best_digest(run)
+        if recorded in (None, digest):
+            return uri, digest
+    raise UserError(
+        f"--run={run}: best/model.keras is not the file that training wrote (its SHA-256 is "
+        f"{digest[:12]}…, and best.json tells of {str(recorded)[:12]}…): copy the run again"
+    )
 
 
 def network_of(run: RunFolder) -> str:

@@ -1,10 +1,11 @@
 """Where a run comes from: ``RUN/lineage.json``. Written on rank 0, read on the driver."""
 
 import json
-from typing import TypedDict, cast
+from typing import TypedDict, cast, get_type_hints
 
 from chexspark.errors import UserError
 from chexspark.findings import names_fault, of_file
+from chexspark.json_types import misfit
 from chexspark.preparation import STRETCH, Preparation
 from chexspark.run.folder import RunFolder
 from chexspark.text_files import read_json
@@ -39,6 +40,13 @@ class Lineage(TypedDict):
 
 
 NEEDED = {"image_size": int, "store_fingerprint": str}  # by those who read a run
+# Types of what is believed where it is there; what images are like, and findings, have checks of their own.
+OTHERS = {
+    name: kind
+    for name, kind in get_type_hints(Lineage).items()
+    if name
+    in ("store", "split_hash", "trained_patients", "chexspark", "python", "packages", "ranks")
+}
 
 
 def write_lineage(run: RunFolder, lineage: Lineage) -> None:
@@ -59,6 +67,8 @@ def read_lineage(run: RunFolder) -> Lineage:
                 f"{run.lineage} is damaged: {name} is {found.get(name)!r}; copy the run again"
             )
     found = {"fit": STRETCH, "bit_depth": None} | found | {"findings": of_file(found)}
+    if fault := misfit(found, OTHERS):
+        raise UserError(f"{run.lineage} is damaged: {fault}; copy the run again")
     try:
         preparation_of(cast(Lineage, found))
     except ValueError as error:

@@ -60,10 +60,12 @@ class Tally:
         judge: Callable[[object], tuple[str, str]],
         refusals: tuple[type[Exception], ...] = (UserError,),
         note: str = "",
+        longest: float = LONGEST,
     ) -> None:
         """Read a mutant and count what comes of it.
 
-        `judge`: from what was read to an outcome and what is wrong with it. `note`: which mutant it is.
+        `judge`: from what was read to an outcome and what is wrong with it. `note`: which mutant it is;
+        `longest`: seconds that it may take.
         """
         started = time.monotonic()
         try:
@@ -74,7 +76,7 @@ class Tally:
             outcome, fault = "raised", repr(error)[:300]
         seconds = time.monotonic() - started
         self.slowest = max(self.slowest, seconds)
-        if seconds > LONGEST:
+        if seconds > longest:
             fault = f"{seconds:.0f} s; {fault}"
         self.add(kind, outcome, fault and f"{fault} ({note})")
 
