@@ -162,10 +162,13 @@ def under(recipe: str | None, values: dict[str, Any]) -> dict[str, Any]:
 METAVARS = {str: "TEXT", int: "N", float: "X"}
 
 
-def takes(config_class: type, spark: bool = True) -> Callable[[Callable], Callable]:
+def takes(
+    config_class: type, spark: bool = True, frame: bool = False
+) -> Callable[[Callable], Callable]:
     """Let ``function(spark, config)`` be called as ``function(spark, images=…, size=…)``.
 
     `spark`: whether it takes a session; without, ``function(config)`` is called as ``function(run=…)``.
+    `frame`: it takes a DataFrame in the session's place.
     The signature and the docstring list the settings, for a notebook's completion and help. A ready
     config in place of settings is taken as it is. For training, ``recipe=`` is a name or a file.
     A call raises UserError for a setting that is none, or its value.
@@ -199,10 +202,19 @@ def takes(config_class: type, spark: bool = True) -> Callable[[Callable], Callab
                 return function(spark, config)
 
         @functools.wraps(function)
+        def call_with_frame(frame: Any, config: Any = None, **values: Any) -> Any:
+            if not hasattr(frame, "sparkSession"):
+                raise UserError(
+                    f"{function.__name__} takes a Spark DataFrame and settings by name, and was given a "
+                    f"{type(frame).__name__}"
+                )
+            return call_with_session(frame, config, **values)
+
+        @functools.wraps(function)
         def call_alone(config: Any = None, **values: Any) -> Any:
             return function(configured(checked(config), values))
 
-        call: Any = call_with_session if spark else call_alone
+        call: Any = call_with_frame if frame else call_with_session if spark else call_alone
 
         fields = dataclasses.fields(config_class)
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -215,9 +227,14 @@ def takes(config_class: type, spark: bool = True) -> Callable[[Callable], Callab
         ]  # fmt: skip
         if config_class is TrainConfig:
             parameters.append(inspect.Parameter("recipe", kind, default=None))
-        if spark:
+        if frame:
+            parameters.insert(
+                0, inspect.Parameter("frame", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            )
+        elif spark:
             session = inspect.Parameter("spark", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)  # fmt: skip
             parameters.insert(0, session)
+        call.config_class = config_class
         call.__signature__ = inspect.Signature(parameters)
         call.takes_spark = spark
         lines = [f"    {f.name}: {f.metadata['help'].replace('%%', '%')}" for f in fields]

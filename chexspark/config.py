@@ -7,7 +7,7 @@ below: a setting is written down once.
 from dataclasses import dataclass
 
 from chexspark.preparation import DEPTHS, FITS, LARGEST
-from chexspark.settings import Frame, setting
+from chexspark.settings import Frame, same_setting, setting
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "lars", "lamb")
 SCHEDULES = ("constant", "plateau", "cosine", "cyclic")  # of the learning rate
@@ -102,6 +102,41 @@ class IngestConfig:
         path=True,
         not_with=("split", "split_by", "split_lists", "split_seed"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameConfig:
+    """A DataFrame of images and labels in, a store out."""
+
+    image: str = setting(
+        "column of the images: bytes of PNG, JPEG or DICOM files, Spark's image struct, or paths", "input",
+        "image")  # fmt: skip
+    labels: tuple[str, ...] = setting(
+        "a column per finding, or one column with an array or vector of all: 1, 0, and -1, NaN or null for "
+        "unknown", "input", listed=True)  # fmt: skip
+    findings: tuple[str, ...] = setting(
+        "the findings of the labels, in their order; by default the names of their columns, without label_",
+        "input", (), listed=True)  # fmt: skip
+    patient: str | None = setting(
+        "column of the patient, texts or whole numbers; without it every row is a patient of its own",
+        "input", None)  # fmt: skip
+    name: str | None = setting(
+        "column of what an image is called in the store; by default the end of its path, or what it and its "
+        "patient are", "input", None)  # fmt: skip
+    max_bad: float = same_setting(IngestConfig, "max_bad")
+    out: str = same_setting(IngestConfig, "out")
+    private: bool = same_setting(IngestConfig, "private")
+    size: int = same_setting(IngestConfig, "size")
+    fit: str | None = same_setting(IngestConfig, "fit")
+    bit_depth: int | None = same_setting(IngestConfig, "bit_depth")
+    rows_per_group: int = same_setting(IngestConfig, "rows_per_group")
+    validation: str | None = setting(
+        "column that is true for the images of the validation split; the others are for training", "split",
+        None, not_with=("validation_share", "split_seed"))  # fmt: skip
+    validation_share: float = setting(
+        "share of the patients that are for validation, by a hash of the patient", "split", 0.125,
+        above=0, maximum=0.9)  # fmt: skip
+    split_seed: int = same_setting(IngestConfig, "split_seed")
 
 
 @dataclass(frozen=True, kw_only=True)

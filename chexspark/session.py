@@ -17,6 +17,8 @@ from chexspark.errors import RunFailedError
 
 ENDED = "Spark's application was ended on the cluster"
 GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"
+BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"  # of Spark 4.1 and newer
+BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 UNBOUNDED = 2**31 - 1  # slots, as Spark's own default of spark.dynamicAllocation.maxExecutors
 
 
@@ -70,6 +72,22 @@ def letters_of_java() -> str:
 def java_has_all_letters() -> bool:
     """Whether this driver's Java takes every name, whatever its letters."""
     return letters_of_java().upper() in ("UTF-8", "UTF8")
+
+
+def is_connect(spark: SparkSession) -> bool:
+    """Whether a session reaches its cluster through Spark Connect, and so has no SparkContext."""
+    return type(spark).__module__.startswith("pyspark.sql.connect")
+
+
+@contextlib.contextmanager
+def small_batches(spark: SparkSession, rows: int) -> Iterator[None]:
+    """Inside, what starts hands at most so many rows at a time to Python: they may have images."""
+    before = spark.conf.get(BATCH_ROWS)
+    spark.conf.set(BATCH_ROWS, str(rows))
+    try:
+        yield
+    finally:
+        spark.conf.set(BATCH_ROWS, before)
 
 
 def has_ended(spark: SparkSession) -> bool:

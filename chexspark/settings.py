@@ -23,7 +23,7 @@ class Frame(Protocol):
 def setting(help: str, group: str, default: Any = REQUIRED, **rules: Any) -> Any:
     """Declare a field.
 
-    `rules`: minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
+    `rules`: empty (a text may be); minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
     listed (several may stand in one text, with commas between them);
     formerly (its old name, which is answered with the new one); only_with (another setting → the values
     of it under which this one has an effect); not_with (other settings that contradict it).
@@ -33,6 +33,12 @@ def setting(help: str, group: str, default: Any = REQUIRED, **rules: Any) -> Any
         compare=not rules.get("frame"),  # frames have no truth value to compare by
         metadata={"help": help, "group": group, **rules},
     )
+
+
+def same_setting(config_class: type, name: str) -> Any:
+    """Declare a field as another config has it."""
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, config_class))}
+    return dataclasses.field(default=fields[name].default, metadata=fields[name].metadata)
 
 
 def flag(name: str) -> str:
@@ -164,7 +170,7 @@ def check_value(field: dataclasses.Field, value: Any, name: str | None = None) -
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{name} is {value!r}, but must be of type {kind.__name__}")
-    if value == "":
+    if value == "" and not rules.get("empty"):
         raise UserError(f"{name} is empty: {rules['help']}")
     if "choices" in rules and value not in rules["choices"]:
         raise UserError(f"{name} is {value!r}, but must be one of {', '.join(rules['choices'])}")

@@ -43,10 +43,11 @@ def function_text(name: str, modules: dict[str, set[str]]) -> str:
     function = getattr(chexspark, name)
     plain = inspect.unwrap(function)
     hints = typing.get_type_hints(plain)
-    if name in COMMANDS:
+    if hasattr(function, "config_class"):
         parameters = ["spark: SparkSession | None = None"] if function.takes_spark else []
-        parameters += ["*", *map(parameter_text, dataclasses.fields(COMMANDS[name].config))]
-        if COMMANDS[name].config is TrainConfig:
+        parameters = parameters if name in COMMANDS else ["frame: DataFrame"]
+        parameters += ["*", *map(parameter_text, dataclasses.fields(function.config_class))]
+        if function.config_class is TrainConfig:
             parameters.append("recipe: str | None = None")
     else:
         parameters = [

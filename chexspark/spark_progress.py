@@ -13,13 +13,17 @@ from pyspark import StatusTracker
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from chexspark.errors import RunFailedError
+from chexspark.errors import RunFailedError, StoppedError
 from chexspark.progress import ProgressLine, duration
-from chexspark.session import java_is_gone
+from chexspark.session import is_connect, java_is_gone
 
 POLL_SECONDS = 0.5
 LONGEST_REASON = 300
-JOB_PROPERTIES = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel")
+JOB_GROUP = "spark.jobGroup.id"
+CANCELLED = re.compile(
+    r"cancelled part of cancelled job (group|tags?)|cancelled as part of cancellation|OPERATION_CANCELED"
+)
+JOB_PROPERTIES = (JOB_GROUP, "spark.job.description", "spark.job.interruptOnCancel")
 TRACEBACK = "Traceback (most recent call last):"
 EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w$]*\.)+([A-Z]\w*(?=:|$))")  # package.Name: message
 AROUND = re.compile(r"^.*?most recent failure: Lost task \S+ in stage \S+ \(TID \d+\) \([^)]*\): ")
@@ -38,27 +42,49 @@ def watched(
     `done`: a function that counts them; by default they are taken from the share of finished tasks.
     Raises RunFailedError with the reason, and `remedy` after it, when a job fails.
     """
-    context, group = spark.sparkContext, f"chexspark-{uuid.uuid4().hex}"
-    done = done or functools.partial(by_tasks, context.statusTracker(), group, images)
+    if is_connect(spark):  # which draws bars of its own
+        with failures_told(what, remedy):
+            yield
+        return
+    context = spark.sparkContext
+    users = context.getLocalProperty(JOB_GROUP)  # kept, so that who cancels it ends these jobs too
+    group = users or f"chexspark-{uuid.uuid4().hex}"
+    tracker = context.statusTracker()
+    earlier = frozenset(tracker.getJobIdsForGroup(group))
+    done = done or functools.partial(by_tasks, tracker, group, images, earlier)
     finished = threading.Event()
     watcher = threading.Thread(target=watch, args=(what, images, done, finished), daemon=True)
     before = {name: context.getLocalProperty(name) for name in JOB_PROPERTIES}
-    context.setJobGroup(group, f"chexspark: {what}")
+    if not users:
+        context.setJobGroup(group, f"chexspark: {what}")
     watcher.start()
     try:
-        yield
-    except (Py4JError, PySparkException) as error:
-        if java_is_gone(error):
-            raise
-        raise RunFailedError(
-            f"{what} stopped: {reason(str(error) or type(error).__name__)}{remedy}"
-        ) from error
+        with failures_told(what, remedy):
+            yield
     finally:
         finished.set()
         watcher.join()
         with contextlib.suppress(Py4JError, OSError):  # where Java is gone
             for name, value in before.items():
                 context.setLocalProperty(name, value)
+
+
+@contextlib.contextmanager
+def failures_told(what: str, remedy: str) -> Iterator[None]:
+    """Inside, what Spark raises becomes a RunFailedError with the reason, and `remedy` after it.
+
+    Raises StoppedError where the jobs' group, tag or operation was cancelled.
+    """
+    try:
+        yield
+    except (Py4JError, PySparkException) as error:
+        if java_is_gone(error):
+            raise
+        if CANCELLED.search(str(error)):
+            raise StoppedError(f"{what} stopped: its Spark jobs were cancelled{remedy}") from error
+        raise RunFailedError(
+            f"{what} stopped: {reason(str(error) or type(error).__name__)}{remedy}"
+        ) from error
 
 
 def watch(
@@ -86,15 +112,20 @@ def progress_text(so_far: int, images: int | None, seconds: float) -> str:
     return f"{so_far:,} of {images:,} images, {rate}, {duration(seconds * (images - so_far) / so_far)} left"
 
 
-def by_tasks(tracker: StatusTracker, group: str, images: int | None) -> int:
-    """Of `images`, the share of the group's finished tasks."""
-    done, tasks = finished_tasks(tracker, group)
+def by_tasks(
+    tracker: StatusTracker, group: str, images: int | None, earlier: frozenset[int] = frozenset()
+) -> int:
+    """Of `images`, the share of the group's finished tasks; without those of `earlier` jobs."""
+    done, tasks = finished_tasks(tracker, group, earlier)
     return (images or 0) * done // max(1, tasks)
 
 
-def finished_tasks(tracker: StatusTracker, group: str) -> tuple[int, int]:
-    """Finished tasks and all tasks of the group's largest stage."""
-    jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(group)]
+def finished_tasks(
+    tracker: StatusTracker, group: str, earlier: frozenset[int] = frozenset()
+) -> tuple[int, int]:
+    """Finished tasks and all tasks of the group's largest stage, of other than the `earlier` jobs."""
+    numbers = [job for job in tracker.getJobIdsForGroup(group) if job not in earlier]
+    jobs = [tracker.getJobInfo(job) for job in numbers]
     stages = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
     counts = [(stage.numTasks, stage.numCompletedTasks) for stage in stages if stage]
     tasks, done = max(counts, default=(0, 0))

@@ -24,6 +24,7 @@ from chexspark.evaluation.metrics import GroupMetric, Metric
 from chexspark.evaluation.predictions import label_column, probability_column
 from chexspark.evaluation.subgroups import Difference, Group
 from chexspark.findings import MEAN, is_mean, names_fault, of_file
+from chexspark.json_types import misfit
 from chexspark.run.folder import (
     COMPARISON,
     EXAMPLES,
@@ -98,6 +99,10 @@ class SplitFacts(TypedDict, total=False):
     warnings: list[str]
     by: str  # image or study: what a row of the metrics counts
     aggregate: str | None  # of a study's images: mean or max of their scores
+
+
+# By their names; what the findings are is checked by their own rules.
+SPLIT_FACTS = {n: k for n, k in typing.get_type_hints(SplitFacts).items() if n != "findings"}
 
 
 def schema_of(row: type) -> pa.Schema:
@@ -206,6 +211,8 @@ def read_evaluation(out: RunFolder) -> dict[str, SplitFacts]:
             raise UserError(f"{out.evaluation} is damaged: {split} is no object; {AGAIN}")
         facts["findings"] = of_file(facts)
         facts.setdefault("synthetic", False)
+        if wrong := misfit(facts, SPLIT_FACTS):
+            raise UserError(f"{out.evaluation} is damaged: {wrong}; {AGAIN}")
         fault = (
             names_fault(facts["findings"]) if isinstance(facts["findings"], list) else "is no list"
         )

@@ -259,11 +259,22 @@ def looks_inverted(pixels: np.ndarray) -> bool:
 
 
 def prepare(content: bytes, how: Preparation, name: str = "") -> StoredImage:
-    """Decode, check and fit one image file. Raises BadImageError.
+    """Decode, check and fit one image file. Raises BadImageError."""
+    original, mode = decode(content, name, how.bit_depth)
+    return prepared(original, mode, how, is_synthetic(content), is_burned_in(content))
+
+
+def prepared(
+    original: np.ndarray,
+    mode: str,
+    how: Preparation,
+    synthetic: bool = False,
+    burned_in: bool = False,
+) -> StoredImage:
+    """Check and fit decoded pixels, uint8 (height, width). Raises BadImageError.
 
     What is measured is measured without padding, which would make images alike and dark.
     """
-    original, mode = decode(content, name, how.bit_depth)
     height, width = original.shape
     where = how.placing(width, height)
     pixels = fitted(original, where)
@@ -280,6 +291,6 @@ def prepare(content: bytes, how: Preparation, name: str = "") -> StoredImage:
         deviation,
         looks_inverted(picture),
         perceptual_hash(picture),
-        is_synthetic(content),
-        is_burned_in(content),
+        synthetic,
+        burned_in,
     )

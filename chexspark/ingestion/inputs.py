@@ -6,7 +6,7 @@ In: the config. Out: labels with their splits, image files and archives, boxes; 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ class IngestInputs:
     means: dict[str, tuple[str, ...]]  # name → findings whose mean stands beside that of all
     unmatched: list[tuple[str, str]]
     digest: str  # of names, sizes, times, labels, splits and boxes: the same input gives the same
+    needed: tuple[str, ...] = SPLITS  # those that may not be empty
 
 
 def read_inputs(
@@ -255,10 +256,10 @@ def check_have_splits(
         )
 
 
-def check_splits(patients: dict[str, set[str]]) -> None:
-    """Raise UserError when a split has no patient."""
+def check_splits(patients: dict[str, set[str]], needed: Iterable[str] = SPLITS) -> None:
+    """Raise UserError when one of the splits that are needed has no patient."""
     total = len(set().union(*patients.values()))
-    for split in SPLITS:
+    for split in needed:
         if not patients[split]:
             raise UserError(
                 f"the {split} split is empty: {total:,} patients are too few for this split; "

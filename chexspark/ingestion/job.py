@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import logging
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -63,6 +65,7 @@ from chexspark.store.schema import LABELS, parquet_schema
 
 log = logging.getLogger(__name__)
 NIH = "NIH ChestX-ray14"  # the label form whose images are square
+Image = TypeVar("Image")
 MIN_FILES, MIN_FILE_ROWS = 8, 32  # so that a small set still keeps several cores and ranks busy
 
 
@@ -111,12 +114,30 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         tasks = plan_tasks(inputs, config, workplace.folder, before, known.same)
         results = run_tasks(spark, tasks, inputs, known, config.size)
         results.append(unreadable_files(inputs))
-        stop_when_too_many_refused(results, config.max_bad, out, before)
-        manifest, tables = summarise(inputs, config, results, stored, before, out)
-        workplace.lock.check_held()
-        publish(out, workplace.folder, manifest, tables, results)
-        manifest = dataclasses.replace(manifest, seconds=round(time.monotonic() - started, 1))
-        manifest.write(out)
+        return complete(workplace, inputs, config, results, stored, before, started)
+
+
+def complete(
+    workplace: Workplace,
+    inputs: IngestInputs,
+    config: IngestConfig,
+    results: list[TaskResult],
+    stored: list[Kept],
+    before: Manifest | None,
+    started: float,
+) -> Manifest:
+    """Make a store of what the tasks have written, and say what came of it.
+
+    `stored`: what the store held before; `started`: when, by `time.monotonic`. Raises UserError where too
+    many images were refused, or what was written cannot be a store.
+    """
+    out = workplace.store
+    stop_when_too_many_refused(results, config.max_bad, out, before)
+    manifest, tables = summarise(inputs, config, results, stored, before, out)
+    workplace.lock.check_held()
+    publish(out, workplace.folder, manifest, tables, results)
+    manifest = dataclasses.replace(manifest, seconds=round(time.monotonic() - started, 1))
+    manifest.write(out)
     log.info(summary_text(manifest, out, results))
     return manifest
 
@@ -306,11 +327,7 @@ def plan_tasks(
     for split in SPLITS:
         files = [f for f in inputs.files if f.name not in same and f.name in inputs.labels
                  and inputs.labels[f.name].split == split]  # fmt: skip
-        # Stored in an order that has nothing to do with the patient, so that neighbours differ.
-        files.sort(key=lambda f: hashlib.sha256(f.name.encode()).digest())
-        number = max(-(-len(files) // FILE_ROWS), min(MIN_FILES, -(-len(files) // MIN_FILE_ROWS)))
-        edges = np.linspace(0, len(files), number + 1).astype(int)
-        groups += [tuple(files[a:b]) for a, b in itertools.pairwise(edges)]
+        groups += dealt(files, lambda file: file.name)
     groups += [(archive,) for archive in inputs.archives]
     files_before = [f.path for s in before.splits.values() for f in s.files] if before else []
     first = max((int(path.split("part-")[1][:5]) for path in files_before), default=-1) + 1
@@ -320,6 +337,17 @@ def plan_tasks(
              rows_per_group=config.rows_per_group, sources=sources, prefix=inputs.image_set.prefix)
         for i, sources in enumerate(groups)
     ]  # fmt: skip
+
+
+def dealt(images: list[Image], name_of: Callable[[Image], str]) -> list[tuple[Image, ...]]:
+    """The images of a split, dealt to tasks. The same names give the same, whatever the cluster.
+
+    Stored in an order that has nothing to do with the patient, so that neighbours differ.
+    """
+    ordered = sorted(images, key=lambda image: hashlib.sha256(name_of(image).encode()).digest())
+    number = max(-(-len(ordered) // FILE_ROWS), min(MIN_FILES, -(-len(ordered) // MIN_FILE_ROWS)))
+    edges = np.linspace(0, len(ordered), number + 1).astype(int)
+    return [tuple(ordered[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def run_tasks(

@@ -79,7 +79,7 @@ def summarise(
     present = names_present(inputs, stored, results)
     unmatched = inputs.unmatched + check_matches(inputs, present, config)
     unmatched += [(path, PASSED_OVER) for result in results for path in result.passed_over]
-    check_splits(patients_of(everything))
+    check_splits(patients_of(everything), inputs.needed)
     pairs = duplicate_pairs(
         [k.name for k in everything], [k.patient_id for k in everything],
         [k.pixel_digest for k in everything], [k.perceptual_hash for k in everything],

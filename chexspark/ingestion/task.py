@@ -225,8 +225,7 @@ def write_task(task: WriteTask, known: Known) -> TaskResult:
                 result.unlabelled.append(name)
                 continue
             image = prepare(content, task.preparation, posixpath.basename(path))
-            pixels = image.pixels.data.cast("B")
-            digest = digest_of(pixels)
+            digest = digest_of(image.pixels.data.cast("B"))
             if digest in in_store(whole, known.stored).values():
                 result.stored_before += 1
                 continue
@@ -245,15 +244,28 @@ def write_task(task: WriteTask, known: Known) -> TaskResult:
         if own != name:
             result.renamed[name] = own
         kept = kept_image(task.prefix + own, label, label.split, image, digest)
-        result.kept.append(kept)
-        result.synthetic += image.synthetic
-        result.burned_in += image.burned_in
-        result.fingerprint = (result.fingerprint + row_digest(kept, pixels)) % FINGERPRINT_MODULUS
-        writers[label.split].add(row_of(kept, label, image), image.pixels)
+        store(kept, label, image, result, writers)
+    end_files(result, writers)
+    return result
+
+
+def store(
+    kept: Kept, label: Label, image: StoredImage, result: TaskResult, writers: dict[str, FileWriter]
+) -> None:
+    """Give one image to the writer of its split, and count it."""
+    result.kept.append(kept)
+    result.synthetic += image.synthetic
+    result.burned_in += image.burned_in
+    share = row_digest(kept, image.pixels.data.cast("B"))
+    result.fingerprint = (result.fingerprint + share) % FINGERPRINT_MODULUS
+    writers[kept.split].add(row_of(kept, label, image), image.pixels)
+
+
+def end_files(result: TaskResult, writers: dict[str, FileWriter]) -> None:
+    """Write what the writers still hold, and note all their files."""
     for writer in writers.values():
         writer.end_file()
         result.files += writer.files
-    return result
 
 
 def in_store(path: str, stored: dict[str, int]) -> dict[str, int]:

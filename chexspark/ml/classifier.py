@@ -1,0 +1,202 @@
+"""A Spark ML Estimator that trains a network on the images of a DataFrame. Runs on the driver.
+
+In: a DataFrame, or a store. Out: a `ChestXrayModel`. On the way, below `workDir`: a store per DataFrame, which
+is kept for the next fit of it, and a run per fit; training itself is ``chexspark train``'s.
+"""
+
+import atexit
+import functools
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from typing import Any
+
+from pyspark.ml import Estimator
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import DataFrame, SparkSession
+
+from chexspark.arguments import under
+from chexspark.cluster.job import train
+from chexspark.config import FrameConfig, TrainConfig
+from chexspark.errors import UserError
+from chexspark.ingestion.frames import Facts, ingest_config, read_facts, write_store
+from chexspark.ingestion.inputs import layout_settings
+from chexspark.ml.measuring import validate
+from chexspark.ml.model import ChestXrayModel
+from chexspark.ml.params import (
+    COLUMNS,
+    FRAME,
+    OUTPUT,
+    TRAINING,
+    WORK,
+    SettingParams,
+    Values,
+    in_params,
+    param_name,
+    with_params,
+)
+from chexspark.run.folder import RunFolder, run_folder
+from chexspark.run.settings import earlier_settings, last_checkpoint
+from chexspark.session import is_connect, is_local, start_session
+from chexspark.settings import build
+from chexspark.storage import Location, locate
+from chexspark.store.manifest import FILE_NAME, read_manifest
+
+log = logging.getLogger(__name__)
+
+LETTERS = 16  # of a digest, in the names of folders
+NEEDS_CLASSIC = "needs a classic Spark session: Spark Connect has no way to run ranks in tasks"
+LOCKS: defaultdict[str, threading.Lock] = defaultdict(
+    threading.Lock
+)  # a store is written by one fit at a time
+RUNNING: set[str] = set()  # runs of fits of this process that have not ended
+RUNNING_LOCK = threading.Lock()
+
+
+@with_params(FRAME, OUTPUT, WORK, TRAINING)
+class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, DefaultParamsWritable):
+    """Trains a network that reads findings from chest X-rays, data-parallel, a rank per Spark task slot.
+
+        model = ChestXrayClassifier(labelCols=["Mass", "Edema"], patientCol="patient", recipe="chexnet").fit(df)
+
+    The settings are those of ``chexspark ingest`` and ``chexspark train``, in camelCase.
+    """
+
+    @in_params
+    def fit(self, dataset: DataFrame, params: Any = None) -> Any:
+        """Train on the rows of a DataFrame; with a list of param maps, a Model each.
+
+        The images go into a store below `workDir`, once for all fits of the same rows. A fit that was
+        interrupted is resumed by the same fit. Raises UserError for what the user can mend.
+        """
+        return super().fit(dataset, params)
+
+    def _fit(self, dataset: DataFrame) -> ChestXrayModel:
+        spark = dataset.sparkSession
+        check_classic(spark, "fit")
+        self.training_config("store", "run")  # a mistake in it is told before anything is read
+        work = self.work_place(spark)
+        store = self.store_of(dataset, work)
+        try:
+            return self.fit_store(spark, store, work)
+        finally:
+            if not self.value("keep_store"):
+                store.delete_directory()
+
+    @in_params
+    def fitOnStore(self, store: str) -> ChestXrayModel:
+        """Train on a store that ``chexspark ingest`` or an earlier fit wrote, by its path."""
+        spark = start_session(None, "fit")
+        check_classic(spark, "fitOnStore")
+        return self.fit_store(spark, locate(store), self.work_place(spark))
+
+    def work_place(self, spark: SparkSession) -> Location:
+        """Where stores and runs are. Raises UserError where nobody said so, and hosts would not share it."""
+        given = self.value("work_dir")
+        if given:
+            return locate(given)
+        if not is_local(spark):
+            raise UserError(
+                "workDir is missing: a folder that all hosts reach, for the store and the run"
+            )
+        return locate(process_folder())
+
+    def store_of(self, dataset: DataFrame, work: Location) -> Location:
+        """The store of a DataFrame's rows, written unless it is there."""
+        started = time.monotonic()
+        config = build(FrameConfig, self.frame_settings() | {"out": str(work / "stores")})
+        facts = read_facts(dataset, config)
+        place = work / "stores" / store_name(facts, config)
+        with LOCKS[str(place)]:
+            if (place / FILE_NAME).is_file():
+                log.info("the store of these rows is there already: %s", place)
+            else:
+                write_store(
+                    dataset,
+                    facts,
+                    build(FrameConfig, self.frame_settings() | {"out": str(place)}),
+                    started,
+                )
+        return place
+
+    def frame_settings(self) -> Values:
+        """The settings of a store of a DataFrame that were set."""
+        labels = self.label_columns()
+        if not labels:
+            raise UserError("labelCols is missing: the columns of the labels")
+        return self.given(FRAME) | {"labels": labels}
+
+    def training_config(self, store: str, run: str) -> TrainConfig:
+        """The settings of training. Raises UserError for those that do not go together."""
+        values = under(self.value("recipe"), self.given(TRAINING))
+        return build(TrainConfig, values | {"data": store, "run": run})
+
+    def fit_store(self, spark: SparkSession, store: Location, work: Location) -> ChestXrayModel:
+        """Train on a store, ask its validation split for thresholds, and return the Model."""
+        run = self.begin_run(store, work)
+        try:
+            train(spark, self.training_config(str(store), str(run)))
+            validate(spark, store, run)
+        finally:
+            with RUNNING_LOCK:
+                RUNNING.discard(str(run))
+        values = {
+            param_name(n): self.value(n) for n in (*COLUMNS, *OUTPUT) if self.isSet(param_name(n))
+        }
+        model = ChestXrayModel(str(run), **values)
+        model._resetUid(self.uid)
+        return model
+
+    def begin_run(self, store: Location, work: Location) -> RunFolder:
+        """The folder of a fit: that of the same fit which was interrupted, or a new one."""
+        config = self.training_config(str(store), "run")
+        settings = {f: getattr(config, f) for f in TRAINING} | {
+            "store": read_manifest(store).fingerprint
+        }
+        name = hashlib.sha256(
+            json.dumps(settings, sort_keys=True, default=str).encode()
+        ).hexdigest()[:LETTERS]
+        number = 0
+        with RUNNING_LOCK:
+            while True:
+                number += 1
+                run = run_folder(str(work / "runs" / f"{name}-{number}"))
+                if str(run) in RUNNING or is_finished(run):
+                    continue
+                RUNNING.add(str(run))
+                return run
+
+
+def is_finished(run: RunFolder) -> bool:
+    """Whether a run has been trained to its end."""
+    found = last_checkpoint(run) if earlier_settings(run) else None
+    return bool(found and found.state["finished"])
+
+
+def store_name(facts: Facts, config: FrameConfig) -> str:
+    """The folder of a store: the same rows and settings have the same."""
+    settings = layout_settings(ingest_config(config))
+    return hashlib.sha256(json.dumps([facts.digest, settings]).encode()).hexdigest()[:LETTERS]
+
+
+def check_classic(spark: SparkSession, what: str) -> None:
+    """Raise UserError for a session that has no SparkContext."""
+    if is_connect(spark):
+        raise UserError(f"{what} {NEEDS_CLASSIC}; transform, evaluate and ingest_frame work on it")
+
+
+@functools.cache
+def process_folder() -> str:
+    """A folder that goes when this process ends."""
+    folder = tempfile.mkdtemp(prefix="chexspark-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    log.info(
+        "store and run are in %s, which goes with this process: give workDir to keep them, or save the model",
+        folder,
+    )
+    return folder

@@ -1,0 +1,242 @@
+"""A trained run as a Spark ML Model. Runs on the driver; images are scored in Spark tasks.
+
+In: a run, as training wrote it. Out: a DataFrame with the probabilities of its images. TensorFlow is loaded in
+the tasks alone, but for `getKerasModel`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import pandas as pd
+from pyspark.ml import Model
+from pyspark.ml.util import MLReader, MLWriter
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from chexspark.errors import UserError, listed
+from chexspark.evaluation.calibration import Scaling
+from chexspark.evaluation.inference import Scorer, load_keras
+from chexspark.evaluation.metrics import NOT_FITTED, Fitted
+from chexspark.evaluation.runs import best_model
+from chexspark.findings import column_name
+from chexspark.ingestion import frame_columns as columns
+from chexspark.ml.measuring import check_unseen, metrics_frame, operating_points, scored_rows
+from chexspark.ml.params import COLUMNS, OUTPUT, SettingParams, in_params, with_params
+from chexspark.ml.saving import ModelReader, ModelWriter
+from chexspark.ml.scoring import (
+    PROBABILITIES,
+    REASON,
+    SEEN,
+    FrameScoring,
+    probabilities_udf,
+    scored_udf,
+)
+from chexspark.run.folder import RunFolder, run_folder
+from chexspark.run.history import read_history
+from chexspark.run.lineage import Lineage, preparation_of, read_lineage
+from chexspark.run.seen_patients import read_seen_patients
+from chexspark.run.settings import check_run
+from chexspark.session import BATCH_BYTES, BATCH_ROWS
+
+BATCH = 32  # images of a step of inference
+ROWS, SPARKS_ROWS = "256", "10000"  # rows of an Arrow batch: ours, and Spark's own default
+SCORED = "chexspark_scored"  # the column that all others are taken from
+
+
+@with_params({**COLUMNS, **OUTPUT})
+class ChestXrayModel(Model, SettingParams):
+    """A trained network over the images of a DataFrame: what `ChestXrayClassifier.fit` returns.
+
+    `fromRun` makes one of a run that ``chexspark train`` wrote.
+    """
+
+    def __init__(self, run: str | None = None, **values: Any) -> None:
+        super().__init__(**values)
+        self.run_path = run
+
+    @classmethod
+    @in_params
+    def fromRun(cls, run: str, **values: Any) -> Self:
+        """A Model of a run, by its path. `values`: Params. Raises UserError for what is no run."""
+        model = cls(run, **values)
+        best_model(model.run)  # which says what is wrong
+        return model
+
+    @property
+    def run(self) -> RunFolder:
+        """The run. Raises UserError for a Model without one."""
+        if self.run_path is None:
+            raise UserError("this ChestXrayModel has no run: use fit, load or fromRun")
+        return run_folder(self.run_path)
+
+    @property
+    def findingNames(self) -> tuple[str, ...]:
+        """The findings, in the order of the probabilities."""
+        return tuple(self.lineage["findings"])
+
+    @property
+    def lineage(self) -> Lineage:
+        """Where the run comes from: store, versions, hosts."""
+        return read_lineage(self.run)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row per epoch."""
+        return read_history(self.run)
+
+    def operating_points(self) -> list[Fitted]:
+        """What the validation split says of each finding, in their order; nothing where it was not asked."""
+        found = operating_points(self.run, best_model(self.run))
+        return found or [NOT_FITTED] * len(self.findingNames)
+
+    @property
+    def thresholds(self) -> dict[str, float | None]:
+        """Finding → the probability from which on `prediction` is 1: Youden's, of the validation split."""
+        points = self.operating_points()
+        return {
+            name: each.thresholds["youden"]
+            for name, each in zip(self.findingNames, points, strict=True)
+        }
+
+    @property
+    def calibration(self) -> dict[str, Scaling | None]:
+        """Finding → slope and intercept that a logit is to be scaled by, fitted on the validation split."""
+        points = self.operating_points()
+        return {name: each.chosen.scaling for name, each in zip(self.findingNames, points, strict=True)}
+
+    def getKerasModel(self) -> Any:
+        """The network with its weights, as a Keras model of logits. Loads TensorFlow into this process."""
+        check_run(self.run)
+        return load_keras(best_model(self.run), "/CPU:0")
+
+    @in_params
+    def transform(self, dataset: DataFrame, params: Mapping | None = None) -> DataFrame:
+        """See Spark ML: the rows with further columns. Lazy. Raises UserError for columns that cannot be."""
+        return super().transform(dataset, params)
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        added = self.output_columns()
+        there = {name.lower() for name in dataset.columns}
+        again = [name for name in added if name.lower() in there]
+        if again:
+            raise UserError(
+                f"the DataFrame has a column {listed(again)} already: drop it, or give another name"
+            )
+        image, kind = self.image(dataset)
+        patient = self.patient(dataset)
+        scoring = self.scoring(kind, ask_seen=patient is not None and bool(self.value("seen")))
+        lower_batches(dataset.sparkSession)
+        unknown = F.lit(None).cast("string") if patient is None else patient
+        kept = ["`" + name.replace("`", "``") + "`" for name in dataset.columns]
+        scored = dataset.select(*kept, scored_udf(scoring)(image, unknown).alias(SCORED))
+        if self.value("invalid") == "skip":
+            scored = scored.filter(F.col(SCORED)[REASON].isNull())
+        values = self.output_values(dataset)
+        return scored.select(*kept, *(value.alias(name) for name, value in values.items()))
+
+    def output_columns(self) -> list[str]:
+        """The names of the columns that `transform` adds. Raises UserError where two are one."""
+        names = [self.value(name) for name in ("probability", "prediction", "reason", "seen")]
+        if self.value("prefix"):
+            names += [self.value("prefix") + column_name(finding) for finding in self.findingNames]
+        names = [name for name in names if name]
+        for name in names:
+            if sum(name.lower() == other.lower() for other in names) > 1:
+                raise UserError(f"two columns are to be called {name}: give them other names")
+        return names
+
+    def output_values(self, dataset: DataFrame) -> dict[str, Column]:
+        """The columns that `transform` adds, by name, out of `SCORED`."""
+        found = F.col(SCORED)[PROBABILITIES]
+        thresholds = self.thresholds
+        calls = [
+            F.lit(None).cast("double") if thresholds[finding] is None
+            else (found[i] >= F.lit(thresholds[finding])).cast("double")
+            for i, finding in enumerate(self.findingNames)
+        ]  # fmt: skip
+        values = {
+            self.value("probability"): columns.array_to_vector(dataset, found),
+            self.value("prediction"): F.when(found.isNotNull(), F.array(*calls)),
+            self.value("reason"): F.col(SCORED)[REASON],
+            self.value("seen"): F.col(SCORED)[SEEN],
+        }
+        if self.value("prefix"):
+            for i, finding in enumerate(self.findingNames):
+                values[self.value("prefix") + column_name(finding)] = found[i]
+        return {name: value for name, value in values.items() if name}
+
+    def image(self, dataset: DataFrame) -> tuple[Column, columns.Kind]:
+        """The column of images, and what they are. Raises UserError."""
+        name = self.value("image")
+        image, kind = columns.column(dataset, name, "--image")
+        return image, columns.image_kind(kind, name)
+
+    def patient(self, dataset: DataFrame) -> Column | None:
+        """The column of patients; None where there is none, and nobody can know whom the model has seen."""
+        name = self.value("patient")
+        return columns.patient_column(dataset, name) if name and name in dataset.columns else None
+
+    def scoring(self, kind: columns.Kind, ask_seen: bool) -> FrameScoring:
+        """What the tasks need. Raises UserError where the run has no model, or a damaged one."""
+        model, lineage = best_model(self.run), self.lineage
+        scorer = Scorer((model,), model.findings, False, BATCH)
+        seen = read_seen_patients(self.run, lineage) if ask_seen else None
+        return FrameScoring(
+            scorer, preparation_of(lineage), kind, self.value("invalid") == "error", seen
+        )
+
+    @in_params
+    def udf(self, kind: columns.Kind = "file") -> Any:
+        """A function of Spark from images to an array of probabilities, null for an image that cannot be used.
+
+        `kind`: file (the bytes of image files), path, or struct (Spark's image struct). For
+        ``spark.udf.register("score", model.udf())`` and SQL.
+        """
+        return probabilities_udf(self.scoring(kind, ask_seen=False))
+
+    @in_params
+    def evaluate(
+        self, dataset: DataFrame, allowSeen: bool = False, bootstrap: int = 2000
+    ) -> DataFrame:
+        """A row per finding, and their mean: AUROC, average precision and what else ``chexspark evaluate`` has.
+
+        `bootstrap`: resamples of the patients for the intervals. Raises UserError where the model has seen
+        patients of these, unless `allowSeen`, and where labels are missing.
+        """
+        image, kind = self.image(dataset)
+        patient = self.patient(dataset)
+        lower_batches(dataset.sparkSession)
+        names, given = tuple(self.label_columns()), tuple(self.value("findings") or ())
+        scoring = self.scoring(kind, ask_seen=patient is not None)
+        table, findings = scored_rows(dataset, scoring, image, patient, names, given)
+        check_unseen(table, patient is not None, allowSeen)
+        points = dict(zip(self.findingNames, self.operating_points(), strict=True))
+        fitted = [points[finding] for finding in findings]
+        return metrics_frame(dataset.sparkSession, table, findings, fitted, bootstrap)
+
+    def write(self) -> MLWriter:
+        """What saves it; ``write().overwrite()`` in place of what is there."""
+        return ModelWriter(self)
+
+    def save(self, path: str) -> None:
+        """Save it into a new folder, which can be moved. Raises UserError where something is there."""
+        self.write().save(path)
+
+    @classmethod
+    def read(cls) -> MLReader:
+        """What loads it."""
+        return ModelReader(cls)
+
+    @classmethod
+    def load(cls, path: str) -> Self:
+        """The Model that was saved in a folder. Raises UserError for what is none."""
+        return cls.read().load(path)
+
+
+def lower_batches(spark: SparkSession) -> None:
+    """Have this session hand fewer rows at a time to Python, where nobody has said how many.
+
+    Of 10,000 images a task would take gigabytes; newer Sparks bound the bytes by themselves.
+    """
+    if spark.conf.get(BATCH_BYTES, None) is None and spark.conf.get(BATCH_ROWS) == SPARKS_ROWS:
+        spark.conf.set(BATCH_ROWS, ROWS)

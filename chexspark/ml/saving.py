@@ -1,0 +1,114 @@
+"""A Model in a folder of its own. Runs on the driver.
+
+In: a Model. Out: Spark ML's ``metadata`` and, in ``run``, what of the run it needs: the network, its findings and
+thresholds, which patients it has seen (salted hashes), and no patient's name. The folder can be moved.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
+from pyspark.sql import SparkSession
+
+from chexspark.errors import UserError
+from chexspark.ml.params import spoken_as_params
+from chexspark.run.folder import METRICS, RunFolder
+from chexspark.session import is_connect
+from chexspark.storage import Location, locate
+
+if TYPE_CHECKING:
+    from chexspark.ml.model import ChestXrayModel
+
+RUN = "run"  # the folder of the run in that of the Model
+
+
+class ModelWriter(MLWriter):
+    """What ``ChestXrayModel.write()`` returns."""
+
+    def __init__(self, model: "ChestXrayModel") -> None:
+        super().__init__()
+        self.model = model
+
+    def save(self, path: str) -> None:
+        """Write the folder. Raises UserError where something is there and `overwrite` was not said."""
+        with spoken_as_params():
+            place = place_of(self.sparkSession, path)
+            if place.exists():
+                if not self.shouldOverwrite:
+                    raise UserError(
+                        f"{place} is there already: give a new folder, or write().overwrite()"
+                    )
+                check_is_model(place)
+            copies = [
+                (source, source.read_bytes()) for source in needed(self.model.run)
+            ]  # also of itself
+            place.delete_directory()
+            (place / RUN).make_directory()
+            top = self.model.run.place.path
+            for source, content in copies:
+                target = place / RUN / source.path[len(top) :].lstrip("/")
+                parent_of(target).make_directory()
+                target.write_bytes(content)
+            DefaultParamsWriter.saveMetadata(self.model, place.spark_uri, self.sparkSession)
+
+    def saveImpl(self, path: str) -> None:
+        """What Spark ML asks of a writer."""
+        self.save(path)
+
+
+class ModelReader(MLReader):
+    """What ``ChestXrayModel.read()`` returns."""
+
+    def __init__(self, cls: type["ChestXrayModel"]) -> None:
+        super().__init__()
+        self.cls = cls
+
+    def load(self, path: str) -> Any:
+        """The Model in a folder. Raises UserError for what is none."""
+        with spoken_as_params():
+            place = place_of(self.sparkSession, path)
+            check_is_model(place)
+            name = f"{self.cls.__module__}.{self.cls.__name__}"
+            metadata = DefaultParamsReader.loadMetadata(place.spark_uri, self.sparkSession)
+            if metadata.get("class") != name:
+                raise UserError(f"{place} is a {metadata.get('class')}, and no {name}")
+            model = self.cls.fromRun(str(place / RUN))
+            model._resetUid(metadata["uid"])
+            DefaultParamsReader.getAndSetParams(model, metadata)
+            return model
+
+
+def place_of(spark: SparkSession, path: str) -> Location:
+    """Where a path leads as Spark takes it: one without a scheme is of its default file system."""
+    if "://" in path or path.startswith("file:") or is_connect(spark):
+        return locate(path)
+    hadoop = spark._jvm.org.apache.hadoop.fs.FileSystem.get(spark._jsc.hadoopConfiguration())
+    default = hadoop.getUri().toString()
+    if default.startswith("file:"):
+        return locate(path)
+    whole = spark._jvm.org.apache.hadoop.fs.Path(path).makeQualified(
+        hadoop.getUri(), hadoop.getWorkingDirectory()
+    )
+    return locate(whole.toString())
+
+
+def needed(run: RunFolder) -> list[Location]:
+    """The files of a run that a Model needs; of a table, those that are there."""
+    places = [run.settings, run.lineage, run.best_model, run.best_figures, run.evaluation]
+    files = [place for place in places if place.is_file()]
+    for folder in (run.seen_patients, run.history, run.place / METRICS):
+        if folder.is_directory():
+            files += [
+                folder / info.path[len(folder.path) :].lstrip("/") for info in folder.list_files()
+            ]
+    return files
+
+
+def parent_of(place: Location) -> Location:
+    """The folder of a file."""
+    return Location(place.filesystem, place.path.rpartition("/")[0], place.uri.rpartition("/")[0])
+
+
+def check_is_model(place: Location) -> None:
+    """Raise UserError unless a folder has a saved Model."""
+    if not (place / "metadata").is_directory() or not (place / RUN).is_directory():
+        raise UserError(f"{place} is no saved ChestXrayModel")
