@@ -87,6 +87,25 @@ def ingest(
     split_lists: str | None = ...,
     split_file: str | None = ...,
 ) -> Manifest: ...
+def ingest_frame(
+    frame: DataFrame,
+    *,
+    image: str = ...,
+    labels: str | Sequence[str],
+    findings: str | Sequence[str] = ...,
+    patient: str | None = ...,
+    name: str | None = ...,
+    max_bad: float = ...,
+    out: str,
+    private: bool = ...,
+    size: int = ...,
+    fit: str | None = ...,
+    bit_depth: int | None = ...,
+    rows_per_group: int = ...,
+    validation: str | None = ...,
+    validation_share: float = ...,
+    split_seed: int = ...,
+) -> Manifest: ...
 def predict(
     spark: SparkSession | None = None,
     *,

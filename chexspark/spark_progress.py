@@ -55,8 +55,7 @@ def watched(
     finished = threading.Event()
     watcher = threading.Thread(target=watch, args=(what, images, done, finished), daemon=True)
     before = {name: context.getLocalProperty(name) for name in JOB_PROPERTIES}
-    if not users:
-        context.setJobGroup(group, f"chexspark: {what}")
+    context.setJobGroup(group, f"chexspark: {what}")
     watcher.start()
     try:
         with failures_told(what, remedy):

@@ -245,6 +245,8 @@ def absolute(uri: str) -> str:
     """
     if uri.startswith("file://"):
         uri = urllib.parse.unquote(uri.removeprefix("file://"))
+    elif uri.startswith("file:/"):  # as Hadoop writes a path, with all letters as they are
+        uri = uri.removeprefix("file:")
     return uri if "://" in uri or not uri else os.path.abspath(os.path.expanduser(uri))
 
 

@@ -27,6 +27,9 @@ from chexspark.training.events import (
     encode,
 )  # fmt: skip
 
+# A Spark job that nobody runs.
+JOBS = SimpleNamespace(cancelled=False, task_counts=lambda: (0, 0), cancel=lambda: None)
+
 
 class Line:
     """A rank's connection, of which each reading gives the next of what is given."""
@@ -61,7 +64,7 @@ def test_how_a_rank_is_lost_is_told_apart(last, message, host):
     seen = []
     with events.EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: seen.append(said)) as server:
         server.listen(Line(CONNECTED, STEP, last))
-        ranks = launch.Ranks(None, server, 2, 300)
+        ranks = launch.Ranks(None, server, 2, 300, jobs=JOBS)
         assert (
             str(ranks.note(ranks.find_lost())) == message
             and ranks.note(ranks.find_lost()).silent_host == host
@@ -104,7 +107,7 @@ def test_the_reason_is_found(monkeypatch, failures, last, kind, message):
             server.ranks[1] = events.ConnectedRank(1, "b", Line(), 0.0)
         else:
             server.listen(Line(CONNECTED, *([last, b""] if last == DONE else [last])))
-        ranks = launch.Ranks(None, server, 2, 300)
+        ranks = launch.Ranks(None, server, 2, 300, jobs=JOBS)
         ranks.failed.append(1)
         found = launch.why(HOROVOD, ranks, failures, "alas")
         with pytest.raises(kind, match=message):
@@ -123,9 +126,9 @@ def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monk
     monkeypatch.setattr(
         launch, "supply", lambda spark: Supply(slots[0], 2, 2**31, "spark://m:7077")
     )
-    monkeypatch.setattr(launch, "task_counts", lambda spark, group: (tasks[0], 0))
+    monkeypatch.setattr(JOBS, "task_counts", lambda: (tasks[0], 0))
     with events.EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: told.append(said)) as server:
-        ranks = launch.Ranks(None, server, 2, 300, wait_seconds=60)
+        ranks = launch.Ranks(None, server, 2, 300, wait_seconds=60, jobs=JOBS)
         server.ranks[1] = events.ConnectedRank(1, "b", Line(), now[0])
 
         def absent(seconds):
@@ -189,18 +192,18 @@ def test_ranks_for_which_slots_are_missing_do_not_start(spark):
         launch.run_ranks(spark, print, (), 3, lambda event: None)
 
 
-def test_a_job_that_is_not_submitted_yet_is_cancelled_all_the_same():
+def test_a_job_that_is_not_submitted_yet_is_cancelled_all_the_same(monkeypatch):
     """Spark forgets a cancellation that comes before the job."""
     cancelled = []
 
-    def cancel(group):
-        cancelled.append(group)
+    def cancel():
+        cancelled.append(True)
         if len(cancelled) == 3:
             ranks.over.set()
 
-    spark = SimpleNamespace(sparkContext=SimpleNamespace(cancelJobGroup=cancel))
+    monkeypatch.setattr(JOBS, "cancel", cancel)
     with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
-        ranks = launch.Ranks(spark, server, 2, 300, wait_seconds=60)
+        ranks = launch.Ranks(None, server, 2, 300, wait_seconds=60, jobs=JOBS)
         ranks.end()
     assert len(cancelled) == 3
 
@@ -246,7 +249,7 @@ def test_a_collective_that_breaks_off_is_another_rank_s_fault():
 def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):
     ended = []
     with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
-        ranks = launch.Ranks(None, server, 2, 300)
+        ranks = launch.Ranks(None, server, 2, 300, jobs=JOBS)
         monkeypatch.setattr(ranks, "find_stalled", lambda: 1 / 0)
         monkeypatch.setattr(ranks, "end", lambda: ended.append(True))
         ranks.watch()
@@ -295,7 +298,7 @@ def test_the_rank_that_stands_still_is_named(monkeypatch, spoke, beat, message, 
     with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
         for n in range(3):
             server.ranks[n] = events.ConnectedRank(n, "a", Line(), spoke[n], beat[n], working=True)
-        found = launch.Ranks(None, server, 3, 300).find_stalled()
+        found = launch.Ranks(None, server, 3, 300, jobs=JOBS).find_stalled()
     assert str(found).startswith(message) and found.rank == rank
 
 
@@ -353,6 +356,6 @@ def test_horovod_is_as_it_was_afterwards():
         )  # fmt: skip
 
     before = parts()
-    with adapted_horovod.adapted_horovod("127.0.0.1", set(), []):
+    with adapted_horovod.adapted_horovod("127.0.0.1", set(), [], JOBS):
         assert all(a is not b for a, b in zip(parts(), before, strict=True))
     assert parts() == before

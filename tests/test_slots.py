@@ -159,10 +159,10 @@ def test_a_local_session_has_what_it_has(spark):
 def test_an_examination_ends_when_its_job_is_cancelled(spark, store, manifest, monkeypatch):
     from chexspark.cluster import probe_job
 
-    def cancel(spark, group):
-        spark.sparkContext.cancelJobGroup(group)
+    def cancel(jobs):
+        jobs.cancel()
         return 0, 0
 
-    monkeypatch.setattr(probe_job, "task_counts", cancel)
+    monkeypatch.setattr(probe_job.JobGroup, "task_counts", cancel)
     found = examine(spark, 3, store, None, manifest, 16, wait_seconds=600.0)
     assert found.ranks == () and len(found.faults) == 1

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import cloudpickle
 import pytest
+from pyspark import InheritableThread
 
 from chexspark.cluster import launch, turn
+from chexspark.cluster.job_group import JobGroup
 from chexspark.errors import RunFailedError, StoppedError
 
 
@@ -80,6 +82,43 @@ def test_a_second_launch_waits_for_the_first_and_a_third_works(spark, tmp_path, 
     assert found == {"first": [True], "second": [True]}
     assert path.read_text().split() == ["begin", "end", "begin", "end"]
     assert run_here(spark, rank_number, ranks=2) == [0, 1]
+
+
+def test_ranks_end_with_the_job_group_of_who_asked_for_them(spark, tmp_path, wait_for):
+    """From a thread of the user's, with a group of its own; and the next launch works."""
+    context, path, found = spark.sparkContext, tmp_path / "notes", []
+
+    def work():
+        context.setJobGroup("a cell of a notebook", "training")
+        try:
+            run_here(spark, stay_until, str(path), str(tmp_path / "never"))
+        except StoppedError as error:
+            found.append(str(error))
+
+    thread = InheritableThread(target=work)
+    thread.start()
+    wait_for(path.exists, seconds=300)
+    context.cancelJobGroup("a cell of a notebook")
+    thread.join()
+    assert found == ["its Spark job group was cancelled"]
+    assert path.read_text().split() == ["begin"]
+    assert run_here(spark, rank_number, ranks=2) == [0, 1]
+
+
+def test_a_job_group_keeps_its_other_jobs_when_ranks_are_ended(spark):
+    context = spark.sparkContext
+    context.setJobGroup("a cell of a notebook", "two things")
+    try:
+        jobs = JobGroup(spark, "ranks")
+        assert jobs.group == "a cell of a notebook" and jobs.task_counts() == (0, 0)
+        spark.range(10).count()
+        assert jobs.task_counts()[1] > 0
+        jobs.cancel()
+        assert spark.range(10).count() == 10
+        assert JobGroup(spark, "others").task_counts() == (0, 0), "earlier jobs do not count"
+    finally:
+        for name in ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel"):
+            context.setLocalProperty(name, None)
 
 
 @pytest.fixture

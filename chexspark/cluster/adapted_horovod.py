@@ -23,6 +23,7 @@ import horovod.spark.gloo_run as spark_gloo_run
 import horovod.spark.runner as spark_runner
 from horovod.spark.driver.driver_service import SparkDriverService
 
+from chexspark.cluster.job_group import JobGroup
 from chexspark.training.events import keep_alive
 
 CONNECT_SECONDS = 5.0  # to a task whose host may be gone
@@ -31,9 +32,9 @@ RunRank = Callable[[str, Any, Any], tuple[int, float]]  # → exit code, when it
 
 @contextlib.contextmanager
 def adapted_horovod(
-    driver_host: str, silent_hosts: set[str], failed_ranks: list[int]
+    driver_host: str, silent_hosts: set[str], failed_ranks: list[int], jobs: JobGroup
 ) -> Iterator[None]:
-    """Inside, Horovod differs in six ways.
+    """Inside, Horovod differs in seven ways.
 
     It does not load TensorFlow in a fork of the driver to see whether it was built with Gloo: that
     takes six seconds, and fails where only executors have TensorFlow; ``hvd.init`` finds out too.
@@ -44,6 +45,8 @@ def adapted_horovod(
     It notes in `failed_ranks` which ranks ended with another exit code than 0, in that order.
     Its own threads end in silence: when a rank fails, the one that waits for the Spark job would end
     with a page of Java stack; what matters comes as an event or in the exception of its ``run``.
+    Its Spark job is one of `jobs`, so that it ends with the caller's job group, and not of a group that
+    Horovod makes up.
     """
     plain_interfaces = SparkDriverService.get_common_interfaces
 
@@ -51,6 +54,13 @@ def adapted_horovod(
         return in_order(plain_interfaces(service), service.addresses(), driver_host)
 
     silent_thread = functools.partial(horovod_threads.in_thread, silent=True)
+    plain_spark_thread = spark_runner._make_spark_thread
+
+    def spark_thread(spark_context: Any, group: str, *arguments: Any, **settings: Any) -> Any:
+        return plain_spark_thread(
+            GroupedContext(spark_context, jobs), group, *arguments, **settings
+        )
+
     plain_command = spark_gloo_run._exec_command_fn
 
     def command_of(*arguments: Any) -> RunRank:
@@ -71,6 +81,13 @@ def adapted_horovod(
         for owner, name, ours in (
             (spark_gloo_run, "_exec_command_fn", command_of),
             (spark_runner, "in_thread", silent_thread),
+            (spark_runner, "_make_spark_thread", spark_thread),
+            (spark_runner, "_launch_job", cancelling(spark_runner._launch_job, jobs)),
+            (
+                spark_runner,
+                "_notify_and_register_task_addresses",
+                cancelling(spark_runner._notify_and_register_task_addresses, jobs),
+            ),
             (horovod_threads, "in_thread", silent_thread),
             (launch, "gloo_built", lambda verbose=False: True),
             (gloo_run, "register_shutdown_event", threading.Event),
@@ -80,6 +97,54 @@ def adapted_horovod(
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, ours)
         yield
+
+
+def cancelling(function: Callable, jobs: JobGroup) -> Callable:
+    """A step of Horovod's that ends the jobs where it fails, before Horovod waits for them."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **settings: Any) -> Any:
+        try:
+            return function(*arguments, **settings)
+        except BaseException:
+            jobs.cancel()
+            raise
+
+    return call
+
+
+class GroupedContext:
+    """The SparkContext for the thread of Horovod's job, which is one of `jobs`."""
+
+    def __init__(self, context: Any, jobs: JobGroup) -> None:
+        self.context, self.jobs = context, jobs
+
+    def setJobGroup(self, group: str, description: str, interruptOnCancel: bool) -> None:  # noqa: N802, N803
+        """Take the group of `jobs`, whatever Horovod says."""
+        self.jobs.enter("chexspark: ranks")
+
+    def range(self, *arguments: Any, **settings: Any) -> "NotedJob":
+        """The start of Horovod's job."""
+        return NotedJob(self.context.range(*arguments, **settings), self.jobs)
+
+
+class NotedJob:
+    """The RDD of Horovod's job: what ends it is noted."""
+
+    def __init__(self, rdd: Any, jobs: JobGroup) -> None:
+        self.rdd, self.jobs = rdd, jobs
+
+    def mapPartitionsWithIndex(self, function: Callable) -> "NotedJob":  # noqa: N802
+        """As the RDD's."""
+        return NotedJob(self.rdd.mapPartitionsWithIndex(function), self.jobs)
+
+    def collect(self) -> list[Any]:
+        """Run it. Raises what Spark raises."""
+        try:
+            return self.rdd.collect()
+        except Exception as error:
+            self.jobs.note(error)
+            raise
 
 
 def in_order(

@@ -4,7 +4,6 @@ In: a function for a rank and its arguments, by value. Out: what each rank retur
 the events that ranks send, handed to a function. A rank that dies or stalls ends the others.
 """
 
-import contextlib
 import io
 import threading
 import time
@@ -12,13 +11,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import horovod.spark
-from horovod.spark.driver import job_id
-from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from chexspark.cluster.adapted_horovod import adapted_horovod
 from chexspark.cluster.events import FIRST_STEP_SECONDS, EventServer
-from chexspark.cluster.slots import WAIT_SECONDS, Supply, busy, slots_text, supply, task_counts
+from chexspark.cluster.job_group import CANCELLED, JobGroup
+from chexspark.cluster.slots import WAIT_SECONDS, Supply, busy, slots_text, supply
 from chexspark.cluster.turn import signals_to, turn
 from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.session import ENDED, has_ended
@@ -61,8 +59,10 @@ class Ranks:
     def __init__(
         self, spark: Any, events: EventServer, num_proc: int, stall_seconds: float,
         wait_seconds: float = WAIT_SECONDS, run_lost: threading.Event | None = None,
+        jobs: JobGroup | None = None,
     ) -> None:  # fmt: skip
         self.spark, self.events, self.num_proc = spark, events, num_proc
+        self.jobs = jobs or JobGroup(spark, "ranks")
         self.run_lost = run_lost
         self.stall_seconds, self.wait_seconds = stall_seconds, wait_seconds
         self.begun = self.looked = time.monotonic()
@@ -126,7 +126,7 @@ class Ranks:
         elif now - self.looked > START_LOOK_SECONDS and not has_ended(self.spark):
             self.looked = now
             self.supply = supply(self.spark)
-            self.tasks = max(came, task_counts(self.spark, self.group)[0])
+            self.tasks = max(came, self.jobs.task_counts()[0])
             enough, all_run = self.supply.slots >= self.num_proc, self.tasks >= self.num_proc
             self.short_since = None if enough else self.short_since or now
             self.all_run_since = (self.all_run_since or now) if all_run else None
@@ -174,11 +174,6 @@ class Ranks:
         """The first fault that was found, or what is known by now of a rank that has died."""
         return self.fault or self.find_lost()
 
-    @property
-    def group(self) -> str:
-        """Of the Spark job in which Horovod has started them."""
-        return f"horovod.spark.run.{job_id.JOB_ID}"
-
     def end(self) -> None:
         """Hang up on all ranks; cancel their Spark job if that does not end them.
 
@@ -188,8 +183,7 @@ class Ranks:
         self.events.hang_up()
         over = self.over.wait(CANCEL_SECONDS if self.events.ranks else 0)
         while not over:
-            with contextlib.suppress(Py4JError, OSError, AttributeError):  # Spark has ended
-                self.spark.sparkContext.cancelJobGroup(self.group)
+            self.jobs.cancel()
             over = self.over.wait(LOOK_SECONDS)
 
     def stop(self, *signal_and_frame: object) -> None:
@@ -236,7 +230,7 @@ def run_ranks(
         EventServer(host, bind, num_proc, handle) as events,
     ):
         ranks = Ranks(spark, events, num_proc, stall_seconds, wait_seconds, run_lost)
-        with adapted_horovod(host, ranks.silent, ranks.failed), signals_to(ranks.stop):
+        with adapted_horovod(host, ranks.silent, ranks.failed, ranks.jobs), signals_to(ranks.stop):
             threading.Thread(target=ranks.watch, daemon=True).start()
             try:
                 return horovod.spark.run(
@@ -259,6 +253,8 @@ def why(error: Exception, ranks: Ranks, failures: list[Failed], said: str) -> Ex
     """
     if ranks.stopping.is_set():
         return StoppedError("stopped")
+    if ranks.jobs.cancelled:
+        return StoppedError(CANCELLED)
     for failure in sorted(failures, key=lambda f: (not f.user_error, not f.own)):
         if failure.user_error:
             return UserError(failure.message)

@@ -8,19 +8,18 @@ import contextlib
 import re
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from types import ModuleType
 
 import pyspark.cloudpickle
-from py4j.protocol import Py4JError
 from pyspark import RDD
 from pyspark.sql import SparkSession
 
 from chexspark.cluster import diagnosis, probe
+from chexspark.cluster.job_group import JobGroup
 from chexspark.cluster.probe import Asked, Meeting, PlaceFacts
 from chexspark.cluster.rendezvous import Rendezvous
-from chexspark.cluster.slots import busy, supply, task_counts
+from chexspark.cluster.slots import busy, supply
 from chexspark.errors import StoppedError
 from chexspark.progress import ProgressLine
 from chexspark.session import ENDED, has_ended, is_local
@@ -55,10 +54,10 @@ class ProbeJob:
     """
 
     def __init__(self, spark: SparkSession, asked: Asked, meeting: Meeting, num_proc: int) -> None:
-        self.context, self.group = spark.sparkContext, f"chexspark doctor {uuid.uuid4().hex}"
+        self.jobs = JobGroup(spark, "doctor")
         self.places: list[PlaceFacts] = []
         self.error: Exception | None = None
-        tasks = self.context.range(0, num_proc, numSlices=num_proc)
+        tasks = self.jobs.context.range(0, num_proc, numSlices=num_proc)
         job = tasks.mapPartitionsWithIndex(probe.make_probe(asked, meeting))
         with sent_by_value(probe):  # chexspark may be what an executor lacks
             self.pickled = job._jrdd  # which pickles the function now, and once
@@ -67,18 +66,16 @@ class ProbeJob:
 
     def _run(self, job: RDD) -> None:
         try:
-            self.context.setJobGroup(
-                self.group, "chexspark: before the start", interruptOnCancel=True
-            )
+            self.jobs.enter("chexspark: before the start")
             self.places = job.collect()
         except Exception as error:  # of Spark, for the thread that waits
+            self.jobs.note(error)
             self.error = error
 
     def cancel(self) -> None:
         """End the job, if it still runs."""
         if self.thread.is_alive():
-            with contextlib.suppress(Py4JError, OSError):  # Spark's application has ended
-                self.context.cancelJobGroup(self.group)
+            self.jobs.cancel()
 
 
 def look(
@@ -110,6 +107,7 @@ def look(
             job.cancel()
         if has_ended(spark):
             raise StoppedError(ENDED)
+        job.jobs.check_not_cancelled()
         if error:
             return [], spark_failure(str(error))
         found = job.places or rendezvous.values("end")
@@ -125,7 +123,7 @@ def wait_for_answers(
     num_proc, last, started = rendezvous.num_tasks, None, 0
     while job.thread.is_alive():
         came, known = len(rendezvous.values("start")), len(rendezvous.values("end"))
-        running, ended = (0, 0) if has_ended(spark) else task_counts(spark, job.group)
+        running, ended = (0, 0) if has_ended(spark) else job.jobs.task_counts()
         in_time = came if rendezvous.is_over() else running + ended
         started = min(num_proc, max(started, came, in_time))
         line.show(

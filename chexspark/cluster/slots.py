@@ -250,12 +250,3 @@ def busy(found: Supply, started: int, num_proc: int, waited: float) -> str:
         f"{asked}: other work holds the slots of these executors; wait for it to end{lower}, or give a "
         "longer --wait-seconds"
     )
-
-
-def task_counts(spark: SparkSession, group: str) -> tuple[int, int]:
-    """Tasks that run, and tasks that have ended well, of a job group's job of one stage."""
-    tracker = spark.sparkContext.statusTracker()
-    jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(group)]
-    stages = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
-    counts = [(stage.numActiveTasks, stage.numCompletedTasks) for stage in stages if stage]
-    return max(counts, key=sum, default=(0, 0))

@@ -179,13 +179,17 @@ def findings_of(names: tuple[str, ...], given: tuple[str, ...], together: bool) 
             f"--labels={names[0]} has several labels in one column: name the --findings"
         )
     if not together and given and len(names) != len(given):
-        raise UserError(f"--findings has {len(given)} names, but --labels {len(names)} columns")
+        raise UserError(
+            f"--findings has {len(given)} names, but there are {len(names)} columns of labels"
+        )
     findings = given or names
     if not given and all(name.startswith(LABEL) for name in names):
         findings = tuple(name.removeprefix(LABEL) for name in names)
     fault = names_fault(findings)
     if fault:
         raise UserError(
-            f"--findings {fault}" if given else f"--labels {fault}: name the --findings"
+            ("--findings " if given else "--labels ")
+            + fault
+            + ": name the --findings" * (not given)
         )
     return findings

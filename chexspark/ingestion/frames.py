@@ -76,7 +76,7 @@ def ingest_frame(frame: DataFrame, config: FrameConfig) -> Manifest:
 
 
 def write_store(frame: DataFrame, facts: Facts, config: FrameConfig, started: float) -> Manifest:
-    """See `ingest_frame`; `facts` are the frame's, `started` by `time.monotonic`."""
+    """See `ingest_frame`, which raises the same; `facts` are the frame's, `started` by `time.monotonic`."""
     out, ingest = locate(config.out), ingest_config(config)
     if (out / FILE_NAME).is_file():
         manifest = read_manifest(out)
@@ -164,7 +164,7 @@ def read_facts(frame: DataFrame, config: FrameConfig) -> Facts:
 
 
 def facts_of(rows: pd.DataFrame, config: FrameConfig, findings: tuple[str, ...]) -> Facts:
-    """What `read_facts` makes of the rows that it read."""
+    """What `read_facts` makes of the rows that it read. Raises UserError for values that cannot be."""
     rows = rows.assign(patient=rows["patient"] if config.patient else rows["key"])
     named = rows["key"].fillna(rows["patient"]).fillna("a row without a name")
     faults = pd.Series("", index=rows.index)
@@ -215,18 +215,15 @@ def label_bytes(rows: pd.DataFrame, config: FrameConfig, findings: tuple[str, ..
         -1, len(findings)
     )
     values = np.where(np.isnan(values), UNKNOWN, values)
-    for place, row in enumerate(np.argwhere(~np.isin(values, (0, 1, UNKNOWN)))):
-        if place == 0:
-            number = int((~np.isin(values, (0, 1, UNKNOWN))).sum())
-            name = (
-                config.labels[row[1]]
-                if len(config.labels) > 1
-                else f"{config.labels[0]}, {findings[row[1]]}"
-            )
-            raise UserError(
-                f"--labels={name} has {values[tuple(row)]:g} in {rows['key'].iloc[row[0]]} ({number:,} such values), "
-                "but a label is 1, 0, or -1, NaN or null for unknown"
-            )
+    wrong_values = np.argwhere(~np.isin(values, (0, 1, UNKNOWN)))
+    if len(wrong_values):
+        row, finding = wrong_values[0]
+        together = len(config.labels) < len(findings)
+        name = f"{config.labels[0]}, {findings[finding]}," if together else config.labels[finding]
+        raise UserError(
+            f"--labels={name} has {values[row, finding]:g} in {rows['key'].iloc[row]} ({len(wrong_values):,} such "
+            "values), but a label is 1, 0, or -1, NaN or null for unknown"
+        )
     return [row.tobytes() for row in values.astype(np.int8)]
 
 

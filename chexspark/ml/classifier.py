@@ -125,7 +125,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         return place
 
     def frame_settings(self) -> Values:
-        """The settings of a store of a DataFrame that were set."""
+        """The settings of a store of a DataFrame that were set. Raises UserError without labels."""
         labels = self.label_columns()
         if not labels:
             raise UserError("labelCols is missing: the columns of the labels")

@@ -92,7 +92,10 @@ class ChestXrayEvaluator(Evaluator, SettingParams, DefaultParamsReadable, Defaul
         return float(np.mean(values))
 
     def rows(self, dataset: DataFrame, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and probabilities, float64 (rows, findings) each, of the rows that have some."""
+        """Labels and probabilities, float64 (rows, findings) each, of the rows that have some.
+
+        Raises UserError where none has.
+        """
         name, seen_name = self.value("probability"), self.value("seen")
         found, kind = columns.column(dataset, name, "--probability")
         array = (

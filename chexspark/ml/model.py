@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pandas as pd
 from pyspark.ml import Model
-from pyspark.ml.util import MLReader, MLWriter
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -44,7 +44,7 @@ SCORED = "chexspark_scored"  # the column that all others are taken from
 
 
 @with_params({**COLUMNS, **OUTPUT})
-class ChestXrayModel(Model, SettingParams):
+class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
     """A trained network over the images of a DataFrame: what `ChestXrayClassifier.fit` returns.
 
     `fromRun` makes one of a run that ``chexspark train`` wrote.
@@ -102,7 +102,9 @@ class ChestXrayModel(Model, SettingParams):
     def calibration(self) -> dict[str, Scaling | None]:
         """Finding → slope and intercept that a logit is to be scaled by, fitted on the validation split."""
         points = self.operating_points()
-        return {name: each.chosen.scaling for name, each in zip(self.findingNames, points, strict=True)}
+        return {
+            name: each.chosen.scaling for name, each in zip(self.findingNames, points, strict=True)
+        }
 
     def getKerasModel(self) -> Any:
         """The network with its weights, as a Keras model of logits. Loads TensorFlow into this process."""

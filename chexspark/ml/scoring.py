@@ -43,7 +43,7 @@ class FrameScoring:
         ]
 
     def scored(self, images: list[Any]) -> list[Scored]:
-        """See `batch`."""
+        """See `batch`, which raises the same."""
         found: list[Scored] = []
         pixels = []
         for image in images:

@@ -1,0 +1,58 @@
+"""Spark jobs that other threads start for a caller: they stay in the caller's job group. Runs on the driver.
+
+In: the session and what the jobs are called. Out: whether they were cancelled with the caller's group, and how
+many tasks they have. They are told from the caller's other jobs by a tag, and so can be ended alone.
+"""
+
+import contextlib
+import uuid
+
+from py4j.protocol import Py4JError
+from pyspark.sql import SparkSession
+
+from chexspark.errors import StoppedError
+from chexspark.spark_progress import JOB_GROUP
+
+CANCELLED = "its Spark job group was cancelled"
+
+
+class JobGroup:
+    """Made in the caller's thread; `enter` is called in the thread that starts the jobs."""
+
+    def __init__(self, spark: SparkSession, name: str) -> None:
+        self.context, self.tag = spark.sparkContext, f"chexspark-{name}-{uuid.uuid4().hex}"
+        self.callers = self.context.getLocalProperty(JOB_GROUP)
+        self.group = self.callers or self.tag
+        self.tracker = self.context.statusTracker()
+        self.earlier = frozenset(self.tracker.getJobIdsForGroup(self.group))
+        self.cancelled = False  # with the caller's group, by somebody else
+
+    def enter(self, description: str) -> None:
+        """Have the jobs that this thread starts belong to the group."""
+        self.context.setJobGroup(self.group, description, interruptOnCancel=True)
+        self.context.addJobTag(self.tag)
+
+    def cancel(self) -> None:
+        """End these jobs, and no other of the group; nothing happens where Spark has ended."""
+        with contextlib.suppress(Py4JError, OSError, AttributeError):
+            self.context.cancelJobsWithTag(self.tag)
+
+    def note(self, error: BaseException) -> None:
+        """Take note of what has ended a job."""
+        if self.callers and f"cancelled job group {self.callers}" in str(error):
+            self.cancelled = True
+
+    def check_not_cancelled(self) -> None:
+        """Raise StoppedError where the caller's group was cancelled."""
+        if self.cancelled:
+            raise StoppedError(CANCELLED)
+
+    def task_counts(self) -> tuple[int, int]:
+        """Tasks that run, and tasks that have ended well, of the jobs, which have one stage."""
+        numbers = [
+            job for job in self.tracker.getJobIdsForGroup(self.group) if job not in self.earlier
+        ]
+        jobs = [self.tracker.getJobInfo(job) for job in numbers]
+        stages = [self.tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
+        counts = [(stage.numActiveTasks, stage.numCompletedTasks) for stage in stages if stage]
+        return max(counts, key=sum, default=(0, 0))
