@@ -163,12 +163,12 @@ METAVARS = {str: "TEXT", int: "N", float: "X"}
 
 
 def takes(
-    config_class: type, spark: bool = True, frame: bool = False
+    config_class: type, spark: bool = True, frame: bool = False, connect: bool = False
 ) -> Callable[[Callable], Callable]:
     """Let ``function(spark, config)`` be called as ``function(spark, images=…, size=…)``.
 
     `spark`: whether it takes a session; without, ``function(config)`` is called as ``function(run=…)``.
-    `frame`: it takes a DataFrame in the session's place.
+    `frame`: it takes a DataFrame in the session's place. `connect`: it works through Spark Connect too.
     The signature and the docstring list the settings, for a notebook's completion and help. A ready
     config in place of settings is taken as it is. For training, ``recipe=`` is a name or a file.
     A call raises UserError for a setting that is none, or its value.
@@ -196,8 +196,13 @@ def takes(
         @functools.wraps(function)
         def call_with_session(spark: Any = None, config: Any = None, **values: Any) -> Any:
             config = configured(checked(config), values)
-            from chexspark.session import java_loss_told  # only now: --help does not wait for Spark
+            from chexspark.session import (  # now: --help waits for no Spark
+                check_classic,
+                java_loss_told,
+            )
 
+            if spark is not None and not connect:
+                check_classic(spark, function.__name__)
             with java_loss_told():
                 return function(spark, config)
 

@@ -13,7 +13,7 @@ from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from chexspark.errors import RunFailedError
+from chexspark.errors import RunFailedError, UserError
 
 ENDED = "Spark's application was ended on the cluster"
 GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"
@@ -77,6 +77,14 @@ def java_has_all_letters() -> bool:
 def is_connect(spark: SparkSession) -> bool:
     """Whether a session reaches its cluster through Spark Connect, and so has no SparkContext."""
     return type(spark).__module__.startswith("pyspark.sql.connect")
+
+
+def check_classic(spark: SparkSession, what: str) -> None:
+    """Raise UserError for a session that has no SparkContext. `what`: the function that needs one."""
+    if is_connect(spark):
+        raise UserError(
+            f"{what} needs classic access to Spark: this session is of Spark Connect, which has no SparkContext"
+        )
 
 
 @contextlib.contextmanager

@@ -112,6 +112,7 @@ def test_the_same_rows_give_the_same_weights_as_the_jobs(spark, release, frame, 
     assert all(np.array_equal(one, other) for one, other in pairs)
 
 
+@pytest.mark.slow
 def test_several_fits_ingest_once_and_run_one_after_the_other(frame, tmp_path, caplog):
     """Two param maps, in two threads, as CrossValidator does it."""
     from multiprocessing.pool import ThreadPool
@@ -134,6 +135,7 @@ def test_several_fits_ingest_once_and_run_one_after_the_other(frame, tmp_path, c
     assert found[0].uid == one.uid
 
 
+@pytest.mark.slow
 def test_a_fit_on_a_store_and_a_model_of_its_run(spark, store, tmp_path, frame, fitted):
     found = estimator(tmp_path, labelCols=None).fitOnStore(store.path)
     assert found.lineage["store_fingerprint"] == read_manifest(store).fingerprint

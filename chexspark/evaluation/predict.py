@@ -54,7 +54,7 @@ class Predicted(NamedTuple):
     quarantine: DataFrame  # path, reason, bytes of what was refused
 
 
-@takes(PredictConfig)
+@takes(PredictConfig, connect=True)
 def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     """Score images that have no labels with the best model of a run, or of several.
 

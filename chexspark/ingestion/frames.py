@@ -63,7 +63,7 @@ class Facts:
     digest: str  # SHA-256 of all of it, whatever the order of the rows
 
 
-@takes(FrameConfig, frame=True)
+@takes(FrameConfig, frame=True, connect=True)
 def ingest_frame(frame: DataFrame, config: FrameConfig) -> Manifest:
     """Write a store of a DataFrame's images at `out` and return its manifest.
 

@@ -42,7 +42,7 @@ from chexspark.ml.params import (
 )
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.settings import earlier_settings, last_checkpoint
-from chexspark.session import is_connect, is_local, start_session
+from chexspark.session import check_classic, is_local, start_session
 from chexspark.settings import build
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import FILE_NAME, read_manifest
@@ -50,7 +50,6 @@ from chexspark.store.manifest import FILE_NAME, read_manifest
 log = logging.getLogger(__name__)
 
 LETTERS = 16  # of a digest, in the names of folders
-NEEDS_CLASSIC = "needs a classic Spark session: Spark Connect has no way to run ranks in tasks"
 LOCKS: defaultdict[str, threading.Lock] = defaultdict(
     threading.Lock
 )  # a store is written by one fit at a time
@@ -182,12 +181,6 @@ def store_name(facts: Facts, config: FrameConfig) -> str:
     """The folder of a store: the same rows and settings have the same."""
     settings = layout_settings(ingest_config(config))
     return hashlib.sha256(json.dumps([facts.digest, settings]).encode()).hexdigest()[:LETTERS]
-
-
-def check_classic(spark: SparkSession, what: str) -> None:
-    """Raise UserError for a session that has no SparkContext."""
-    if is_connect(spark):
-        raise UserError(f"{what} {NEEDS_CLASSIC}; transform, evaluate and ingest_frame work on it")
 
 
 @functools.cache
