@@ -73,8 +73,8 @@ def measure(scored: Scored, resamples: int) -> tuple[list[Group], Measured]:
     return groups, metric_records(rows, resamples, groups, fitted, means=means)
 
 
-def write_metrics(scored: Scored, resamples: int, out: RunFolder) -> Measured:
-    """Write metrics and subgroups, say what came of it, and return it."""
+def write_metrics(scored: Scored, resamples: int, out: RunFolder, told: bool = True) -> Measured:
+    """Write metrics and subgroups, say what came of it (unless not `told`), and return it."""
     groups, measured = measure(scored, resamples)
     tables.write_split(out, METRICS, scored.split, measured.whole)
     rows = tables.subgroup_rows(groups, measured.groups)
@@ -87,6 +87,8 @@ def write_metrics(scored: Scored, resamples: int, out: RunFolder) -> Measured:
         "left_out": scored.left_out, "warnings": warnings,
         "by": STUDY if scored.aggregate else "image", "aggregate": scored.aggregate,
     })  # fmt: skip
+    if not told:
+        return measured
     log.info("%s", tables.metrics_text(measured.whole, scored.split))
     if facts.get("synthetic"):
         log.warning("note: %s", tables.SYNTHETIC)

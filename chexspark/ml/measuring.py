@@ -53,7 +53,8 @@ def validate(spark: SparkSession, store: Location, run: RunFolder) -> None:
     if table is None:
         table = score(spark, split, scoring, ", for thresholds and calibration")
     words = f"the val split of {store}"
-    write_metrics(Scored("val", table, model.findings, Validation(table, words)), RESAMPLES, run)
+    scored = Scored("val", table, model.findings, Validation(table, words))
+    write_metrics(scored, RESAMPLES, run, told=False)
 
 
 def operating_points(run: RunFolder, model: Network) -> list[Fitted] | None:
