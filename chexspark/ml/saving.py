@@ -48,7 +48,8 @@ class ModelWriter(MLWriter):
                 target = place / RUN / source.path[len(top) :].lstrip("/")
                 parent_of(target).make_directory()
                 target.write_bytes(content)
-            DefaultParamsWriter.saveMetadata(self.model, place.spark_uri, self.sparkSession)
+            writer = context_of(self.sparkSession)
+            DefaultParamsWriter.saveMetadata(self.model, place.spark_uri, writer)
 
     def saveImpl(self, path: str) -> None:
         """What Spark ML asks of a writer."""
@@ -68,13 +69,20 @@ class ModelReader(MLReader):
             place = place_of(self.sparkSession, path)
             check_is_model(place)
             name = f"{self.cls.__module__}.{self.cls.__name__}"
-            metadata = DefaultParamsReader.loadMetadata(place.spark_uri, self.sparkSession)
+            metadata = DefaultParamsReader.loadMetadata(
+                place.spark_uri, context_of(self.sparkSession)
+            )
             if metadata.get("class") != name:
                 raise UserError(f"{place} is a {metadata.get('class')}, and no {name}")
             model = self.cls.fromRun(str(place / RUN))
             model._resetUid(metadata["uid"])
             DefaultParamsReader.getAndSetParams(model, metadata)
             return model
+
+
+def context_of(spark: SparkSession) -> Any:
+    """What Spark ML writes and reads metadata through: Spark 3.5 knows no session there."""
+    return spark if is_connect(spark) else spark.sparkContext
 
 
 def place_of(spark: SparkSession, path: str) -> Location:
