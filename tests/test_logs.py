@@ -1,5 +1,6 @@
 """What ranks say: all of it in their logs, warnings also at the driver, once."""
 
+import errno
 import logging
 import os
 import subprocess
@@ -67,3 +68,23 @@ def test_a_problem_is_shown_once_with_rank_and_host(capsys):
         for rank, text in ((1, "a page is damaged"), (0, "a page is damaged"), (0, "another")):
             table.take(Problem(rank, "b", text))
     assert capsys.readouterr().err == "rank 1 on b: a page is damaged\nrank 0 on b: another\n"
+
+
+def test_a_log_on_a_mount_where_files_cannot_grow(tmp_path, monkeypatch, wait_for):
+    """As on those of object stores: no file is opened at its end."""
+    monkeypatch.setattr("chexspark.training.rank.LOG_SECONDS", 0.1)
+    plain = open
+
+    def refuse(path, mode="r", *rest, **more):
+        if mode == "a":
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return plain(path, mode, *rest, **more)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    place = locate(str(tmp_path / "rank-0.log"))
+    place.write_text("before\n")
+    before = logging.getLogger().handlers[:]
+    with rank_log(place):
+        os.write(1, b"printed\n")
+        wait_for(lambda: place.read_text() == "before\nprinted\n")
+    logging.getLogger().handlers[:] = before

@@ -6,6 +6,7 @@ imports this module to send it.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import platform
@@ -35,6 +36,7 @@ from chexspark.training.events import EventAddress, EventSender, Problem, Starti
 from chexspark.training.faults import NotJoinedError, failure_of
 
 CPU_CYCLE_MILLISECONDS = "10"  # Horovod's default of 1 cost a tenth of the rate on two cores
+CANNOT_GROW = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL)
 LOG_SECONDS = 5.0  # between two copies of a log to where files cannot grow
 OTHERS_SECONDS = 2.0  # for the rank that knows more to say so, before this one ends the run
 PACKAGES = ("tensorflow", "tf-keras", "horovod", "pyspark", "petastorm", "pyarrow", "numpy")
@@ -155,13 +157,12 @@ def traceback_there() -> Iterator[None]:
 def rank_log(place: Location) -> Iterator[None]:
     """Send standard output, errors and logging of this process to the end of the file `place`.
 
-    On a local file system as it is said; elsewhere, where files cannot grow, every few seconds.
+    On a local file system as it is said; elsewhere, and on mounts where files cannot grow either, every few
+    seconds.
     """
     with contextlib.ExitStack() as stack:
-        if isinstance(place.filesystem, LocalFileSystem):
-            file: IO[str] = stack.enter_context(open(place.path, "a"))
-        else:
-            file = stack.enter_context(grown_elsewhere(place))
+        grown = open_to_grow(place)
+        file: IO[str] = stack.enter_context(grown or grown_elsewhere(place))
         saved = os.dup(1), os.dup(2)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -176,6 +177,18 @@ def rank_log(place: Location) -> Iterator[None]:
             for number, descriptor in enumerate(saved, start=1):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
+
+
+def open_to_grow(place: Location) -> IO[str] | None:
+    """The local file, opened at its end; None where files cannot grow, as on mounts of object stores."""
+    if not isinstance(place.filesystem, LocalFileSystem):
+        return None
+    try:
+        return open(place.path, "a")
+    except OSError as error:
+        if error.errno in CANNOT_GROW:
+            return None
+        raise
 
 
 @contextlib.contextmanager
