@@ -283,29 +283,27 @@ def test_a_frame_that_is_another_each_time_is_refused(spark, frame, tmp_path):
         )
 
 
-def test_a_fit_that_was_stopped_is_resumed_and_the_session_lives_on(
-    spark, frame, tmp_path, monkeypatch
-):
+def test_a_fit_that_was_stopped_is_resumed_by_the_same_fit(spark, frame, tmp_path, monkeypatch):
     from chexspark.cluster import job
     from chexspark.ml import classifier
 
-    plain, calls = job.run_ranks, []
+    runs = []
 
-    def stopped(*arguments, **values):
-        calls.append(True)
+    def stopped(spark, function, arguments, *_):
+        runs.append(arguments[0].config.run)
         raise StoppedError("its Spark job group was cancelled")
 
     monkeypatch.setattr(job, "run_ranks", stopped)
-    with pytest.raises(
-        StoppedError, match=r"cancelled; the same fit resumes at|the same command resumes at"
-    ):
+    for rate in (1e-3, 1e-3, 1e-4):
+        with pytest.raises(
+            StoppedError, match="was cancelled; the same command resumes at epoch 1"
+        ):
+            estimator(tmp_path, learningRate=rate).fit(frame)
+    assert runs[0] == runs[1] != runs[2] and not classifier.RUNNING
+    monkeypatch.setattr(classifier, "is_finished", lambda run: str(run) == runs[0])
+    with pytest.raises(StoppedError):
         estimator(tmp_path).fit(frame)
-    monkeypatch.setattr(job, "run_ranks", plain)
-    model = estimator(tmp_path).fit(frame)
-    assert calls and not classifier.RUNNING
-    assert [path.name for path in (tmp_path / "work" / "runs").iterdir()] == [
-        model.run.place.path.rsplit("/")[-1]
-    ]
+    assert runs[3] not in runs[:3], "what is finished is trained anew"
 
 
 def test_a_store_that_is_not_kept(frame, tmp_path, monkeypatch):

@@ -86,6 +86,7 @@ def test_amoebanet_d_shapes():
     assert trainable(model) == 79_963_918
 
 
+@pytest.mark.slow
 def test_amoebanet_d_has_the_parameters_that_gpipe_reports():
     # Huang et al. 2019, table 1: 82 million with 18 normal cells, 208 filters, 1,000 classes. The
     # auxiliary classifier, not built here, is 1×1 to 51 channels, 4×4 to 307, and the classes.

@@ -193,6 +193,7 @@ def test_what_was_scored_before_a_task_failed_stays(spark, release, run, tmp_pat
     assert not (out / "_SUCCESS").exists()
 
 
+@pytest.mark.slow
 def test_predict_and_evaluate_into_names_of_any_letters(spark, release, store, run, tmp_path):
     images = tmp_path / LETTERS
     images.mkdir()
