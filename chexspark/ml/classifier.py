@@ -5,6 +5,7 @@ is kept for the next fit of it, and a run per fit; training itself is ``chexspar
 """
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import json
@@ -13,7 +14,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from pyspark.ml import Estimator
@@ -24,9 +26,10 @@ from chexspark.arguments import under
 from chexspark.cluster.job import train
 from chexspark.config import FrameConfig, TrainConfig
 from chexspark.errors import UserError
+from chexspark.evaluation.runs import best_model
 from chexspark.ingestion.frames import Facts, ingest_config, read_facts, write_store
 from chexspark.ingestion.inputs import layout_settings
-from chexspark.ml.measuring import validate
+from chexspark.ml.measuring import operating_points, validate
 from chexspark.ml.model import ChestXrayModel
 from chexspark.ml.params import (
     COLUMNS,
@@ -54,7 +57,8 @@ LOCKS: defaultdict[str, threading.Lock] = defaultdict(
     threading.Lock
 )  # a store is written by one fit at a time
 RUNNING: set[str] = set()  # runs of fits of this process that have not ended
-RUNNING_LOCK = threading.Lock()
+IN_USE: Counter[str] = Counter()  # fits of this process, by their stores
+IN_USE_LOCK = threading.Lock()  # of both
 
 
 @with_params(FRAME, OUTPUT, WORK, TRAINING)
@@ -80,12 +84,8 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         check_classic(spark, "fit")
         self.training_config("store", "run")  # a mistake in it is told before anything is read
         work = self.work_place(spark)
-        store = self.store_of(dataset, work)
-        try:
+        with self.store_of(dataset, work) as store:
             return self.fit_store(spark, store, work)
-        finally:
-            if not self.value("keep_store"):
-                store.delete_directory()
 
     @in_params
     def fitOnStore(self, store: str) -> ChestXrayModel:
@@ -105,23 +105,36 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
             )
         return locate(process_folder())
 
-    def store_of(self, dataset: DataFrame, work: Location) -> Location:
-        """The store of a DataFrame's rows, written unless it is there."""
+    @contextlib.contextmanager
+    def store_of(self, dataset: DataFrame, work: Location) -> Iterator[Location]:
+        """Inside, the store of a DataFrame's rows is there, which is written unless it was.
+
+        One that is not to be kept goes after the last fit on it.
+        """
         started = time.monotonic()
         config = build(FrameConfig, self.frame_settings() | {"out": str(work / "stores")})
         facts = read_facts(dataset, config)
         place = work / "stores" / store_name(facts, config)
+        name = str(place)
+        with IN_USE_LOCK:
+            IN_USE[name] += 1
+        try:
+            self.write_once(dataset, facts, place, started)
+            yield place
+        finally:
+            with IN_USE_LOCK:
+                IN_USE[name] -= 1
+                if not IN_USE[name] and not self.value("keep_store"):
+                    place.delete_directory()
+
+    def write_once(self, dataset: DataFrame, facts: Facts, place: Location, started: float) -> None:
+        """Write the store of a DataFrame, unless it is there; other fits of the same rows wait."""
         with LOCKS[str(place)]:
             if (place / FILE_NAME).is_file():
                 log.info("the store of these rows is there already: %s", place)
             else:
-                write_store(
-                    dataset,
-                    facts,
-                    build(FrameConfig, self.frame_settings() | {"out": str(place)}),
-                    started,
-                )
-        return place
+                config = build(FrameConfig, self.frame_settings() | {"out": str(place)})
+                write_store(dataset, facts, config, started)
 
     def frame_settings(self) -> Values:
         """The settings of a store of a DataFrame that were set. Raises UserError without labels."""
@@ -142,7 +155,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
             train(spark, self.training_config(str(store), str(run)))
             validate(spark, store, run)
         finally:
-            with RUNNING_LOCK:
+            with IN_USE_LOCK:
                 RUNNING.discard(str(run))
         values = {
             param_name(n): self.value(n) for n in (*COLUMNS, *OUTPUT) if self.isSet(param_name(n))
@@ -161,7 +174,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
             json.dumps(settings, sort_keys=True, default=str).encode()
         ).hexdigest()[:LETTERS]
         number = 0
-        with RUNNING_LOCK:
+        with IN_USE_LOCK:
             while True:
                 number += 1
                 run = run_folder(str(work / "runs" / f"{name}-{number}"))
@@ -172,9 +185,10 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
 
 
 def is_finished(run: RunFolder) -> bool:
-    """Whether a run has been trained to its end."""
+    """Whether a run has been trained to its end, and its validation split asked for thresholds."""
     found = last_checkpoint(run) if earlier_settings(run) else None
-    return bool(found and found.state["finished"])
+    trained = bool(found and found.state["finished"] and run.best_model.is_file())
+    return trained and operating_points(run, best_model(run)) is not None
 
 
 def store_name(facts: Facts, config: FrameConfig) -> str:
