@@ -624,7 +624,7 @@ def test_an_evaluator_agrees_with_scikit_learn(frame, model, caplog):
     assert "rows are of patients that the model has seen" in caplog.text
     for metric, message in (
         ("AUROC:Moss", "there is no such finding.*Mass"),
-        ("accuracy", "must be meanAUROC"),
+        ("AUROC", "must be meanAUROC"),
     ):
         with pytest.raises(UserError, match=message):
             figure(metric)

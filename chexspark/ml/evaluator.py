@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pyspark.ml.evaluation import Evaluator
@@ -50,6 +50,16 @@ class ChestXrayEvaluator(Evaluator, SettingParams, DefaultParamsReadable, Defaul
         """Whether a larger figure is a better one: not with brier."""
         return self.value("metric_name") != BRIER
 
+    def setParams(self, **values: Any) -> Self:
+        """Set several Params by name. Raises UserError as for others, and for a metric that is none."""
+        super().setParams(**values)
+        metric = self.value("metric_name")
+        if metric not in (MEAN_AUROC, MEAN_AP, BRIER) and not metric.startswith(OF_ONE):
+            raise UserError(
+                f"metricName={metric}: must be {MEAN_AUROC}, {MEAN_AP}, {BRIER} or {OF_ONE}<finding>"
+            )
+        return self
+
     @in_params
     def evaluate(self, dataset: DataFrame, params: Any = None) -> float:
         """The figure. Raises UserError where it is not defined for any finding, and warns of patients that the
@@ -66,10 +76,6 @@ class ChestXrayEvaluator(Evaluator, SettingParams, DefaultParamsReadable, Defaul
             findings = list(columns.findings_of(names, (), False))
         metric = self.value("metric_name")
         wanted = metric.removeprefix(OF_ONE) if metric.startswith(OF_ONE) else None
-        if wanted is None and metric not in (MEAN_AUROC, MEAN_AP, BRIER):
-            raise UserError(
-                f"metricName={metric}: must be {MEAN_AUROC}, {MEAN_AP}, {BRIER} or {OF_ONE}<finding>"
-            )
         if wanted is not None and wanted not in findings:
             known = listed(findings) if findings else "nothing: name the --findings of the labels"
             raise UserError(
