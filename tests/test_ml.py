@@ -191,6 +191,43 @@ def test_a_name_that_is_no_param_and_a_value_out_of_rule():
         ChestXrayModel(handleInvalid="ignore")
 
 
+def test_what_is_no_frame_and_other_mistakes(spark, frame, model, tmp_path):
+    stream = spark.readStream.format("rate").load().withColumn("content", F.lit(b""))
+    for call, message in (
+        (lambda: estimator(tmp_path).fit(pd.DataFrame({"a": [1]})), "fit takes a Spark DataFrame"),
+        (lambda: estimator(tmp_path).fit("store"), r"given a str \(fitOnStore takes the path"),
+        (lambda: estimator(tmp_path).fit(stream), "this DataFrame is a stream"),
+        (lambda: model.transform(pd.DataFrame()), "transform takes a Spark DataFrame"),
+        (lambda: model.evaluate(stream), "this DataFrame is a stream"),
+        (lambda: model.evaluate(frame, bootstrap=-1), "bootstrap is -1"),
+        (lambda: model.udf("bytes"), "kind is 'bytes', but must be one of file, struct, path"),
+        (lambda: ChestXrayModel.fromRun(str(tmp_path / "no")), "has no best/model.keras"),
+        (lambda: ChestXrayModel().transform(frame), "has no run: use fit, load or fromRun"),
+        (lambda: estimator(tmp_path, model="vgg").fit(frame), "model='vgg' is unknown"),
+        (lambda: estimator(tmp_path, weights="/no").fit(frame), "weights=/no"),
+        (
+            lambda: estimator(tmp_path, predictionCol="probability").fit(frame),
+            "two columns are to be called prob",
+        ),
+        (
+            lambda: estimator(tmp_path, reasonCol="path").fit(frame),
+            "column path already: .* another reasonCol",
+        ),
+        (
+            lambda: estimator(tmp_path).fit(frame.withColumn("patient", F.lit(" "))),
+            "can be used: 96 x no patient",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+    assert not (tmp_path / "work").exists()
+    several = ChestXrayClassifier(
+        labelCols=pd.Index(["Mass", "Edema"]), workDir=tmp_path, epochs=np.int64(3)
+    )
+    assert (several.getLabelCols(), several.getEpochs()) == (["Mass", "Edema"], 3)
+    assert several.getWorkDir() == str(tmp_path) and "ChestXrayModel: uid=" in repr(model)
+
+
 def test_without_patients_and_with_bad_rows(spark, frame, tmp_path, caplog):
     """Rows that cannot be used are set aside; rows that are the same count once."""
     bad = spark.createDataFrame(
@@ -291,12 +328,12 @@ def test_a_fit_that_was_stopped_is_resumed_by_the_same_fit(spark, frame, tmp_pat
 
     def stopped(spark, function, arguments, *_):
         runs.append(arguments[0].config.run)
-        raise StoppedError("its Spark job group was cancelled")
+        raise StoppedError("its Spark jobs were cancelled")
 
     monkeypatch.setattr(job, "run_ranks", stopped)
     for rate in (1e-3, 1e-3, 1e-4):
         with pytest.raises(
-            StoppedError, match="was cancelled; the same command resumes at epoch 1"
+            StoppedError, match="were cancelled; the same command resumes at epoch 1"
         ):
             estimator(tmp_path, learningRate=rate).fit(frame)
     assert runs[0] == runs[1] != runs[2] and not classifier.RUNNING
@@ -628,8 +665,13 @@ def test_an_evaluator_agrees_with_scikit_learn(frame, model, caplog):
     ):
         with pytest.raises(UserError, match=message):
             figure(metric)
+    mixed = ChestXrayEvaluator(labelCols=["Edema", "Mass"], metricName="AUROC:Mass")
+    assert mixed.evaluate(scored) == figure("AUROC:Mass"), "by name, in any order"
+    with pytest.raises(UserError, match="labelCols has Moss, and probability"):
+        ChestXrayEvaluator(labelCols=["Mass"], findings=["Moss"]).evaluate(scored)
+    unnamed = scored.withColumn("probability", F.col("probability").alias("p", metadata={}))
     with pytest.raises(UserError, match="has 14 values, and there are 1 labels"):
-        ChestXrayEvaluator(labelCols=["Mass"]).evaluate(scored)
+        ChestXrayEvaluator(labelCols=["Mass"]).evaluate(unnamed)
 
 
 def test_folds_keep_patients_apart(frame):

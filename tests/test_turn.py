@@ -84,12 +84,14 @@ def test_a_second_launch_waits_for_the_first_and_a_third_works(spark, tmp_path, 
     assert run_here(spark, rank_number, ranks=2) == [0, 1]
 
 
-def test_ranks_end_with_the_job_group_of_who_asked_for_them(spark, tmp_path, wait_for):
-    """From a thread of the user's, with a group of its own."""
+@pytest.mark.parametrize("group", ["a cell of a notebook", None])
+def test_ranks_end_with_the_jobs_of_who_asked_for_them(spark, tmp_path, wait_for, group):
+    """From a thread of the user's, with a group of its own, or by Ctrl-C, for which PySpark cancels all jobs."""
     context, path, found = spark.sparkContext, tmp_path / "notes", []
 
     def work():
-        context.setJobGroup("a cell of a notebook", "training")
+        if group:
+            context.setJobGroup(group, "training")
         try:
             run_here(spark, stay_until, str(path), str(tmp_path / "never"))
         except StoppedError as error:
@@ -98,9 +100,9 @@ def test_ranks_end_with_the_job_group_of_who_asked_for_them(spark, tmp_path, wai
     thread = InheritableThread(target=work)
     thread.start()
     wait_for(path.exists, seconds=300)
-    context.cancelJobGroup("a cell of a notebook")
+    context.cancelJobGroup(group) if group else context.cancelAllJobs()
     thread.join()
-    assert found == ["its Spark job group was cancelled"]
+    assert found == ["its Spark jobs were cancelled"]
     assert path.read_text().split() == ["begin"]
 
 

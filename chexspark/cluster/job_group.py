@@ -5,6 +5,7 @@ many tasks they have. They are told from the caller's other jobs by a tag, and s
 """
 
 import contextlib
+import re
 import uuid
 
 from py4j.protocol import Py4JError
@@ -13,7 +14,10 @@ from pyspark.sql import SparkSession
 from chexspark.errors import StoppedError
 from chexspark.spark_progress import JOB_GROUP
 
-CANCELLED = "its Spark job group was cancelled"
+CANCELLED = "its Spark jobs were cancelled"
+BY_OTHERS = re.compile(
+    r"cancelled job (group|tag)|cancellation of all jobs|killed via the Web UI", re.IGNORECASE
+)
 
 
 class JobGroup:
@@ -25,7 +29,7 @@ class JobGroup:
         self.group = self.callers or self.tag
         self.tracker = self.context.statusTracker()
         self.earlier = frozenset(self.tracker.getJobIdsForGroup(self.group))
-        self.cancelled = False  # with the caller's group, by somebody else
+        self.cancelled = False  # by somebody else
 
     def enter(self, description: str) -> None:
         """Have the jobs that this thread starts belong to the group."""
@@ -38,12 +42,16 @@ class JobGroup:
             self.context.cancelJobsWithTag(self.tag)
 
     def note(self, error: BaseException) -> None:
-        """Take note of what has ended a job."""
-        if self.callers and f"cancelled job group {self.callers}" in str(error):
+        """Take note of what has ended a job.
+
+        PySpark answers Ctrl-C by cancelling all jobs: where ranks run for another thread, they are told so.
+        """
+        text = str(error)
+        if BY_OTHERS.search(text) and self.tag not in text:
             self.cancelled = True
 
     def check_not_cancelled(self) -> None:
-        """Raise StoppedError where the caller's group was cancelled."""
+        """Raise StoppedError where somebody else has cancelled them."""
         if self.cancelled:
             raise StoppedError(CANCELLED)
 

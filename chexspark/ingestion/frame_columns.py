@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import (
@@ -21,10 +20,11 @@ from pyspark.sql.types import (
     IntegralType,
     NumericType,
     StringType,
+    StructField,
     StructType,
 )
 
-from chexspark.errors import UserError, listed
+from chexspark.errors import UserError, closest, listed
 from chexspark.findings import LABEL, names_fault
 from chexspark.ingestion.image_errors import BadImageError
 from chexspark.ingestion.sources import SourceFile, content_of
@@ -36,14 +36,33 @@ VECTOR = "vector"  # the SQL name of Spark ML's vectors
 
 
 def column(frame: DataFrame, name: str, setting: str) -> tuple[Column, DataType]:
-    """A column of a frame, or a field of one, and its type. Raises UserError where there is none."""
-    quoted = F.col("`" + name.replace("`", "``") + "`")
-    for found in (quoted, F.col(name)):
-        try:
-            return found, frame.select(found).schema[0].dataType
-        except PySparkException:
-            continue
-    raise UserError(f"{setting}={name}: there is no such column ({listed(frame.columns, 20)})")
+    """A column of a frame, or a field of one (``image.data``), and its type.
+
+    Raises UserError where there is none.
+    """
+    kind: DataType = frame.schema
+    parts = [name] if field_of(kind, name) else name.split(".")
+    for part in parts:
+        found = field_of(kind, part)
+        if found is None:
+            raise UserError(
+                f"{setting}={name}: there is no such column{closest(name, frame.columns)} "
+                f"({listed(frame.columns, 20)})"
+            )
+        kind = found.dataType
+    return F.col(".".join(quoted(part) for part in parts)), kind
+
+
+def field_of(kind: DataType, name: str) -> StructField | None:
+    """The field of a struct that Spark takes for a name, in any case of letters, if there is one."""
+    fields = kind.fields if isinstance(kind, StructType) else []
+    exact = [field for field in fields if field.name == name]
+    return next(iter(exact or [f for f in fields if f.name.lower() == name.lower()]), None)
+
+
+def quoted(name: str) -> str:
+    """A name as SQL has it, with whatever letters."""
+    return "`" + name.replace("`", "``") + "`"
 
 
 def image_kind(kind: DataType, name: str) -> Kind:
@@ -106,7 +125,7 @@ def patient_column(frame: DataFrame, name: str) -> Column:
     found, kind = column(frame, name, "--patient")
     if not isinstance(kind, (StringType, IntegralType)):
         raise UserError(
-            f"--patient={name} is of type {kind.simpleString()}, but must be texts or whole numbers"
+            f"--patient={name} is of type {kind.simpleString()}, but must be texts or whole numbers: cast it"
         )
     return found.cast("string")
 
@@ -131,7 +150,7 @@ def label_columns(frame: DataFrame, names: tuple[str, ...]) -> Labels:
         if not is_label(kind):
             raise UserError(
                 f"--labels={name} is of type {kind.simpleString()}, but must be numbers or truth values, or one "
-                "array or vector of all"
+                "array or vector of all: cast it"
             )
     return Labels(F.array(*(found.cast("double") for found, _ in columns)), False)
 

@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from chexspark.arguments import takes
 from chexspark.config import FrameConfig, IngestConfig
-from chexspark.errors import RunFailedError, UserError, spoken
+from chexspark.errors import RunFailedError, UserError, listed, spoken
 from chexspark.findings import UNKNOWN
 from chexspark.ingestion import frame_columns as columns
 from chexspark.ingestion.frame_task import CHANGED, FrameTask, result_of
@@ -168,15 +168,19 @@ def facts_of(rows: pd.DataFrame, config: FrameConfig, findings: tuple[str, ...])
     rows = rows.assign(patient=rows["patient"] if config.patient else rows["key"])
     named = rows["key"].fillna(rows["patient"]).fillna("a row without a name")
     faults = pd.Series("", index=rows.index)
-    for column, words in (("digest", "no image: its value is null"), ("key", f"no name: {config.name} is null"),
-                          ("patient", f"no patient: {config.patient} is null")):  # fmt: skip
-        faults = faults.mask(rows[column].isna(), words)
+    for column, words in (("digest", "no image: its value is null"), ("key", f"no name: {config.name} is empty"),
+                          ("patient", f"no patient: {config.patient} is empty")):  # fmt: skip
+        blank = rows[column].isna() | (rows[column].astype(str).str.strip() == "")
+        faults = faults.mask(blank, words)
     if config.validation:
         faults = faults.mask(rows["validation"].isna(), f"no split: {config.validation} is null")
     bad = faults != ""
     refused = list(
         zip(named[bad], faults[bad], rows["bytes"][bad].fillna(0).astype(int), strict=True)
     )
+    if bad.all():
+        kinds = listed(f"{n:,} x {reason}" for reason, n in faults.value_counts().items())
+        raise UserError(f"none of the {len(rows):,} rows can be used: {kinds}")
     good = rows[~bad].copy()
     good["labels"] = label_bytes(good, config, findings)
     good["split"] = splits_of(good, config)
@@ -185,7 +189,7 @@ def facts_of(rows: pd.DataFrame, config: FrameConfig, findings: tuple[str, ...])
     twice = good["key"][good["key"].duplicated()]
     if len(twice):
         raise UserError(
-            f"{len(twice):,} names are of several rows with other images, patients or labels, the first "
+            f"{twice.nunique():,} names are of several rows with other images, patients or labels, the first "
             f"{twice.iloc[0]}: " + ("give names that tell images apart" if config.name else "give --name, a column of names")
         )  # fmt: skip
     names = label_names(good["key"])

@@ -17,6 +17,10 @@ PLACES = {
 __all__ = ["ChestXrayClassifier", "ChestXrayEvaluator", "ChestXrayModel", "patientFolds"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name not in PLACES:
         raise AttributeError(f"module 'chexspark.ml' has no attribute {name!r}")

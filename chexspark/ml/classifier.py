@@ -27,6 +27,7 @@ from chexspark.cluster.job import train
 from chexspark.config import FrameConfig, TrainConfig
 from chexspark.errors import UserError
 from chexspark.evaluation.runs import best_model
+from chexspark.ingestion.frame_columns import findings_of, label_columns
 from chexspark.ingestion.frames import Facts, ingest_config, read_facts, write_store
 from chexspark.ingestion.inputs import layout_settings
 from chexspark.ml.measuring import operating_points, validate
@@ -39,10 +40,13 @@ from chexspark.ml.params import (
     WORK,
     SettingParams,
     Values,
+    check_frame,
     in_params,
     param_name,
     with_params,
 )
+from chexspark.models import check_model_name
+from chexspark.models.weights import check_weights
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.settings import earlier_settings, last_checkpoint
 from chexspark.session import check_classic, is_local, start_session
@@ -77,12 +81,13 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         The images go into a store below `workDir`, once for all fits of the same rows. A fit that was
         interrupted is resumed by the same fit. Raises UserError for what the user can mend.
         """
+        check_frame(dataset, "fit")
+        check_classic(dataset.sparkSession, "fit")
         return super().fit(dataset, params)
 
     def _fit(self, dataset: DataFrame) -> ChestXrayModel:
         spark = dataset.sparkSession
-        check_classic(spark, "fit")
-        self.training_config("store", "run")  # a mistake in it is told before anything is read
+        self.check_before(dataset)
         work = self.work_place(spark)
         with self.store_of(dataset, work) as store:
             return self.fit_store(spark, store, work)
@@ -93,6 +98,18 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         spark = start_session(None, "fit")
         check_classic(spark, "fitOnStore")
         return self.fit_store(spark, locate(store), self.work_place(spark))
+
+    def check_before(self, dataset: DataFrame) -> None:
+        """Raise UserError for what can be known before any image is read."""
+        config = self.training_config("store", "run")
+        check_model_name(config.model)
+        if config.weights:
+            check_weights(config.model, config.weights)
+        names = tuple(self.label_columns())
+        if names:
+            labels = label_columns(dataset, names)
+            findings = findings_of(names, tuple(self.value("findings")), labels.together)
+            self.output_columns(dataset, findings)
 
     def work_place(self, spark: SparkSession) -> Location:
         """Where stores and runs are. Raises UserError where nobody said so, and hosts would not share it."""

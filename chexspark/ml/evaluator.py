@@ -15,7 +15,15 @@ from chexspark.errors import UserError, closest, listed
 from chexspark.evaluation.calibration import brier
 from chexspark.findings import UNKNOWN
 from chexspark.ingestion import frame_columns as columns
-from chexspark.ml.params import FRAME, OUTPUT, SettingParams, in_params, with_params
+from chexspark.ml.params import (
+    FINDINGS_OF,
+    FRAME,
+    OUTPUT,
+    SettingParams,
+    check_frame,
+    in_params,
+    with_params,
+)
 from chexspark.settings import setting
 
 log = logging.getLogger(__name__)
@@ -64,6 +72,7 @@ class ChestXrayEvaluator(Evaluator, SettingParams, DefaultParamsReadable, Defaul
     def evaluate(self, dataset: DataFrame, params: Any = None) -> float:
         """The figure. Raises UserError where it is not defined for any finding, and warns of patients that the
         model has seen."""
+        check_frame(dataset, "evaluate")
         return super().evaluate(dataset, params)
 
     def _evaluate(self, dataset: DataFrame) -> float:
@@ -82,6 +91,15 @@ class ChestXrayEvaluator(Evaluator, SettingParams, DefaultParamsReadable, Defaul
                 f"metricName={metric}: there is no such finding{closest(wanted, findings)} ({known})"
             )
         truth, scores = self.rows(dataset, labels.column)
+        field = columns.field_of(dataset.schema, self.value("probability"))
+        said = field.metadata.get(FINDINGS_OF) if field else None
+        if said and findings:
+            lacking = [finding for finding in findings if finding not in said]
+            if lacking:
+                raise UserError(
+                    f"--labels has {listed(lacking)}, and --probability={self.value('probability')} is of {listed(said)}"
+                )
+            scores = scores[:, [said.index(finding) for finding in findings]]
         if scores.shape[1] != truth.shape[1] or (findings and len(findings) != scores.shape[1]):
             raise UserError(
                 f"--probability={self.value('probability')} has {scores.shape[1]} values, and there are "
@@ -120,7 +138,7 @@ class ChestXrayEvaluator(Evaluator, SettingParams, DefaultParamsReadable, Defaul
             raise UserError(
                 f"--probability={name} is null in all rows: there is nothing to measure"
             )
-        number = int(table["seen"].fillna(False).astype(bool).sum())
+        number = int(table["seen"].eq(True).sum())
         if number:
             log.warning("note: %s of %s rows are of patients that the model has seen: this figure flatters it "
                         "(patientFolds keeps patients apart)", f"{number:,}", f"{len(table):,}")  # fmt: skip

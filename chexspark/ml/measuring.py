@@ -54,7 +54,13 @@ def validate(spark: SparkSession, store: Location, run: RunFolder) -> None:
         table = score(spark, split, scoring, ", for thresholds and calibration")
     words = f"the val split of {store}"
     scored = Scored("val", table, model.findings, Validation(table, words))
-    write_metrics(scored, RESAMPLES, run, told=False)
+    measured = write_metrics(scored, RESAMPLES, run, told=False)
+    without = [row["finding"] for row in measured.whole[:-1] if row["threshold_youden"] is None]
+    if without:
+        log.warning(
+            "note: no threshold, and so no prediction, of %s: among the images of validation none is positive, none "
+            "is negative, or no threshold beats chance", listed(without),
+        )  # fmt: skip
 
 
 def operating_points(run: RunFolder, model: Network) -> list[Fitted] | None:
@@ -145,7 +151,10 @@ def scored_rows(
     if rows.empty:
         raise UserError("the DataFrame has no image that can be used")
     table = pd.DataFrame(
-        {"patient_id": rows["patient"].fillna(pd.Series(rows.index.astype(str))), SEEN: rows[SEEN]}
+        {
+            "patient_id": rows["patient"].where(rows["patient"].notna(), rows.index.astype(str)),
+            SEEN: rows[SEEN],
+        }
     )
     values = np.array([list(each) for each in rows["labels"]], np.float64)
     scores = np.array([list(each) for each in rows[PROBABILITIES]], np.float64)
@@ -168,7 +177,7 @@ def check_unseen(table: pd.DataFrame, known: bool, allowed: bool) -> None:
             "note: not checked against training patients: set patientCol, a column of patients"
         )
         return
-    seen = table.loc[table[SEEN].fillna(False).astype(bool), "patient_id"].nunique()
+    seen = table.loc[table[SEEN].eq(True), "patient_id"].nunique()
     if not seen:
         return
     text = f"the model was trained, or its epoch chosen, on {seen:,} of {table['patient_id'].nunique():,} patients"

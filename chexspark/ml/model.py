@@ -4,8 +4,10 @@ In: a run, as training wrote it. Out: a DataFrame with the probabilities of its 
 the tasks alone, but for `getKerasModel`.
 """
 
+import dataclasses
+import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import pandas as pd
 from pyspark.ml import Model
@@ -13,7 +15,8 @@ from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from chexspark.errors import UserError, listed
+from chexspark.config import EvaluateConfig
+from chexspark.errors import UserError
 from chexspark.evaluation.calibration import Scaling
 from chexspark.evaluation.inference import Scorer, load_keras
 from chexspark.evaluation.metrics import NOT_FITTED, Fitted
@@ -21,7 +24,15 @@ from chexspark.evaluation.runs import best_model
 from chexspark.findings import column_name
 from chexspark.ingestion import frame_columns as columns
 from chexspark.ml.measuring import check_unseen, metrics_frame, operating_points, scored_rows
-from chexspark.ml.params import COLUMNS, OUTPUT, SettingParams, in_params, with_params
+from chexspark.ml.params import (
+    COLUMNS,
+    FINDINGS_OF,
+    OUTPUT,
+    SettingParams,
+    check_frame,
+    in_params,
+    with_params,
+)
 from chexspark.ml.saving import ModelReader, ModelWriter
 from chexspark.ml.scoring import (
     PROBABILITIES,
@@ -37,7 +48,10 @@ from chexspark.run.lineage import Lineage, preparation_of, read_lineage
 from chexspark.run.seen_patients import read_seen_patients
 from chexspark.run.settings import check_run
 from chexspark.session import BATCH_BYTES, BATCH_ROWS
+from chexspark.settings import check_value
 
+KINDS = get_args(columns.Kind)
+BOOTSTRAP = next(f for f in dataclasses.fields(EvaluateConfig) if f.name == "bootstrap")
 BATCH = 32  # images of a step of inference
 ROWS, SPARKS_ROWS = "256", "10000"  # rows of an Arrow batch: ours, and Spark's own default
 SCORED = "chexspark_scored"  # the column that all others are taken from
@@ -58,9 +72,15 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
     @in_params
     def fromRun(cls, run: str, **values: Any) -> Self:
         """A Model of a run, by its path. `values`: Params. Raises UserError for what is no run."""
-        model = cls(run, **values)
+        model = cls(os.fspath(run), **values)
+        check_run(model.run)
         best_model(model.run)  # which says what is wrong
         return model
+
+    def __repr__(self) -> str:
+        if self.run_path is None:
+            return f"ChestXrayModel: uid={self.uid}, without a run"
+        return f"ChestXrayModel: uid={self.uid}, run={self.run_path}"
 
     @property
     def run(self) -> RunFolder:
@@ -114,38 +134,24 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
     @in_params
     def transform(self, dataset: DataFrame, params: Mapping | None = None) -> DataFrame:
         """See Spark ML: the rows with further columns. Lazy. Raises UserError for columns that cannot be."""
+        check_frame(dataset, "transform", streaming=True)
         return super().transform(dataset, params)
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
-        added = self.output_columns()
-        there = {name.lower() for name in dataset.columns}
-        again = [name for name in added if name.lower() in there]
-        if again:
-            raise UserError(
-                f"the DataFrame has a column {listed(again)} already: drop it, or give another name"
-            )
+        self.output_columns(dataset, self.findingNames)
         image, kind = self.image(dataset)
         patient = self.patient(dataset)
         scoring = self.scoring(kind, ask_seen=patient is not None and bool(self.value("seen")))
         lower_batches(dataset.sparkSession)
         unknown = F.lit(None).cast("string") if patient is None else patient
-        kept = ["`" + name.replace("`", "``") + "`" for name in dataset.columns]
+        kept = [columns.quoted(name) for name in dataset.columns]
         scored = dataset.select(*kept, scored_udf(scoring)(image, unknown).alias(SCORED))
         if self.value("invalid") == "skip":
             scored = scored.filter(F.col(SCORED)[REASON].isNull())
         values = self.output_values(dataset)
-        return scored.select(*kept, *(value.alias(name) for name, value in values.items()))
-
-    def output_columns(self) -> list[str]:
-        """The names of the columns that `transform` adds. Raises UserError where two are one."""
-        names = [self.value(name) for name in ("probability", "prediction", "reason", "seen")]
-        if self.value("prefix"):
-            names += [self.value("prefix") + column_name(finding) for finding in self.findingNames]
-        names = [name for name in names if name]
-        for name in names:
-            if sum(name.lower() == other.lower() for other in names) > 1:
-                raise UserError(f"two columns are to be called {name}: give them other names")
-        return names
+        named = {self.value("probability"): {FINDINGS_OF: list(self.findingNames)}}
+        added = [value.alias(name, metadata=named.get(name, {})) for name, value in values.items()]
+        return scored.select(*kept, *added)
 
     def output_values(self, dataset: DataFrame) -> dict[str, Column]:
         """The columns that `transform` adds, by name, out of `SCORED`."""
@@ -192,8 +198,10 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
         """A function of Spark from images to an array of probabilities, null for an image that cannot be used.
 
         `kind`: file (the bytes of image files), path, or struct (Spark's image struct). For
-        ``spark.udf.register("score", model.udf())`` and SQL.
+        ``spark.udf.register("score", model.udf())`` and SQL. Raises UserError for another kind.
         """
+        if kind not in KINDS:
+            raise UserError(f"kind is {kind!r}, but must be one of {', '.join(KINDS)}")
         return probabilities_udf(self.scoring(kind, ask_seen=False))
 
     @in_params
@@ -205,6 +213,8 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
         `bootstrap`: resamples of the patients for the intervals. Raises UserError where the model has seen
         patients of these, unless `allowSeen`, and where labels are missing.
         """
+        check_frame(dataset, "evaluate")
+        check_value(BOOTSTRAP, bootstrap, "bootstrap")
         image, kind = self.image(dataset)
         patient = self.patient(dataset)
         lower_batches(dataset.sparkSession)

@@ -9,14 +9,17 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pyspark.ml.param import Param, Params
+from pyspark.sql import DataFrame
 
 from chexspark.config import FrameConfig, TrainConfig
 from chexspark.errors import SETTING, ChexsparkError, UserError, closest
+from chexspark.findings import column_name
 from chexspark.settings import REQUIRED, check_value, is_several, setting
 
 # Settings that have another name as a Param: columns, and what a method of Spark ML is called.
@@ -25,6 +28,9 @@ RENAMED = {
     "validation": "validationIndicatorCol", "size": "imageSize", "fit": "imageFit",
 }  # fmt: skip
 PLACES = ("data", "run", "out", "dry_run")  # that an Estimator finds by itself
+FINDINGS_OF = (
+    "findings"  # in the metadata of a Model's column of probabilities: their names, in order
+)
 Values = dict[str, Any]
 
 
@@ -105,8 +111,10 @@ def converter(field: dataclasses.Field) -> Callable[[Any], Any]:
     """What checks and keeps a Param's value: as the setting's own rules have it, in types of JSON."""
 
     def convert(value: Any) -> Any:
-        if hasattr(value, "item"):  # numpy's numbers
-            value = value.item()
+        if hasattr(value, "tolist"):  # numpy's numbers and arrays, an Index of pandas
+            value = value.tolist()
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
         if value is None and field.default is REQUIRED:  # as long as nothing is fitted
             return None
         check_value(field, value, param_name(field.name))
@@ -210,12 +218,49 @@ class SettingParams(Params):
         """The value of a setting, by its own name."""
         return self.getOrDefault(param_name(name))
 
+    def output_columns(self, dataset: DataFrame, findings: Sequence[str]) -> list[str]:
+        """The names of the columns that a Model of these findings adds to a DataFrame.
+
+        Raises UserError where two are one, or the DataFrame has one already.
+        """
+        names = {name: self.value(name) for name in ("probability", "prediction", "reason", "seen")}
+        added = {value: param_name(name) for name, value in names.items() if value}
+        if len({name.lower() for name in added}) < sum(map(bool, names.values())):
+            again = [v for v in names.values() if v and [*names.values()].count(v) > 1]
+            raise UserError(
+                f"two columns are to be called {(again or [*added])[0]}: give them other names"
+            )
+        if self.value("prefix"):
+            added |= {
+                self.value("prefix") + column_name(finding): "outputPrefix" for finding in findings
+            }
+        there = {name.lower() for name in dataset.columns}
+        for name, param in added.items():
+            if name.lower() in there:
+                raise UserError(
+                    f"the DataFrame has a column {name} already: drop it, or give another {param}"
+                )
+        return list(added)
+
     def label_columns(self) -> list[str]:
         """The columns of labels, of which none need be there. Raises UserError where both are given."""
         one, several = self.value("label"), self.value("labels")
         if one and several:
             raise UserError("labelCol contradicts labelCols: leave one of them out")
         return [one] if one else list(several or [])
+
+
+def check_frame(dataset: Any, what: str, streaming: bool = False) -> None:
+    """Raise UserError unless `dataset` is a DataFrame of Spark; one that streams only where that is taken."""
+    if not hasattr(dataset, "sparkSession"):
+        hint = " (fitOnStore takes the path of a store)" if isinstance(dataset, str) else ""
+        raise UserError(
+            f"{what} takes a Spark DataFrame, and was given a {type(dataset).__name__}{hint}"
+        )
+    if dataset.isStreaming and not streaming:
+        raise UserError(
+            f"{what} needs all rows, and this DataFrame is a stream: only transform takes one"
+        )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ In: a Model. Out: Spark ML's ``metadata`` and, in ``run``, what of the run it ne
 thresholds, which patients it has seen (salted hashes), and no patient's name. The folder can be moved.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
@@ -87,6 +88,7 @@ def context_of(spark: SparkSession) -> Any:
 
 def place_of(spark: SparkSession, path: str) -> Location:
     """Where a path leads as Spark takes it: one without a scheme is of its default file system."""
+    path = os.fspath(path)
     if "://" in path or path.startswith("file:") or is_connect(spark):
         return locate(path)
     hadoop = spark._jvm.org.apache.hadoop.fs.FileSystem.get(spark._jsc.hadoopConfiguration())
