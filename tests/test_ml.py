@@ -337,6 +337,12 @@ def test_a_fit_that_was_stopped_is_resumed_by_the_same_fit(spark, frame, tmp_pat
         ):
             estimator(tmp_path, learningRate=rate).fit(frame)
     assert runs[0] == runs[1] != runs[2] and not classifier.RUNNING
+    one = estimator(tmp_path)
+    models = one.fitMultiple(frame, [{one.epochs: 2}, {one.epochs: 3}])
+    for words in ("were cancelled", "not begun, since another fit of the same search was stopped"):
+        with pytest.raises(StoppedError, match=words):
+            next(models)
+    del runs[3:]
     monkeypatch.setattr(classifier, "is_finished", lambda run: str(run) == runs[0])
     with pytest.raises(StoppedError):
         estimator(tmp_path).fit(frame)

@@ -15,17 +15,18 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pyspark.ml import Estimator
+from pyspark.ml.base import _FitMultipleIterator
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame, SparkSession
 
 from chexspark.arguments import under
 from chexspark.cluster.job import train
 from chexspark.config import FrameConfig, TrainConfig
-from chexspark.errors import UserError
+from chexspark.errors import StoppedError, UserError
 from chexspark.evaluation.runs import best_model
 from chexspark.ingestion.frame_columns import findings_of, label_columns
 from chexspark.ingestion.frames import Facts, ingest_config, read_facts, write_store
@@ -84,6 +85,23 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         check_frame(dataset, "fit")
         check_classic(dataset.sparkSession, "fit")
         return super().fit(dataset, params)
+
+    def fitMultiple(
+        self, dataset: DataFrame, paramMaps: Sequence[Any]
+    ) -> Iterator[tuple[int, ChestXrayModel]]:
+        """See Spark ML, and `fit` for what it raises. After one of the fits was stopped, the others do not begin."""
+        estimator, stopped = self.copy(), threading.Event()
+
+        def fit_one(index: int) -> ChestXrayModel:
+            if stopped.is_set():
+                raise StoppedError("not begun, since another fit of the same search was stopped")
+            try:
+                return estimator.fit(dataset, paramMaps[index])
+            except (StoppedError, KeyboardInterrupt):
+                stopped.set()
+                raise
+
+        return _FitMultipleIterator(fit_one, len(paramMaps))
 
     def _fit(self, dataset: DataFrame) -> ChestXrayModel:
         spark = dataset.sparkSession
