@@ -21,6 +21,7 @@ def forms(spark, release, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_way_yields_every_image_once(forms):
     script = """
 import sys

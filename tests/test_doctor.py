@@ -105,6 +105,7 @@ def test_what_else_spark_says_becomes_one_line():
     assert line.startswith("no rank can start on the executors (java.io.IOException: out of pipes)")
 
 
+@pytest.mark.slow
 def test_slots_that_other_work_holds(look, spark, wait_for):
     group = "other work"
 

@@ -87,6 +87,7 @@ def test_a_run_is_scored_on_the_findings_that_the_store_has_too(
     assert again.metrics.count() == 15 and read_evaluation(out)["val"]["findings"] == list(FINDINGS)
 
 
+@pytest.mark.slow
 def test_models_of_an_ensemble_may_differ_in_number_and_order(
     spark, own_store, nih_run, own_run, tmp_path
 ):

@@ -69,6 +69,7 @@ def test_a_store_of_an_earlier_schema_is_not_added_to(version, store, tmp_path):
                labels=str(tmp_path / "nih" / "Data_Entry_2017.csv"), **settings)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_of_layout_1_is_scored_as_it_was_then(spark, old):
     before = pd.read_parquet(old / "run" / "predictions" / "split=test")
     (old / "run" / "evaluation.json").unlink(missing_ok=True)

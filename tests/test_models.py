@@ -74,6 +74,7 @@ def test_resnet_59_has_59_layers_and_four_times_the_parameters(resnet59):
     assert trainable(resnet59) / (23_508_032 + 2048 * 14 + 14) == pytest.approx(4, abs=0.02)
 
 
+@pytest.mark.slow
 def test_amoebanet_d_shapes():
     model = build_model("amoebanet-d-4-256", 299, 14)
     # Outputs of a normal cell are four states, of a reduction cell three.

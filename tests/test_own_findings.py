@@ -88,6 +88,7 @@ def test_own_findings_go_the_whole_way(spark, release, make_store, tmp_path, sig
     assert json.loads((tmp_path / "out" / "findings.json").read_text()) == names
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_on_what_a_store_shares_with_it(
     spark, store, make_store, untrained_run, tmp_path, capsys
 ):
