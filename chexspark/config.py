@@ -127,8 +127,14 @@ class FrameConfig:
     out: str = same_setting(IngestConfig, "out")
     private: bool = same_setting(IngestConfig, "private")
     size: int = same_setting(IngestConfig, "size")
-    fit: str | None = same_setting(IngestConfig, "fit")
-    bit_depth: int | None = same_setting(IngestConfig, "bit_depth")
+    fit: str | None = same_setting(
+        IngestConfig, "fit",
+        "how an image that is not square becomes one: pad: black around it, the default; stretch: squashed; "
+        "crop: its middle")  # fmt: skip
+    bit_depth: int | None = same_setting(
+        IngestConfig, "bit_depth",
+        "bits of the detector whose images are 16-bit PNGs, 8 to 16; by default for each file the fewest of 8, "
+        "10, 12, 14 and 16 that hold its values")  # fmt: skip
     rows_per_group: int = same_setting(IngestConfig, "rows_per_group")
     validation: str | None = setting(
         "column that is true for the images of the validation split; the others are for training", "split",
@@ -136,7 +142,9 @@ class FrameConfig:
     validation_share: float = setting(
         "share of the patients that are for validation, by a hash of the patient", "split", 0.125,
         above=0, maximum=0.9)  # fmt: skip
-    split_seed: int = same_setting(IngestConfig, "split_seed")
+    split_seed: int = same_setting(
+        IngestConfig, "split_seed", "seed of the hash by which patients are chosen for validation"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,10 +35,12 @@ def setting(help: str, group: str, default: Any = REQUIRED, **rules: Any) -> Any
     )
 
 
-def same_setting(config_class: type, name: str) -> Any:
-    """Declare a field as another config has it."""
+def same_setting(config_class: type, name: str, help: str | None = None) -> Any:
+    """Declare a field as another config has it; `help`: in other words."""
     fields = {field.name: field for field in dataclasses.fields(cast(Any, config_class))}
-    return dataclasses.field(default=fields[name].default, metadata=fields[name].metadata)
+    there = fields[name].metadata
+    words = {"help": help or there["help"]}
+    return dataclasses.field(default=fields[name].default, metadata={**there, **words})
 
 
 def flag(name: str) -> str:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from py4j.protocol import Py4JError
-from pyspark import StatusTracker
+from pyspark import SparkStageInfo, StatusTracker
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -20,8 +20,10 @@ from chexspark.session import is_connect, java_is_gone
 POLL_SECONDS = 0.5
 LONGEST_REASON = 300
 JOB_GROUP = "spark.jobGroup.id"
+# Spark 3.5 has no code for it, only these words.
 CANCELLED = re.compile(
-    r"cancelled part of cancelled job (group|tags?)|cancelled as part of cancellation|OPERATION_CANCELED"
+    r"SPARK_JOB_CANCELLED|OPERATION_CANCELED|cancelled part of cancelled job (group|tag)"
+    r"|cancelled as part of cancellation of all jobs"
 )
 JOB_PROPERTIES = (JOB_GROUP, "spark.job.description", "spark.job.interruptOnCancel")
 TRACEBACK = "Traceback (most recent call last):"
@@ -79,11 +81,16 @@ def failures_told(what: str, remedy: str) -> Iterator[None]:
     except (Py4JError, PySparkException) as error:
         if java_is_gone(error):
             raise
-        if CANCELLED.search(str(error)):
+        if was_cancelled(error):
             raise StoppedError(f"{what} stopped: its Spark jobs were cancelled{remedy}") from error
         raise RunFailedError(
             f"{what} stopped: {reason(str(error) or type(error).__name__)}{remedy}"
         ) from error
+
+
+def was_cancelled(error: BaseException) -> bool:
+    """Whether an error of Spark says that somebody has cancelled the job: by its group, tag, or all jobs."""
+    return CANCELLED.search(str(error)) is not None
 
 
 def watch(
@@ -123,12 +130,21 @@ def finished_tasks(
     tracker: StatusTracker, group: str, earlier: frozenset[int] = frozenset()
 ) -> tuple[int, int]:
     """Finished tasks and all tasks of the group's largest stage, of other than the `earlier` jobs."""
+    counts = [
+        (stage.numTasks, stage.numCompletedTasks) for stage in stages_of(tracker, group, earlier)
+    ]
+    tasks, done = max(counts, default=(0, 0))
+    return done, tasks
+
+
+def stages_of(
+    tracker: StatusTracker, group: str, earlier: frozenset[int] = frozenset()
+) -> list[SparkStageInfo]:
+    """The stages that Spark knows of a group's jobs, of other than the `earlier` ones."""
     numbers = [job for job in tracker.getJobIdsForGroup(group) if job not in earlier]
     jobs = [tracker.getJobInfo(job) for job in numbers]
     stages = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
-    counts = [(stage.numTasks, stage.numCompletedTasks) for stage in stages if stage]
-    tasks, done = max(counts, default=(0, 0))
-    return done, tasks
+    return [stage for stage in stages if stage]
 
 
 def reason(text: str) -> str:

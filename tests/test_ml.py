@@ -18,6 +18,7 @@ from chexspark.findings import FINDINGS
 from chexspark.ingestion.images import prepare
 from chexspark.ml import ChestXrayClassifier, ChestXrayEvaluator, ChestXrayModel, patientFolds
 from chexspark.preparation import Preparation
+from chexspark.storage import locate
 from chexspark.store.manifest import read_manifest
 
 SIZE = 32
@@ -678,6 +679,57 @@ def test_an_evaluator_agrees_with_scikit_learn(frame, model, caplog):
     unnamed = scored.withColumn("probability", F.col("probability").alias("p", metadata={}))
     with pytest.raises(UserError, match="has 14 values, and there are 1 labels"):
         ChestXrayEvaluator(labelCols=["Mass"]).evaluate(unnamed)
+
+
+def test_what_is_no_label_is_told_wherever_labels_are_read(frame, model):
+    """By fit (above), by evaluate and by the Evaluator."""
+    strange = frame.withColumn(
+        "Mass", F.when(F.col("name") == "00000001_000.png", 0.5).otherwise(F.col("Mass"))
+    )
+    several = frame.withColumn("all", F.when(F.col("name") != "00000001_000.png", F.array(*LABELS)))
+    array = {"labelCols": None, "labelCol": "all", "findings": LABELS}
+    for rows, values, message in (
+        (strange, {"labelCols": LABELS}, "labelCols=Mass has 0.5 in .* but a label is 1, 0, or -1"),
+        (several, array, "has no values in 1 rows, .* but there are 14 findings"),
+    ):
+        given = {name: value for name, value in values.items() if value is not None}
+        with pytest.raises(UserError, match=message):
+            ChestXrayEvaluator(**given).evaluate(model.transform(rows))
+        one = model.copy({model.getParam(name): value for name, value in values.items()})
+        with pytest.raises(UserError, match=message):
+            one.evaluate(rows, allowSeen=True)
+    named = ChestXrayEvaluator(labelCol="all").evaluate(
+        model.transform(several.dropna(subset=["all"]))
+    )
+    assert named == ChestXrayEvaluator(labelCols=LABELS).evaluate(
+        model.transform(several.dropna(subset=["all"]))
+    )
+
+
+def test_a_store_that_another_wrote_meanwhile_stays(frame, tmp_path, monkeypatch):
+    from chexspark.ingestion import frames
+
+    given = {
+        "image": "content",
+        "labels": LABELS,
+        "patient": "patient",
+        "name": "name",
+        "size": SIZE,
+    }
+    out = tmp_path / "store"
+    plain, calls = frames.inputs_of, []
+
+    def meanwhile(facts):
+        if not calls:
+            calls.append(True)
+            ingest_frame(frame, out=str(out), **given)
+        return plain(facts)
+
+    monkeypatch.setattr(frames, "inputs_of", meanwhile)
+    with pytest.raises(UserError, match="another ingest has written there meanwhile"):
+        ingest_frame(frame, out=str(out), **given)
+    assert sum(len(list((out / split).glob("*.parquet"))) for split in ("train", "val")) > 1
+    assert read_manifest(locate(str(out))).splits["train"].images > 0
 
 
 def test_folds_keep_patients_apart(frame):

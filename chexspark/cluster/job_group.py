@@ -5,19 +5,15 @@ many tasks they have. They are told from the caller's other jobs by a tag, and s
 """
 
 import contextlib
-import re
 import uuid
 
 from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from chexspark.errors import StoppedError
-from chexspark.spark_progress import JOB_GROUP
+from chexspark.spark_progress import JOB_GROUP, stages_of, was_cancelled
 
 CANCELLED = "its Spark jobs were cancelled"
-BY_OTHERS = re.compile(
-    r"cancelled job (group|tag)|cancellation of all jobs|killed via the Web UI", re.IGNORECASE
-)
 
 
 class JobGroup:
@@ -46,8 +42,7 @@ class JobGroup:
 
         PySpark answers Ctrl-C by cancelling all jobs: where ranks run for another thread, they are told so.
         """
-        text = str(error)
-        if BY_OTHERS.search(text) and self.tag not in text:
+        if was_cancelled(error) and self.tag not in str(error):
             self.cancelled = True
 
     def check_not_cancelled(self) -> None:
@@ -57,10 +52,6 @@ class JobGroup:
 
     def task_counts(self) -> tuple[int, int]:
         """Tasks that run, and tasks that have ended well, of the jobs, which have one stage."""
-        numbers = [
-            job for job in self.tracker.getJobIdsForGroup(self.group) if job not in self.earlier
-        ]
-        jobs = [self.tracker.getJobInfo(job) for job in numbers]
-        stages = [self.tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
-        counts = [(stage.numActiveTasks, stage.numCompletedTasks) for stage in stages if stage]
+        stages = stages_of(self.tracker, self.group, self.earlier)
+        counts = [(stage.numActiveTasks, stage.numCompletedTasks) for stage in stages]
         return max(counts, key=sum, default=(0, 0))

@@ -6,9 +6,10 @@ are bytes of files, Spark's image struct, or paths; labels are numbers, a column
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -25,7 +26,7 @@ from pyspark.sql.types import (
 )
 
 from chexspark.errors import UserError, closest, listed
-from chexspark.findings import LABEL, names_fault
+from chexspark.findings import LABEL, UNKNOWN, names_fault
 from chexspark.ingestion.image_errors import BadImageError
 from chexspark.ingestion.sources import SourceFile, content_of
 from chexspark.session import is_connect
@@ -86,7 +87,8 @@ def image_digest(image: Column, kind: Kind) -> Column:
     if kind == "path":
         return file_digest()(image)
     shape = [image[name].cast("string") for name in ("height", "width", "mode")]
-    return F.concat_ws("/", *shape, F.sha2(image["data"], 256))
+    digest = F.concat_ws("/", *shape, F.sha2(image["data"], 256))
+    return F.when(image["data"].isNotNull(), digest)  # `concat_ws` passes over nulls
 
 
 def image_bytes(image: Column, kind: Kind) -> Column:
@@ -212,3 +214,33 @@ def findings_of(names: tuple[str, ...], given: tuple[str, ...], together: bool) 
             + ": name the --findings" * (not given)
         )
     return findings
+
+
+def label_values(
+    rows: pd.Series, rows_names: pd.Series, names: Sequence[str], findings: Sequence[str]
+) -> np.ndarray:
+    """The labels of rows, int8 (rows, findings): 1, 0, or −1 for unknown.
+
+    `rows`: what `label_columns` has selected, of the columns `names`; `rows_names`: what the rows are called.
+    Raises UserError for values that are no labels.
+    """
+    lengths = rows.map(lambda values: -1 if values is None else len(values))
+    wrong = np.flatnonzero(lengths != len(findings))
+    if len(wrong):
+        number = lengths.iloc[wrong[0]]
+        raise UserError(
+            f"--labels={names[0]} has {number if number >= 0 else 'no'} values in {len(wrong):,} rows, the first "
+            f"{rows_names.iloc[wrong[0]]}, but there are {len(findings)} findings"
+        )
+    values = np.array([list(row) for row in rows], np.float64).reshape(-1, len(findings))
+    values = np.where(np.isnan(values), UNKNOWN, values)
+    bad = np.argwhere(~np.isin(values, (0, 1, UNKNOWN)))
+    if len(bad):
+        row, finding = bad[0]
+        together = len(names) < len(findings)
+        name = f"{names[0]}, {findings[finding]}," if together else names[finding]
+        raise UserError(
+            f"--labels={name} has {values[row, finding]:g} in {rows_names.iloc[row]} ({len(bad):,} such values), but a "
+            "label is 1, 0, or -1, NaN or null for unknown"
+        )
+    return values.astype(np.int8)

@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -21,7 +20,6 @@ from pyspark.sql import functions as F
 from chexspark.arguments import takes
 from chexspark.config import FrameConfig, IngestConfig
 from chexspark.errors import RunFailedError, UserError, listed, spoken
-from chexspark.findings import UNKNOWN
 from chexspark.ingestion import frame_columns as columns
 from chexspark.ingestion.frame_task import CHANGED, FrameTask, result_of
 from chexspark.ingestion.image_names import label_names
@@ -96,6 +94,10 @@ def write_store(frame: DataFrame, facts: Facts, config: FrameConfig, started: fl
     check_splits(patients_of(inputs.labels.values()), TAKES)
     out.make_directory(config.private)
     with Workplace(out) as workplace:
+        if (out / FILE_NAME).is_file():
+            raise UserError(
+                f"--out={out}: another ingest has written there meanwhile: run it again"
+            )
         workplace.clean(None)
         results = run_tasks(frame, facts, config, workplace.folder, ingest)
         results.append(TaskResult(quarantined=facts.refused))
@@ -182,7 +184,8 @@ def facts_of(rows: pd.DataFrame, config: FrameConfig, findings: tuple[str, ...])
         kinds = listed(f"{n:,} x {reason}" for reason, n in faults.value_counts().items())
         raise UserError(f"none of the {len(rows):,} rows can be used: {kinds}")
     good = rows[~bad].copy()
-    good["labels"] = label_bytes(good, config, findings)
+    values = columns.label_values(good["labels"], good["key"], config.labels, findings)
+    good["labels"] = [row.tobytes() for row in values]
     good["split"] = splits_of(good, config)
     before = len(good)
     good = good.drop(columns="validation").drop_duplicates().sort_values("key")
@@ -204,31 +207,6 @@ def facts_of(rows: pd.DataFrame, config: FrameConfig, findings: tuple[str, ...])
     ):
         digest.update(repr(row).encode())
     return Facts(good, findings, refused, before - len(good), digest.hexdigest())
-
-
-def label_bytes(rows: pd.DataFrame, config: FrameConfig, findings: tuple[str, ...]) -> list[bytes]:
-    """The labels of each row, an int8 per finding. Raises UserError for values that are no labels."""
-    lengths = rows["labels"].map(lambda value: -1 if value is None else len(value))
-    wrong = lengths[lengths != len(findings)]
-    if len(wrong):
-        raise UserError(
-            f"--labels={config.labels[0]} has {wrong.iloc[0] if wrong.iloc[0] >= 0 else 'no'} values in "
-            f"{len(wrong):,} rows, the first {rows['key'][wrong.index[0]]}, but there are {len(findings)} findings"
-        )
-    values = np.array([list(value) for value in rows["labels"]], np.float64).reshape(
-        -1, len(findings)
-    )
-    values = np.where(np.isnan(values), UNKNOWN, values)
-    wrong_values = np.argwhere(~np.isin(values, (0, 1, UNKNOWN)))
-    if len(wrong_values):
-        row, finding = wrong_values[0]
-        together = len(config.labels) < len(findings)
-        name = f"{config.labels[0]}, {findings[finding]}," if together else config.labels[finding]
-        raise UserError(
-            f"--labels={name} has {values[row, finding]:g} in {rows['key'].iloc[row]} ({len(wrong_values):,} such "
-            "values), but a label is 1, 0, or -1, NaN or null for unknown"
-        )
-    return [row.tobytes() for row in values.astype(np.int8)]
 
 
 def splits_of(rows: pd.DataFrame, config: FrameConfig) -> pd.Series:

@@ -5,6 +5,7 @@ import logging
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from pyspark.ml.evaluation import Evaluator
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame
@@ -80,30 +81,28 @@ class ChestXrayEvaluator(Evaluator, SettingParams, DefaultParamsReadable, Defaul
         if not names:
             raise UserError("--labels is missing: the columns of the labels")
         labels = columns.label_columns(dataset, names)
-        findings = list(self.value("findings") or ())
-        if not findings and not labels.together:
-            findings = list(columns.findings_of(names, (), False))
+        field = columns.field_of(dataset.schema, self.value("probability"))
+        said = list(field.metadata.get(FINDINGS_OF, ())) if field else []
+        given = tuple(self.value("findings") or (said if labels.together else ()))
+        findings = columns.findings_of(names, given, labels.together)
         metric = self.value("metric_name")
         wanted = metric.removeprefix(OF_ONE) if metric.startswith(OF_ONE) else None
         if wanted is not None and wanted not in findings:
-            known = listed(findings) if findings else "nothing: name the --findings of the labels"
             raise UserError(
-                f"metricName={metric}: there is no such finding{closest(wanted, findings)} ({known})"
+                f"metricName={metric}: there is no such finding{closest(wanted, findings)} ({listed(findings)})"
             )
-        truth, scores = self.rows(dataset, labels.column)
-        field = columns.field_of(dataset.schema, self.value("probability"))
-        said = field.metadata.get(FINDINGS_OF) if field else None
-        if said and findings:
-            lacking = [finding for finding in findings if finding not in said]
-            if lacking:
-                raise UserError(
-                    f"--labels has {listed(lacking)}, and --probability={self.value('probability')} is of {listed(said)}"
-                )
+        lacking = [finding for finding in findings if said and finding not in said]
+        if lacking:
+            raise UserError(
+                f"--labels has {listed(lacking)}, and --probability={self.value('probability')} is of {listed(said)}"
+            )
+        truth, scores = self.rows(dataset, labels.column, names, findings)
+        if said:
             scores = scores[:, [said.index(finding) for finding in findings]]
-        if scores.shape[1] != truth.shape[1] or (findings and len(findings) != scores.shape[1]):
+        if scores.shape[1] != len(findings):
             raise UserError(
                 f"--probability={self.value('probability')} has {scores.shape[1]} values, and there are "
-                f"{len(findings) or truth.shape[1]} labels: give the labels of all findings of the model, in its order"
+                f"{len(findings)} labels: give the labels of all findings of the model, in its order"
             )
         places = [findings.index(wanted)] if wanted is not None else range(scores.shape[1])
         values = [
@@ -115,8 +114,10 @@ class ChestXrayEvaluator(Evaluator, SettingParams, DefaultParamsReadable, Defaul
             )
         return float(np.mean(values))
 
-    def rows(self, dataset: DataFrame, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and probabilities, float64 (rows, findings) each, of the rows that have some.
+    def rows(
+        self, dataset: DataFrame, labels: Any, names: tuple[str, ...], findings: tuple[str, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, int8 (rows, findings), and probabilities, float64 (rows, outputs), of the rows that have some.
 
         Raises UserError where none has.
         """
@@ -142,10 +143,9 @@ class ChestXrayEvaluator(Evaluator, SettingParams, DefaultParamsReadable, Defaul
         if number:
             log.warning("note: %s of %s rows are of patients that the model has seen: this figure flatters it "
                         "(patientFolds keeps patients apart)", f"{number:,}", f"{len(table):,}")  # fmt: skip
-        truth = np.array([list(row) for row in table["labels"]], np.float64)
-        return np.nan_to_num(truth, nan=UNKNOWN), np.array(
-            [list(row) for row in table["scores"]], np.float64
-        )
+        called = "row " + pd.Series(table.index.astype(str))
+        truth = columns.label_values(table["labels"], called, names, findings)
+        return truth, np.array([list(row) for row in table["scores"]], np.float64)
 
 
 def figure(metric: str, labels: np.ndarray, scores: np.ndarray) -> float | None:

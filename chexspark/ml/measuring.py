@@ -5,7 +5,6 @@ into the run or as a DataFrame.
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from chexspark.evaluation.runs import best_model
 from chexspark.evaluation.scoring import Scoring, earlier_scores, score
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.evaluation.thresholds import Thresholds
-from chexspark.findings import LABEL, UNKNOWN, find
+from chexspark.findings import find
 from chexspark.ingestion import frame_columns as columns
 from chexspark.ml.scoring import PROBABILITIES, REASON, SEEN, FrameScoring, scored_udf
 from chexspark.run.folder import METRICS, RunFolder
@@ -37,8 +36,6 @@ from chexspark.store.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
-RESAMPLES = EvaluateConfig.bootstrap
-BATCH = 32  # images of a step of inference
 FITTED_ON = ("val", "test")  # splits whose metrics have the thresholds of validation
 
 
@@ -48,13 +45,15 @@ def validate(spark: SparkSession, store: Location, run: RunFolder) -> None:
     if operating_points(run, model) is not None:
         return
     split = StoreSplit(store, read_manifest(store), "val")
-    scoring = Scoring((str(run),), Scorer((model,), model.findings, False, BATCH), run)
+    scoring = Scoring(
+        (str(run),), Scorer((model,), model.findings, False, EvaluateConfig.batch_size), run
+    )
     table = earlier_scores(split, scoring)
     if table is None:
         table = score(spark, split, scoring, ", for thresholds and calibration")
     words = f"the val split of {store}"
     scored = Scored("val", table, model.findings, Validation(table, words))
-    measured = write_metrics(scored, RESAMPLES, run, told=False)
+    measured = write_metrics(scored, EvaluateConfig.bootstrap, run, told=False)
     without = [row["finding"] for row in measured.whole[:-1] if row["threshold_youden"] is None]
     if without:
         log.warning(
@@ -91,18 +90,6 @@ def fitted_of(row: dict[str, Any]) -> Fitted:
     return Fitted(points, Chosen(row["temperature"], row["scaling"], scaling))
 
 
-def label_findings(
-    names: Sequence[str], given: Sequence[str], together: bool, findings: Sequence[str]
-) -> list[str]:
-    """Which findings columns of labels are, by name: `given`, or what the columns are called.
-
-    `together`: one column has them all, by default in the order of the Model's `findings`.
-    """
-    if given or together:
-        return list(given or findings)
-    return [name.removeprefix(LABEL) for name in names]
-
-
 def scored_rows(
     dataset: DataFrame,
     scoring: FrameScoring,
@@ -120,7 +107,8 @@ def scored_rows(
     if not names:
         raise UserError("--labels is missing: the columns of the labels")
     labels = columns.label_columns(dataset, names)
-    of_labels = label_findings(names, given, labels.together, findings)
+    asked = given or (findings if labels.together else ())
+    of_labels = columns.findings_of(names, asked, labels.together)
     places = {
         findings[at]: i
         for i, name in enumerate(of_labels)
@@ -156,16 +144,12 @@ def scored_rows(
             SEEN: rows[SEEN],
         }
     )
-    values = np.array([list(each) for each in rows["labels"]], np.float64)
+    called = "row " + pd.Series(rows.index.astype(str))
+    values = columns.label_values(rows["labels"], called, names, of_labels)
     scores = np.array([list(each) for each in rows[PROBABILITIES]], np.float64)
     kept = tuple(finding for finding in findings if finding in places)
     for finding in kept:
-        label = np.nan_to_num(values[:, places[finding]], nan=UNKNOWN)
-        if not np.isin(label, (0, 1, UNKNOWN)).all():
-            raise UserError(
-                f"the labels of {finding} have other values than 1, 0, and -1, NaN or null for unknown"
-            )
-        table[label_column(finding)] = label.astype(np.int8)
+        table[label_column(finding)] = values[:, places[finding]]
         table[probability_column(finding)] = scores[:, findings.index(finding)]
     return table, kept
 

@@ -52,7 +52,6 @@ from chexspark.settings import check_value
 
 KINDS = get_args(columns.Kind)
 BOOTSTRAP = next(f for f in dataclasses.fields(EvaluateConfig) if f.name == "bootstrap")
-BATCH = 32  # images of a step of inference
 ROWS, SPARKS_ROWS = "256", "10000"  # rows of an Arrow batch: ours, and Spark's own default
 SCORED = "chexspark_scored"  # the column that all others are taken from
 
@@ -187,7 +186,7 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
     def scoring(self, kind: columns.Kind, ask_seen: bool) -> FrameScoring:
         """What the tasks need. Raises UserError where the run has no model, or a damaged one."""
         model, lineage = best_model(self.run), self.lineage
-        scorer = Scorer((model,), model.findings, False, BATCH)
+        scorer = Scorer((model,), model.findings, False, EvaluateConfig.batch_size)
         seen = read_seen_patients(self.run, lineage) if ask_seen else None
         return FrameScoring(
             scorer, preparation_of(lineage), kind, self.value("invalid") == "error", seen
@@ -206,7 +205,7 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
 
     @in_params
     def evaluate(
-        self, dataset: DataFrame, allowSeen: bool = False, bootstrap: int = 2000
+        self, dataset: DataFrame, allowSeen: bool = False, bootstrap: int = EvaluateConfig.bootstrap
     ) -> DataFrame:
         """A row per finding, and their mean: AUROC, average precision and what else ``chexspark evaluate`` has.
 

@@ -134,7 +134,7 @@ def with_params(*groups: Mapping[str, dataclasses.Field]) -> Callable[[type], ty
 
     def decorate(cls: Any) -> type:
         for name, field in fields.items():
-            param: Param = Param(Params._dummy(), name, field.metadata["help"], converter(field))
+            param: Param = Param(Params._dummy(), name, explained(field), converter(field))
             capital = name[0].upper() + name[1:]
             setattr(cls, name, param)
             setattr(cls, f"set{capital}", setter(name, param.doc))
@@ -150,6 +150,12 @@ def with_params(*groups: Mapping[str, dataclasses.Field]) -> Callable[[type], ty
         return cls
 
     return decorate
+
+
+def explained(field: dataclasses.Field) -> str:
+    """What a Param is, with what it may be."""
+    choices = ", ".join(field.metadata.get("choices", ()))
+    return as_params(field.metadata["help"]) + f" ({choices})" * bool(choices)
 
 
 def default_of(field: dataclasses.Field) -> Any:

@@ -5,6 +5,7 @@ thresholds, which patients it has seen (salted hashes), and no patient's name. T
 """
 
 import os
+import posixpath
 from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, MLWriter
@@ -39,15 +40,14 @@ class ModelWriter(MLWriter):
                         f"{place} is there already: give a new folder, or write().overwrite()"
                     )
                 check_is_model(place)
-            copies = [
-                (source, source.read_bytes()) for source in needed(self.model.run)
-            ]  # also of itself
+            run = self.model.run
+            copies = {
+                name: (run.place / name).read_bytes() for name in needed(run)
+            }  # also of itself
             place.delete_directory()
-            (place / RUN).make_directory()
-            top = self.model.run.place.path
-            for source, content in copies:
-                target = place / RUN / source.path[len(top) :].lstrip("/")
-                parent_of(target).make_directory()
+            for name, content in copies.items():
+                target = place / RUN / name
+                (place / RUN / posixpath.dirname(name)).make_directory()
                 target.write_bytes(content)
             writer = context_of(self.sparkSession)
             DefaultParamsWriter.saveMetadata(self.model, place.spark_uri, writer)
@@ -101,21 +101,14 @@ def place_of(spark: SparkSession, path: str) -> Location:
     return locate(whole.toString())
 
 
-def needed(run: RunFolder) -> list[Location]:
-    """The files of a run that a Model needs; of a table, those that are there."""
+def needed(run: RunFolder) -> list[str]:
+    """The files of a run that a Model needs, as names in it; of a table, those that are there."""
     places = [run.settings, run.lineage, run.best_model, run.best_figures, run.evaluation]
-    files = [place for place in places if place.is_file()]
-    for folder in (run.seen_patients, run.history, run.place / METRICS):
+    paths = [place.path for place in places if place.is_file()]
+    for folder in (run.seen_patients, run.history, run.table(METRICS)):
         if folder.is_directory():
-            files += [
-                folder / info.path[len(folder.path) :].lstrip("/") for info in folder.list_files()
-            ]
-    return files
-
-
-def parent_of(place: Location) -> Location:
-    """The folder of a file."""
-    return Location(place.filesystem, place.path.rpartition("/")[0], place.uri.rpartition("/")[0])
+            paths += [info.path for info in folder.list_files()]
+    return [path[len(run.place.path) :].lstrip("/") for path in paths]
 
 
 def check_is_model(place: Location) -> None:
