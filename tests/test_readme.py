@@ -54,7 +54,7 @@ def test_recipes_and_functions_that_are_named_exist():
 
 def test_the_map_has_every_room_and_every_root_module():
     package = ROOT / "chexspark"
-    rooms = {f"{path.name}/" for path in package.iterdir() if list(path.glob("[!_]*.*"))}
+    rooms = {f"{path.name}/" for path in package.glob("[!_]*") if list(path.glob("[!_]*.*"))}
     modules = {path.name for path in package.glob("*.py")} - {"__init__.py"}
     (where,) = re.findall(r"## What is where\n(.*?)\n## ", README, re.S)
     assert {name for name in rooms | modules if not re.search(rf"(?<!\w){name}", where)} == set()
