@@ -26,6 +26,10 @@ DICOM_FACTS = (
 SPLIT_FACTS = ("institution", "manufacturer", "device", "date")
 SCALINGS = ("none", "linear", "sqrt")  # of the learning rate with the number of ranks
 
+NETWORKS = (
+    "the networks of your own that the runs were trained with, package.module:function: only what is named "
+    "here is imported, whatever a run says"
+)
 PRIVATE = "make the folder that is written one that nobody else on this system can enter"
 
 
@@ -158,7 +162,9 @@ class TrainConfig:
         path=True,
     )
     private: bool = setting(PRIVATE, "input and output", False)
-    model: str = setting("the network", "model", "densenet121")
+    model: str = setting(
+        "the network, by its name; or one of your own, package.module:function, which takes the size of the "
+        "images and the number of findings and returns a Keras model of logits", "model", "densenet121")  # fmt: skip
     weights: str | None = setting(
         "ImageNet weights, a file of Keras applications; or another .keras or .h5 file of this network; or "
         "a run, or its .keras file, of an earlier training", "model", None, path=True)  # fmt: skip
@@ -314,6 +320,7 @@ class EvaluateConfig:
         "the run that train wrote, where predictions and metrics go; several are an ensemble, whose "
         "probabilities are averaged, and need --out; with --predictions, the runs that gave them, so that "
         "their training patients are not among these", "input: a store and a run", (), path=True)  # fmt: skip
+    model: tuple[str, ...] = setting(NETWORKS, "input: a store and a run", ())
     split: str = setting("which patients to score", "input: a store and a run", "test",
                          choices=("train", "val", "test"))  # fmt: skip
     flip: bool = setting(
@@ -377,6 +384,7 @@ class PredictConfig:
         "input",
         path=True,
     )
+    model: tuple[str, ...] = setting(NETWORKS, "input", ())
     flip: bool = setting("also score the mirror image, and average", "input", False)
     batch_size: int = setting("images per step of inference", "input", 32, minimum=1)
     bit_depth: int | None = setting(
@@ -393,6 +401,7 @@ class ExplainConfig:
     """A run and images in, pictures with class activation maps out."""
 
     run: str = setting("the run that train wrote", "input", path=True)
+    model: tuple[str, ...] = setting(NETWORKS, "input", ())
     images: tuple[str, ...] = setting(
         "names of images in the store; without --data, image files, folders or globs", "input"
     )
@@ -412,6 +421,7 @@ class ExportConfig:
     """A run in, its best model in other formats out."""
 
     run: str = setting("the run that train wrote", "input", path=True)
+    model: tuple[str, ...] = setting(NETWORKS, "input", ())
     data: str | None = setting(
         "the store whose images the exported models are verified on; by default synthetic X-rays",
         "input", None, path=True)  # fmt: skip

@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 import socket
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ import horovod.runner.util.threads as horovod_threads
 import horovod.spark.gloo_run as spark_gloo_run
 import horovod.spark.runner as spark_runner
 from horovod.spark.driver.driver_service import SparkDriverService
+from pyspark import SparkFiles
 
 from chexspark.cluster.job_group import JobGroup
 from chexspark.training.events import keep_alive
@@ -34,7 +36,7 @@ RunRank = Callable[[str, Any, Any], tuple[int, float]]  # → exit code, when it
 def adapted_horovod(
     driver_host: str, silent_hosts: set[str], failed_ranks: list[int], jobs: JobGroup
 ) -> Iterator[None]:
-    """Inside, Horovod differs in seven ways.
+    """Inside, Horovod differs in eight ways.
 
     It does not load TensorFlow in a fork of the driver to see whether it was built with Gloo: that
     takes six seconds, and fails where only executors have TensorFlow; ``hvd.init`` finds out too.
@@ -47,6 +49,7 @@ def adapted_horovod(
     with a page of Java stack; what matters comes as an event or in the exception of its ``run``.
     Its Spark job is one of `jobs`, so that it ends with the caller's job group, and not of a group that
     Horovod makes up.
+    Its ranks import what ``--py-files`` and ``addPyFile`` brought, as the Spark tasks do that start them.
     """
     plain_interfaces = SparkDriverService.get_common_interfaces
 
@@ -136,7 +139,7 @@ class NotedJob:
 
     def mapPartitionsWithIndex(self, function: Callable) -> "NotedJob":  # noqa: N802
         """As the RDD's."""
-        return NotedJob(self.rdd.mapPartitionsWithIndex(function), self.jobs)
+        return NotedJob(self.rdd.mapPartitionsWithIndex(with_py_files(function)), self.jobs)
 
     def collect(self) -> list[Any]:
         """Run it. Raises what Spark raises."""
@@ -145,6 +148,27 @@ class NotedJob:
         except Exception as error:
             self.jobs.note(error)
             raise
+
+
+def with_py_files(function: Callable) -> Callable:
+    """What a Spark task of Horovod's runs, with the files that Spark has brought on PYTHONPATH.
+
+    Spark puts them on the path of its own Python worker, and ranks are child processes of it.
+    """
+
+    def run(index: int, rows: Any) -> Any:
+        brought = [place for place in sys.path if place.startswith(SparkFiles.getRootDirectory())]
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(brought + ([before] if before else []))
+        try:
+            yield from function(index, rows)
+        finally:
+            if before is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = before
+
+    return run
 
 
 def in_order(

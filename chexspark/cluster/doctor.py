@@ -24,8 +24,8 @@ from chexspark.cluster.probe_job import look
 from chexspark.cluster.slots import WAIT_SECONDS, check_ranks
 from chexspark.config import DoctorConfig
 from chexspark.errors import UserError, spoken
-from chexspark.models import check_model_name
 from chexspark.models.cost import NetworkCost, ToCount, counted_in_background
+from chexspark.models.custom import find_network
 from chexspark.run.checkpoint import PATTERN
 from chexspark.run.folder import RunFolder
 from chexspark.session import start_session
@@ -94,8 +94,7 @@ def doctor(spark: SparkSession | None, config: DoctorConfig) -> pd.DataFrame:
 
     Raises UserError with one line per fault.
     """
-    if config.model:
-        check_model_name(config.model)
+    code = find_network(config.model) if config.model else None
     store = locate(config.data)
     manifest = read_manifest(store)
     run = locate(config.run) if config.run else None
@@ -103,8 +102,10 @@ def doctor(spark: SparkSession | None, config: DoctorConfig) -> pd.DataFrame:
         cost = None
         if config.model:
             shape = manifest.image_size, len(manifest.findings)
-            network = ToCount(config.model, *shape, config.batch_size)
+            network = ToCount(config.model, *shape, config.batch_size, code=code)
             cost = stack.enter_context(counted_in_background(network))
+            if code:
+                cost()  # before Spark is asked: it may not be one that can be trained
         spark = start_session(spark, "doctor")
         num_proc = check_ranks(spark, config.num_proc, config.wait_seconds)
         found = examine(

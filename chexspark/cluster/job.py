@@ -20,8 +20,9 @@ from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, 
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailedError, StoppedError, UserError
 from chexspark.lock import Lock
-from chexspark.models import MINIMUM_SIZE, check_model_name
-from chexspark.models.cost import ToCount, counted_in_background
+from chexspark.models import LOGITS, MINIMUM_SIZE
+from chexspark.models.cost import NetworkCost, ToCount, counted_in_background
+from chexspark.models.custom import find_network
 from chexspark.models.weights import check_fits, check_weights
 from chexspark.progress import ProgressLine
 from chexspark.run.best import best_learning_rate, settle
@@ -32,6 +33,7 @@ from chexspark.run.moment import Moment
 from chexspark.run.resolved import ResolvedTraining
 from chexspark.run.settings import (
     check_same,
+    check_same_code,
     check_same_store,
     earlier_settings,
     last_checkpoint,
@@ -43,6 +45,7 @@ from chexspark.store.check import check_files
 from chexspark.store.manifest import Manifest, read_manifest
 from chexspark.training.rank import run_rank
 from chexspark.training.schedule import make_schedule
+from chexspark.user_code import Code
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,7 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
     A run that was interrupted is resumed from its last checkpoint; one that is finished says so.
     Raises UserError for what the user can mend, before ranks are started.
     """
-    config, manifest, earlier = check_inputs(config)
+    config, manifest, earlier, code = check_inputs(config)
     run = run_folder(config.run)
     before = last_checkpoint(run) if earlier else None
     if before and before.state["finished"]:
@@ -69,8 +72,10 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
     lock = Lock(run.place, "--run", "training")
     with (
         contextlib.nullcontext() if config.dry_run else lock,
-        counted_in_background(what_to_count(config, manifest, earlier)) as cost,
+        counted_in_background(what_to_count(config, manifest, earlier, code)) as cost,
     ):
+        if code:  # before Spark is asked: it may not be one that can be trained
+            check_custom(config, cost())
         if earlier_settings(run) != earlier:
             raise UserError(
                 f"--run={run} was begun by another training meanwhile: give a new folder, or the "
@@ -83,7 +88,7 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
             session = start_session(spark, "train", SETTINGS)
             num_proc = check_ranks(session, asked, config.wait_seconds)
         # A run keeps the global batch that it began with, whatever the number of ranks.
-        settings = ResolvedTraining(config, earlier.began_with if earlier else num_proc)
+        settings = ResolvedTraining(config, earlier.began_with if earlier else num_proc, code)
         images = manifest.splits["train"].images
         check_number(num_proc, config.min_proc, images)
         schedule = make_schedule(settings, settings.steps_per_epoch(images))
@@ -115,7 +120,7 @@ def check_number(num_proc: int, least: int | None, images: int) -> None:
 
 
 def what_to_count(
-    config: TrainConfig, manifest: Manifest, earlier: ResolvedTraining | None
+    config: TrainConfig, manifest: Manifest, earlier: ResolvedTraining | None, code: Code | None
 ) -> ToCount:
     """A rank of this run, as far as it is known before Spark is asked."""
     rows = config.batch_size
@@ -125,7 +130,7 @@ def what_to_count(
     slots += 1 if config.ema else 0
     return ToCount(
         config.model, manifest.image_size, len(manifest.findings), -(-rows // config.accumulate),
-        slots, config.precision,
+        slots, config.precision, code,
     )  # fmt: skip
 
 
@@ -222,12 +227,23 @@ def tell_best(run: RunFolder) -> pd.DataFrame:
     return history
 
 
-def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, ResolvedTraining | None]:
+def check_custom(config: TrainConfig, cost: NetworkCost) -> None:
+    """Raise UserError for a network of the user's own that cannot be trained as the settings say."""
+    if config.freeze_epochs and LOGITS not in [name for name, _ in cost["layers"]]:
+        raise UserError(
+            f"--freeze-epochs: --model={config.model} does not end in a dense layer, which would be trained alone"
+        )
+
+
+def check_inputs(
+    config: TrainConfig,
+) -> tuple[TrainConfig, Manifest, ResolvedTraining | None, Code | None]:
     """Everything about a run that can be known without Spark. Raises UserError.
 
-    Returns the config, the manifest, and the settings of the run that is there already, if any.
+    Returns the config, the manifest, the settings of the run that is there already, if any, and the code of a
+    network of the user's own.
     """
-    check_model_name(config.model)
+    code = find_network(config.model)
     store, run = locate(config.data), run_folder(config.run)
     manifest = read_manifest(store)
     check_files(store, manifest, ("train", "val"))
@@ -252,10 +268,11 @@ def check_inputs(config: TrainConfig) -> tuple[TrainConfig, Manifest, ResolvedTr
     if earlier:
         check_same(run, config, earlier)
         check_same_store(run, manifest)
+        check_same_code(run, code)
     if not config.dry_run:
         run.place.make_directory(config.private)
         run.logs.make_directory()
-    return config, manifest, earlier
+    return config, manifest, earlier, code
 
 
 def learning_rate_of(weights: str | None) -> float:

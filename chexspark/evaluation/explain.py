@@ -26,7 +26,7 @@ from chexspark.evaluation.maps import (
     map_stored,
 )
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
-from chexspark.evaluation.runs import best_model, check_fit, one_preparation
+from chexspark.evaluation.runs import best_models, check_fit, one_preparation
 from chexspark.evaluation.tables import probability_text
 from chexspark.findings import UNKNOWN, column_name, find
 from chexspark.ingestion.images import BadImageError, StoredImage, decode, prepare
@@ -68,7 +68,7 @@ def explain(spark: SparkSession | None, config: ExplainConfig) -> pd.DataFrame:
     run = run_folder(config.run)
     out = locate(config.out) if config.out else run.maps
     check_run(run)
-    model = best_model(run)
+    (model,) = best_models([run], config.model)
     asked = asked_findings(config.findings, model.findings)
     boxes, names = None, tuple(dict.fromkeys(config.images))
     if config.data:

@@ -18,7 +18,7 @@ from chexspark.arguments import takes
 from chexspark.config import ExportConfig
 from chexspark.errors import RunFailedError
 from chexspark.evaluation.inference import Model, load_keras
-from chexspark.evaluation.runs import best_model, check_fit, one_preparation
+from chexspark.evaluation.runs import best_models, check_fit, one_preparation
 from chexspark.evaluation.task_device import quiet_errors, task_device
 from chexspark.extras import check_extra
 from chexspark.findings import FINDINGS
@@ -70,7 +70,11 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
     group, shown = images_to_verify(run, config.data)
     out = locate(config.out) if config.out else run.exported
     out.make_directory()
-    model, formats, how = best_model(run), config.formats, one_preparation([run])
+    model, formats, how = (
+        best_models([run], config.model)[0],
+        config.formats,
+        one_preparation([run]),
+    )
     spark = start_session(spark, "export")
     with watched(spark, "export", IMAGES):
         one = spark.sparkContext.parallelize([out.uri], 1)

@@ -24,6 +24,7 @@ from chexspark.storage import locate
 from chexspark.store.manifest import Manifest
 from chexspark.store.row_groups import RowGroup, read_row_group
 from chexspark.store.schema import FACTS, parquet_schema
+from chexspark.user_code import Code
 
 STORED_COLUMNS = {"image_index": pa.string(), "patient_id": pa.string()} | {
     name: kind for name, (kind, _) in FACTS.items()
@@ -42,8 +43,10 @@ class Model:
     uri: str
     digest: str  # SHA-256, which tells it from one before it
     findings: tuple[str, ...]  # in the order of its outputs
-    network: str  # the name of one of `models.MODELS`
+    network: str  # the name of one of `models.MODELS`, or of the user's own
     size: int  # height and width of its images, pixels
+    code: Code | None = None  # of a network of the user's own
+    same_code: bool = True  # as it was when the run was trained
 
 
 @dataclass(frozen=True)
@@ -150,18 +153,21 @@ def load_models(models: tuple[Model, ...], device: str) -> tuple[Callable, ...]:
 def load_keras(model: Model, device: str) -> Any:
     """The network that the run says, with the arrays of its ``model.keras``, on a device (`task_device`).
 
-    It is built here, from our own code: nothing in the file is built or imported. Raises RunFailedError
-    where the file is damaged or another by now.
+    It is built here, from our own code or that which the user names: nothing in the file is built or imported.
+    Raises RunFailedError where the file is damaged or another by now, or of another network.
     """
     import tensorflow as tf
     import tf_keras as keras
 
     from chexspark.models import build_model
-    from chexspark.models.weights import fill
+    from chexspark.models.weights import fill, fill_custom
 
     content = locate(model.uri).read_bytes()
     keras.mixed_precision.set_global_policy("float32")
     with tf.device(device):
-        built = build_model(model.network, model.size, len(model.findings))
-        fill(built, content, model.digest, model.uri)
+        built = build_model(model.network, model.size, len(model.findings), model.code)
+        if model.code:
+            fill_custom(built, content, model.digest, model.uri, model.network, model.same_code)
+        else:
+            fill(built, content, model.digest, model.uri)
     return built

@@ -24,7 +24,7 @@ from chexspark.evaluation.measuring import (
     write_metrics,
 )
 from chexspark.evaluation.runs import (
-    best_model,
+    best_models,
     check_fit,
     check_scored_by,
     check_seen,
@@ -112,7 +112,7 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
         check_fit(store, run, manifest)
     split = StoreSplit(store, manifest, config.split)
     check_seen(runs, split)
-    models = tuple(best_model(run) for run in runs)
+    models = best_models(runs, config.model)
     findings, left_out = shared_findings(
         {f"the store {store}": manifest.findings}
         | {f"the run {run}": model.findings for run, model in zip(runs, models, strict=True)}

@@ -19,7 +19,7 @@ from chexspark.config import PredictConfig
 from chexspark.errors import RunFailedError, UserError, spoken
 from chexspark.evaluation.inference import Scorer, probabilities_of
 from chexspark.evaluation.predictions import probability_column
-from chexspark.evaluation.runs import best_model, different_runs, one_preparation, shared_findings
+from chexspark.evaluation.runs import best_models, different_runs, one_preparation, shared_findings
 from chexspark.ingestion.images import BadImageError, prepare
 from chexspark.ingestion.kinds import NO_IMAGE
 from chexspark.ingestion.sources import (
@@ -62,7 +62,7 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
     """
     runs, out = different_runs(config.run), locate(config.out)
     how = one_preparation(runs, config.bit_depth)
-    models = tuple(best_model(run) for run in runs)
+    models = best_models(runs, config.model)
     findings, left_out = shared_findings(
         {f"the run {run}": model.findings for run, model in zip(runs, models, strict=True)}
     )

@@ -17,6 +17,7 @@ from chexspark.evaluation.inference import Model
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.findings import shared
 from chexspark.models import LOGITS, MODELS
+from chexspark.models.custom import find_networks, is_custom
 from chexspark.models.model_files import DAMAGE, opened_arrays, shapes_of
 from chexspark.preparation import Preparation
 from chexspark.run.best import best_digest, model_findings, model_preparation
@@ -51,10 +52,11 @@ def different_runs(names: Sequence[str]) -> list[RunFolder]:
     return runs
 
 
-def best_model(run: RunFolder) -> Model:
+def best_model(run: RunFolder, networks: Iterable[str] = ()) -> Model:
     """The run's best model, with its digest and the findings of its outputs.
 
-    Raises UserError where the model itself says others, or other images: one of the two is not this run's.
+    `networks`: of the user's own, those that the user names. Raises UserError where the run is of another one,
+    and where the model itself says other findings, or other images: one of the two is not this run's.
     """
     uri, digest = recorded_model(run)
     lineage = read_lineage(run)
@@ -70,8 +72,28 @@ def best_model(run: RunFolder) -> Model:
             f"--run={run}: its lineage tells of images of {made.words()}, and its best model of "
             f"{taken.words()}: one of the two was changed; copy the run again"
         )
-    check_own_outputs(run, len(findings))
-    return Model(uri, digest, findings, network_of(run), made.size)
+    name = network_of(run)
+    if not is_custom(name):
+        check_own_outputs(run, len(findings))
+        return Model(uri, digest, findings, name, made.size)
+    code = find_networks(networks).get(name)
+    if code is None:
+        raise UserError(
+            f"--run={run} was trained with {name}, a network of its user's own, whose code is not run because a "
+            f"file names it: name it again, --model={name}"
+        )
+    same = lineage.get("network_sha256") == code.digest
+    return Model(uri, digest, findings, name, made.size, code, same)
+
+
+def best_models(runs: Sequence[RunFolder], networks: Sequence[str]) -> tuple[Model, ...]:
+    """The best models of runs, as of `best_model`. Raises UserError for a network that none of them has, too."""
+    models = tuple(best_model(run, networks) for run in runs)
+    unused = [name for name in networks if name not in [model.network for model in models]]
+    if unused:
+        which = listed(dict.fromkeys(model.network for model in models))
+        raise UserError(f"--model={unused[0]}: --run was trained with {which}: leave it out")
+    return models
 
 
 def recorded_model(run: RunFolder) -> tuple[str, str]:
@@ -92,13 +114,13 @@ def recorded_model(run: RunFolder) -> tuple[str, str]:
 
 
 def network_of(run: RunFolder) -> str:
-    """The network that a run was trained with. Raises UserError for one that is none of ours."""
+    """The network that a run was trained with. Raises UserError for one that has no name of a network."""
     if not run.settings.is_file():
         raise UserError(
             f"--run={run} has no config.yaml, which says what network it is: copy the run again"
         )
     name = read_settings(run)[1].get("model")
-    if not isinstance(name, str) or name not in MODELS:
+    if not isinstance(name, str) or not (name in MODELS or is_custom(name)):
         raise UserError(
             f"--run={run}: its config.yaml names the network {name!r}, which is none of "
             f"{', '.join(MODELS)}: its model cannot be built here"

@@ -46,7 +46,7 @@ from chexspark.ml.params import (
     param_name,
     with_params,
 )
-from chexspark.models import check_model_name
+from chexspark.models.custom import find_network
 from chexspark.models.weights import check_weights
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.settings import earlier_settings, last_checkpoint
@@ -120,7 +120,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
     def check_before(self, dataset: DataFrame) -> None:
         """Raise UserError for what can be known before any image is read."""
         config = self.training_config("store", "run")
-        check_model_name(config.model)
+        find_network(config.model)
         if config.weights:
             check_weights(config.model, config.weights)
         names = tuple(self.label_columns())
@@ -186,9 +186,10 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
     def fit_store(self, spark: SparkSession, store: Location, work: Location) -> ChestXrayModel:
         """Train on a store, ask its validation split for thresholds, and return the Model."""
         run = self.begin_run(store, work)
+        config = self.training_config(str(store), str(run))
         try:
-            train(spark, self.training_config(str(store), str(run)))
-            validate(spark, store, run)
+            train(spark, config)
+            validate(spark, store, run, (config.model,))
         finally:
             with IN_USE_LOCK:
                 RUNNING.discard(str(run))
@@ -197,7 +198,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         }
         model = ChestXrayModel(str(run), **values)
         model._resetUid(self.uid)
-        return model
+        return model.setModel(config.model)
 
     def begin_run(self, store: Location, work: Location) -> RunFolder:
         """The folder of a fit: that of the same fit which was interrupted, or a new one."""
@@ -205,6 +206,8 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         settings = {f: getattr(config, f) for f in TRAINING} | {
             "store": read_manifest(store).fingerprint
         }
+        if code := find_network(config.model):
+            settings["code"] = code.digest
         name = hashlib.sha256(
             json.dumps(settings, sort_keys=True, default=str).encode()
         ).hexdigest()[:LETTERS]
@@ -213,17 +216,17 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
             while True:
                 number += 1
                 run = run_folder(str(work / "runs" / f"{name}-{number}"))
-                if str(run) in RUNNING or is_finished(run):
+                if str(run) in RUNNING or is_finished(run, config.model):
                     continue
                 RUNNING.add(str(run))
                 return run
 
 
-def is_finished(run: RunFolder) -> bool:
+def is_finished(run: RunFolder, network: str) -> bool:
     """Whether a run has been trained to its end, and its validation split asked for thresholds."""
     found = last_checkpoint(run) if earlier_settings(run) else None
     trained = bool(found and found.state["finished"] and run.best_model.is_file())
-    return trained and operating_points(run, best_model(run)) is not None
+    return trained and operating_points(run, best_model(run, [network])) is not None
 
 
 def store_name(facts: Facts, config: FrameConfig) -> str:

@@ -5,6 +5,7 @@ into the run or as a DataFrame.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,12 @@ log = logging.getLogger(__name__)
 FITTED_ON = ("val", "test")  # splits whose metrics have the thresholds of validation
 
 
-def validate(spark: SparkSession, store: Location, run: RunFolder) -> None:
-    """Score a store's validation split with a run, for thresholds and calibration; what is there stays."""
-    model = best_model(run)
+def validate(spark: SparkSession, store: Location, run: RunFolder, networks: Sequence[str]) -> None:
+    """Score a store's validation split with a run, for thresholds and calibration; what is there stays.
+
+    `networks`: of the user's own, those that the user named.
+    """
+    model = best_model(run, networks)
     if operating_points(run, model) is not None:
         return
     split = StoreSplit(store, read_manifest(store), "val")

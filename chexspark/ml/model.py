@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from chexspark.config import EvaluateConfig
 from chexspark.errors import UserError
 from chexspark.evaluation.calibration import Scaling
+from chexspark.evaluation.inference import Model as Network
 from chexspark.evaluation.inference import Scorer, load_keras
 from chexspark.evaluation.metrics import NOT_FITTED, Fitted
 from chexspark.evaluation.runs import best_model
@@ -66,15 +67,31 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
     def __init__(self, run: str | None = None, **values: Any) -> None:
         super().__init__(**values)
         self.run_path = run
+        self.network: str | None = None  # no Param: who loads a Model names it again
 
     @classmethod
     @in_params
-    def fromRun(cls, run: str, **values: Any) -> Self:
-        """A Model of a run, by its path. `values`: Params. Raises UserError for what is no run."""
-        model = cls(os.fspath(run), **values)
-        check_run(model.run)
-        best_model(model.run)  # which says what is wrong
-        return model
+    def fromRun(cls, run: str, model: str | None = None, **values: Any) -> Self:
+        """A Model of a run, by its path. `model`: as of `setModel`; `values`: Params.
+
+        Raises UserError for what is no run.
+        """
+        made = cls(os.fspath(run), **values).setModel(model)
+        check_run(made.run)
+        made.best_model()  # which says what is wrong
+        return made
+
+    def setModel(self, model: str | None) -> Self:
+        """Name the network of your own that the run was trained with, ``package.module:function``.
+
+        Its code runs. A saved Model does not keep the name: nothing is imported because a file says so.
+        """
+        self.network = model
+        return self
+
+    def best_model(self) -> Network:
+        """The network with its weights. Raises UserError as `evaluation.runs.best_model` does."""
+        return best_model(self.run, [self.network] if self.network else [])
 
     def __repr__(self) -> str:
         if self.run_path is None:
@@ -105,7 +122,7 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
 
     def operating_points(self) -> list[Fitted]:
         """What the validation split says of each finding, in their order; nothing where it was not asked."""
-        found = operating_points(self.run, best_model(self.run))
+        found = operating_points(self.run, self.best_model())
         return found or [NOT_FITTED] * len(self.findingNames)
 
     @property
@@ -128,7 +145,7 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
     def getKerasModel(self) -> Any:
         """The network with its weights, as a Keras model of logits. Loads TensorFlow into this process."""
         check_run(self.run)
-        return load_keras(best_model(self.run), "/CPU:0")
+        return load_keras(self.best_model(), "/CPU:0")
 
     @in_params
     def transform(self, dataset: DataFrame, params: Mapping | None = None) -> DataFrame:
@@ -185,7 +202,7 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
 
     def scoring(self, kind: columns.Kind, ask_seen: bool) -> FrameScoring:
         """What the tasks need. Raises UserError where the run has no model, or a damaged one."""
-        model, lineage = best_model(self.run), self.lineage
+        model, lineage = self.best_model(), self.lineage
         scorer = Scorer((model,), model.findings, False, EvaluateConfig.batch_size)
         seen = read_seen_patients(self.run, lineage) if ask_seen else None
         return FrameScoring(
@@ -239,9 +256,9 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
         return ModelReader(cls)
 
     @classmethod
-    def load(cls, path: str) -> Self:
-        """The Model that was saved in a folder. Raises UserError for what is none."""
-        return cls.read().load(path)
+    def load(cls, path: str, model: str | None = None) -> Self:
+        """The Model that was saved in a folder. `model`: as of `setModel`. Raises UserError for what is none."""
+        return cls.read().load(path).setModel(model)
 
 
 def lower_batches(spark: SparkSession) -> None:

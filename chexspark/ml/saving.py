@@ -12,8 +12,11 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, 
 from pyspark.sql import SparkSession
 
 from chexspark.errors import UserError
+from chexspark.evaluation.runs import network_of
 from chexspark.ml.params import spoken_as_params
+from chexspark.models.custom import is_custom
 from chexspark.run.folder import METRICS, RunFolder
+from chexspark.run.settings import check_run
 from chexspark.session import is_connect
 from chexspark.storage import Location, locate
 
@@ -75,7 +78,10 @@ class ModelReader(MLReader):
             )
             if metadata.get("class") != name:
                 raise UserError(f"{place} is a {metadata.get('class')}, and no {name}")
-            model = self.cls.fromRun(str(place / RUN))
+            model = self.cls(str(place / RUN))
+            check_run(model.run)
+            if not is_custom(network_of(model.run)):  # whose user names it later
+                model.best_model()  # which says what is wrong
             model._resetUid(metadata["uid"])
             DefaultParamsReader.getAndSetParams(model, metadata)
             return model

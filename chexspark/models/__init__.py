@@ -1,15 +1,17 @@
 """The networks by name. This module runs anywhere; the networks themselves on ranks.
 
 In: a name. Out: a Keras model that takes uint8 (batch, size, size, 1) and returns logits, float32
-(batch, findings). All are built by a module's function ``build(size, findings, **settings)``.
+(batch, findings). All are built by a module's function ``build(size, findings, **settings)``; those of the
+user's own by `custom`.
 """
 
 import importlib
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from chexspark.errors import UserError, closest
+if TYPE_CHECKING:
+    from chexspark.user_code import Code
 
 LOGITS = "logits"  # the name of every network's last layer; all before it is the trunk
 MINIMUM_SIZE = 32  # height and width in pixels that every network can take
@@ -38,19 +40,22 @@ MODELS = {
 }
 
 
-def check_model_name(name: str) -> None:
-    """Raise UserError unless there is a model of that name."""
-    if name not in MODELS:
-        raise UserError(
-            f"--model={name!r} is unknown{closest(name, MODELS)} (valid: {', '.join(MODELS)})"
-        )
-
-
 def load_model_module(name: str) -> ModuleType:
     """Import a network's module, and TensorFlow with it."""
     return importlib.import_module(f"chexspark.models.{MODELS[name].module}")
 
 
-def build_model(name: str, size: int, findings: int) -> Any:
-    """Build a network, a Keras model, with fresh weights from Keras's global seed; TensorFlow is imported."""
+def build_model(name: str, size: int, findings: int, code: "Code | None" = None) -> Any:
+    """Build a network, a Keras model, with fresh weights from Keras's global seed; TensorFlow is imported.
+
+    `code`: of a network of the user's own. Raises UserError where that cannot be trained.
+    """
+    import tf_keras as keras
+
+    # Layers that have no names of their own are numbered from the first, whatever was built before.
+    keras.backend.reset_uids()
+    if code:
+        from chexspark.models.custom import build_custom
+
+        return build_custom(code, size, findings)
     return load_model_module(name).build(size, findings, **MODELS[name].settings)

@@ -4,18 +4,25 @@ In: a network's name, the size of the images, the number of findings, the batch 
 `NetworkCost`, or that as JSON:
 
     python -m chexspark.models.cost densenet121 224 14 16 [--slots 2] [--precision mixed_float16]
+
+A network of the user's own comes as text on standard input; it is also saved and read again, so that training
+does not end with a model that cannot be evaluated.
 """
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from chexspark.errors import RunFailedError
+from chexspark.errors import RunFailedError, UserError
+from chexspark.user_code import Code, told
 
 
 class NetworkCost(TypedDict):
@@ -31,7 +38,7 @@ class NetworkCost(TypedDict):
 
 
 class ToCount(NamedTuple):
-    """A network of `models.MODELS`, and how one rank trains it."""
+    """A network, and how one rank trains it."""
 
     name: str
     size: int  # height and width of the images, pixels
@@ -41,7 +48,10 @@ class ToCount(NamedTuple):
     # sgd and lars: 1), and for an average of the weights (1).
     slots: int = 2
     precision: str = "float32"  # Keras's policy
+    code: Code | None = None  # of a network of the user's own
 
+
+MISTAKE = 3  # of a child that met a mistake of the user: its last line is the text, as JSON
 
 KNOWN: dict[ToCount, NetworkCost] = {}  # what has been counted
 
@@ -51,7 +61,8 @@ def counted_in_background(given: ToCount) -> Iterator[Callable[[], NetworkCost]]
     """Yield a function that returns what `count` says of a network, once that is known.
 
     A child process counts meanwhile, so that TensorFlow is not loaded here; it takes some seconds, and
-    is ended where they are not needed. The function raises RunFailedError when the child fails.
+    is ended where they are not needed. The function raises RunFailedError when the child fails, UserError for
+    a network of the user's own that cannot be trained.
     """
     if given in KNOWN:
         yield lambda: KNOWN[given]
@@ -60,12 +71,17 @@ def counted_in_background(given: ToCount) -> Iterator[Callable[[], NetworkCost]]
     command += map(str, (given.name, given.size, given.findings, given.batch))
     command += ["--slots", str(given.slots), "--precision", given.precision]
     quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.Popen(
-        command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipe = subprocess.PIPE
+    if given.code:
+        command.append("--custom")
+    child = subprocess.Popen(command, env=quiet, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def cost() -> NetworkCost:
-        said, errors = child.communicate()
+        if given in KNOWN:
+            return KNOWN[given]
+        said, errors = child.communicate(json.dumps(given.code) if given.code else None)
+        if child.returncode == MISTAKE:
+            raise UserError(json.loads(said.splitlines()[-1]))
         if child.returncode != 0:
             last = (errors.strip().splitlines() or ["no message"])[-1]
             raise RunFailedError(
@@ -104,12 +120,12 @@ def count(model: Any, batch: int, slots: int) -> NetworkCost:
 
     layers = keras.layers
     kept, largest, flops = {}, 0, 0
-    for layer in model.layers:
-        output = layer.output
-        values = int(np.prod(output.shape[1:]))
-        largest = max(largest, values * output.dtype.size)
-        if isinstance(layer, (layers.Conv2D, layers.Dense)):
-            flops += 2 * values * int(np.prod(layer.kernel.shape[:-1]))
+    for layer in flat(model):
+        for output in tensors_of(layer.output):
+            values = int(np.prod(output.shape[1:]))
+            largest = max(largest, values * output.dtype.size)
+            if isinstance(layer, (layers.Conv2D, layers.Dense)):
+                flops += 2 * values * int(np.prod(layer.kernel.shape[:-1]))
         for tensor in kept_by(layer):
             kept[id(tensor)] = int(np.prod(tensor.shape[1:])) * tensor.dtype.size
     parameters = model.count_params()
@@ -126,16 +142,32 @@ def count(model: Any, batch: int, slots: int) -> NetworkCost:
     }
 
 
+def flat(model: Any) -> Iterator[Any]:
+    """The layers of a model, and of models within it."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from flat(layer)
+        else:
+            yield layer
+
+
+def tensors_of(value: Any) -> list:
+    """What a layer takes or gives: one tensor, or several, of known shapes."""
+    import tensorflow as tf
+
+    return [t for t in tf.nest.flatten(value) if None not in t.shape[1:]]
+
+
 def kept_by(layer: Any) -> list:
     """The tensors that the gradient of a layer needs of its forward pass."""
     import tf_keras as keras
 
     layers, linear = keras.layers, keras.activations.linear
     of_input = (layers.Conv2D, layers.Dense, layers.BatchNormalization, layers.MaxPooling2D)
-    keeps = [layer.input] if isinstance(layer, of_input) else []
+    keeps = tensors_of(layer.input) if isinstance(layer, of_input) else []
     activated = getattr(layer, "activation", linear) is not linear
     if activated or isinstance(layer, (layers.ReLU, layers.MaxPooling2D)):
-        keeps.append(layer.output)
+        keeps += tensors_of(layer.output)
     return keeps
 
 
@@ -148,15 +180,51 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("batch", type=int)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--custom", action="store_true")
     given = parser.parse_args(arguments)
+    code = None
+    if given.custom:
+        name, files = json.load(sys.stdin)
+        code = Code(name, tuple((path, source) for path, source in files))
 
     import tf_keras as keras
 
     from chexspark.models import build_model
 
     keras.mixed_precision.set_global_policy(given.precision)
-    model = build_model(given.name, given.size, given.findings)
+    try:
+        model = build_model(given.name, given.size, given.findings, code)
+        if code:
+            check_restores(model, build_model(given.name, given.size, given.findings, code), code)
+    except UserError as error:
+        print(json.dumps(error.text))
+        sys.exit(MISTAKE)
     print(json.dumps(count(model, given.batch, given.slots)))
+
+
+def check_restores(model: Any, twin: Any, code: Code) -> None:
+    """Raise UserError unless a model that is saved gives its weights to its twin."""
+    import numpy as np
+
+    from chexspark.models.weights import fill_custom
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="chexspark-") as folder:
+            place = Path(folder) / "saved.keras"
+            model.save(place)
+            content = place.read_bytes()
+        fill_custom(twin, content, hashlib.sha256(content).hexdigest(), "it", code.name, False)
+    except Exception as error:  # of any kind: layers of the user's own save themselves
+        raise UserError(
+            f"--model={code.name}: the model cannot be saved and read again: {told(error)}"
+        ) from error
+    images = np.random.default_rng(0).integers(0, 256, (2, *model.input_shape[1:])).astype(np.uint8)
+    mine, other = (each(images, training=False).numpy() for each in (model, twin))
+    if not np.allclose(mine, other, rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"--model={code.name}: a saved model gives other logits when it is read again: do its layers keep all "
+            "of their variables, as attributes, and nothing that is drawn anew?"
+        )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # members of a .keras file
 MOST_BYTES = 2 << 30  # of all arrays of a model
 MOST_CONFIG = 32 << 20  # bytes
 MOST_DEPTH = 4  # models within models
+MOST_GROUPS = 30  # of HDF5, within each other
+UNDRAWN = ("dtype", "build_config", "compile_config", "registered_name", "module")
 # What HDF5, JSON and ZIP raise for damage.
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError,
           MemoryError, zipfile.BadZipFile)  # fmt: skip
@@ -54,6 +56,56 @@ def opened_arrays(file: IO[bytes]) -> Iterator[Arrays]:
         names = layer_names(json.loads(member(archive, CONFIG, MOST_CONFIG)))
         with h5py.File(io.BytesIO(member(archive, WEIGHTS, MOST_BYTES)), "r") as hdf:
             yield checked(arrays_of(hdf, names))
+
+
+def check_weights_file(content: bytes) -> None:
+    """Look through the arrays of a ``.keras`` file, for Keras to read. Raises one of `DAMAGE`.
+
+    For a network of the user's own, whose layers may file their arrays as they like: they are numbers, finite,
+    in this file, and not too many.
+    """
+    hdf_content = weights_of(content)
+    total = 0
+
+    def check(group: h5py.Group, depth: int) -> None:
+        nonlocal total
+        if depth > MOST_GROUPS:
+            raise ValueError("groups within groups without end")
+        for name in group:
+            found = inside(group, name)
+            if isinstance(found, h5py.Group):
+                check(found, depth + 1)
+                continue
+            checked({name: [found]})
+            total += found.size * found.dtype.itemsize
+            if total > MOST_BYTES:
+                raise ValueError(f"its arrays have more than {MOST_BYTES >> 20} MiB")
+            values_of([found])
+
+    with h5py.File(io.BytesIO(hdf_content), "r") as hdf:
+        check(hdf, 0)
+
+
+def weights_of(content: bytes) -> bytes:
+    """The HDF5 file in a ``.keras`` file. Raises one of `DAMAGE`."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return member(archive, WEIGHTS, MOST_BYTES)
+
+
+def drawing_of(content: bytes) -> Any:
+    """What a ``.keras`` file says of its layers and how they follow each other, as data; see `drawn`.
+
+    Raises one of `DAMAGE`.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return drawn(json.loads(member(archive, CONFIG, MOST_CONFIG)))
+
+
+def drawn(config: Any) -> Any:
+    """A model's config without what does not change its figures: precision, and what is only for loading."""
+    if isinstance(config, dict):
+        return {name: drawn(value) for name, value in config.items() if name not in UNDRAWN}
+    return [drawn(value) for value in config] if isinstance(config, list) else config
 
 
 def member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

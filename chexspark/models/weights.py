@@ -14,6 +14,8 @@ the user says which they are (CheXNet-Keras's, say). The images are to be normal
 import contextlib
 import hashlib
 import io
+import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,10 +28,14 @@ from chexspark.models.model_files import (
     ZIP_MARK,
     Arrays,
     LambdaError,
+    check_weights_file,
+    drawing_of,
+    drawn,
     opened_arrays,
     plain_name,
     shapes_of,
     values_of,
+    weights_of,
 )
 from chexspark.run.best import model_findings
 from chexspark.run.folder import RunFolder, run_of_model
@@ -83,7 +89,7 @@ def find_weights(name: str, uri: str) -> Location:
 
 def imagenet_of(name: str) -> str:
     """Where a network's ImageNet weights are, to end a message with; nothing where there are none."""
-    imagenet = MODELS[name].weights
+    imagenet = MODELS[name].weights if name in MODELS else None
     return f"; {name}'s ImageNet weights are {imagenet}" if imagenet else ""
 
 
@@ -142,7 +148,7 @@ def plan_of(
             f"--weights={place}: {len(fitting)} of {len(names)} layers of {name}'s trunk fit, but {first} does "
             f"not, which comes before some of them: this is of another network{imagenet_of(name)}"
         )
-    channels = next(shapes[0][0] for n, shapes in layers if n == LOGITS)
+    channels = next((shapes[0][0] for n, shapes in layers if n == LOGITS), None)
     said = findings_of(place)
     if said and given and tuple(given) != said:
         raise UserError(
@@ -170,8 +176,9 @@ def load_weights(
     place = find_weights(name, uri)
     with reading(place, name) as arrays:
         plan = plan_of(place, name, layers_of(model), shapes_of(arrays), given)
+        own = named_layers(model)
         for layer, source in plan.layers.items():
-            model.get_layer(layer).set_weights(values_of(arrays[source]))
+            own[layer].set_weights(values_of(arrays[source]))
         taken = take_logits(model, arrays, findings, plan) if plan.head else []
     fresh = [n for n, _ in layers_of(model) if n != LOGITS and n not in plan.layers]
     return what_was_taken(model, place, fresh, findings, taken, plan.findings is not None)
@@ -179,7 +186,20 @@ def load_weights(
 
 def layers_of(model: Any) -> list[tuple[str, Shapes]]:
     """The layers of a model that have weights, with their shapes, in its order."""
-    return [(la.name, [tuple(w.shape) for w in la.weights]) for la in model.layers if la.weights]
+    return [
+        (name, [tuple(w.shape) for w in la.weights]) for name, la in named_layers(model).items()
+    ]
+
+
+def named_layers(model: Any) -> dict[str, Any]:
+    """The layers of a model that have weights, by name, in its order; those of models within it as its own."""
+    found: dict[str, Any] = {}
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            found |= named_layers(layer)
+        elif layer.weights:
+            found[layer.name] = layer
+    return found
 
 
 def take_logits(model: Any, arrays: Arrays, findings: Sequence[str], plan: Plan) -> list[str]:
@@ -236,6 +256,36 @@ def fill(model: Any, content: bytes, digest: str, name: str) -> None:
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise RunFailedError(f"{name} is damaged ({reason}): copy the run again") from error
+
+
+def fill_custom(
+    model: Any, content: bytes, digest: str, name: str, network: str, same_code: bool
+) -> None:
+    """Give a network of the user's own the arrays of a ``.keras`` file; as `fill`, but by Keras's own reader.
+
+    `network`: its name; `same_code`: whether it is what the run was trained with. Where it is not, its layers must
+    be the run's. Raises RunFailedError.
+    """
+    from tf_keras.src.saving import saving_lib, serialization_lib
+
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise RunFailedError(f"{name} has changed since this job began: start it again")
+    try:
+        check_weights_file(content)
+        if not same_code:
+            mine = json.loads(json.dumps(serialization_lib.serialize_keras_object(model)))
+            if drawn(mine) != drawing_of(content):
+                raise RunFailedError(
+                    f"the code of {network} has changed since {name} was trained, and builds another network: "
+                    "give it as it was then"
+                )
+        with tempfile.NamedTemporaryFile(suffix=".weights.h5") as file:
+            file.write(weights_of(content))
+            file.flush()
+            saving_lib.load_weights_only(model, file.name)
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunFailedError(f"{name} does not fit the network of {network} ({reason})") from error
 
 
 def trunk_layers(model: Any) -> list:

@@ -1,7 +1,7 @@
 """Where a run comes from: ``RUN/lineage.json``. Written on rank 0, read on the driver."""
 
 import json
-from typing import TypedDict, cast, get_type_hints
+from typing import NotRequired, TypedDict, cast, get_type_hints
 
 from chexspark.errors import UserError
 from chexspark.findings import names_fault, of_file
@@ -37,15 +37,17 @@ class Lineage(TypedDict):
     python: str
     packages: dict[str, str]  # name → version
     ranks: list[Placed]
+    network: NotRequired[str]  # package.module:function of the user's own; never imported from here
+    network_sha256: NotRequired[str]  # of its code
 
 
 NEEDED = {"image_size": int, "store_fingerprint": str}  # by those who read a run
-# Types of what is believed where it is there; what images are like, and findings, have checks of their own.
+# Types of what is believed where it is there; the rest has checks of its own.
 OTHERS = {
     name: kind
     for name, kind in get_type_hints(Lineage).items()
     if name
-    in ("store", "split_hash", "trained_patients", "chexspark", "python", "packages", "ranks")
+    not in ("image_size", "store_fingerprint", "fit", "bit_depth", "findings", "patient_salt")
 }
 
 

@@ -7,6 +7,7 @@ end, and the number of its steps.
 from dataclasses import dataclass
 
 from chexspark.config import TrainConfig
+from chexspark.user_code import Code
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class ResolvedTraining:
 
     config: TrainConfig
     began_with: int
+    code: Code | None = None  # of a network of the user's own
 
     @property
     def global_batch(self) -> int:

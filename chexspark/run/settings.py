@@ -20,6 +20,7 @@ from chexspark.run.resolved import ResolvedTraining
 from chexspark.settings import build
 from chexspark.store.manifest import Manifest
 from chexspark.text_files import read_yaml
+from chexspark.user_code import Code
 
 # What may change from one start to the next: nothing that the weights depend on, but for rounding.
 FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "dry_run",
@@ -112,6 +113,16 @@ def check_same_store(run: RunFolder, manifest: Manifest) -> None:
         )
     if lineage["store_fingerprint"] != manifest.fingerprint:
         raise UserError(f"--run={run} was begun on another store: give that, or a new folder")
+
+
+def check_same_code(run: RunFolder, code: Code | None) -> None:
+    """Raise UserError when the code of a run's network has changed. `code`: None for one of chexspark's own."""
+    if code is None or not run.lineage.is_file():
+        return
+    if read_lineage(run).get("network_sha256") != code.digest:
+        raise UserError(
+            f"--run={run} was begun with other code of --model={code.name}: give it as it was then, or a new folder"
+        )
 
 
 def last_checkpoint(run: RunFolder) -> Checkpoint | None:

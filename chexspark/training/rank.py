@@ -34,6 +34,7 @@ from chexspark.storage import Location, locate
 from chexspark.store.manifest import Manifest, read_manifest
 from chexspark.training.events import EventAddress, EventSender, Problem, Starting
 from chexspark.training.faults import NotJoinedError, failure_of
+from chexspark.user_code import Code
 
 CPU_CYCLE_MILLISECONDS = "10"  # Horovod's default of 1 cost a tenth of the rate on two cores
 CANNOT_GROW = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL)
@@ -76,7 +77,7 @@ def train_as_rank(settings: ResolvedTraining, events: EventSender) -> Placed:
     if facts.rank == 0:
         events.send(Starting("the list of its patients"))
         seen = write_seen_patients(run, store, manifest)
-        write_lineage(run, lineage_of(settings.config.data, manifest, seen, ranks))
+        write_lineage(run, lineage_of(settings.config.data, manifest, seen, ranks, settings.code))
     events.send(Starting("the model"))
     run_epochs(settings, manifest, facts, ring, events)
     horovod_ring.leave()
@@ -84,10 +85,15 @@ def train_as_rank(settings: ResolvedTraining, events: EventSender) -> Placed:
 
 
 def lineage_of(
-    store: str, manifest: Manifest, seen: tuple[str, str], ranks: list[Placed]
+    store: str,
+    manifest: Manifest,
+    seen: tuple[str, str],
+    ranks: list[Placed],
+    code: Code | None = None,
 ) -> Lineage:
-    """Where the run comes from; `seen`: salt and digest of the table of patients that it has seen."""
-    return {
+    """Where the run comes from; `seen`: salt and digest of the table of patients that it has seen; `code`: of a
+    network of the user's own."""
+    lineage: Lineage = {
         "store": store,
         "store_fingerprint": manifest.fingerprint,
         "split_hash": manifest.split_hash,
@@ -102,6 +108,9 @@ def lineage_of(
         "packages": {name: version(name) for name in PACKAGES},
         "ranks": ranks,
     }
+    if code:
+        lineage["network"], lineage["network_sha256"] = code.name, code.digest
+    return lineage
 
 
 def join_ring(config: TrainConfig) -> tuple[RankFacts, str, int]:

@@ -22,15 +22,18 @@ from chexspark.training.network import Network
 from chexspark.training.optimizers import make_optimizer
 from chexspark.training.ring import Ring
 from chexspark.training.step import Steps, StepSettings
+from chexspark.user_code import Code
 
 
-def make_model(config: TrainConfig, size: int, findings: Sequence[str]) -> tuple[keras.Model, str]:
+def make_model(
+    config: TrainConfig, size: int, findings: Sequence[str], code: Code | None
+) -> tuple[keras.Model, str]:
     """Build the network and load its start weights; also a line that says what was loaded."""
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     keras.mixed_precision.set_global_policy(config.precision)
     keras.utils.set_random_seed(config.seed)
-    model = build_model(config.model, size, len(findings))
+    model = build_model(config.model, size, len(findings), code)
     if not config.weights:
         return model, ""
     return model, load_weights(
@@ -42,7 +45,9 @@ def make_network(
     settings: ResolvedTraining, manifest: Manifest, facts: RankFacts, ring: Ring
 ) -> tuple[Network, str]:
     """The network and its steps, alike on all ranks; also a line that says what weights were loaded."""
-    model, loaded = make_model(settings.config, manifest.image_size, manifest.findings)
+    model, loaded = make_model(
+        settings.config, manifest.image_size, manifest.findings, settings.code
+    )
     return Network(model, make_steps(settings, manifest, facts, ring, model)), loaded
 
 

@@ -92,12 +92,16 @@ class Steps:
         """What is remembered beside model and optimizer."""
         return [*self.averages, self.scale, self.good_steps]
 
+    def logits(self, images: tf.Tensor, training: bool) -> tf.Tensor:
+        """What the model says of images, float32 (batch, findings), whatever it computes in."""
+        return tf.cast(self.model(images, training=training), tf.float32)
+
     def _part(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, count: tf.Tensor
     ) -> tuple[list, tf.Tensor]:
         """Gradients of the (scaled) loss of some rows, and each row's loss."""
         with tf.GradientTape() as tape:
-            rows = self.loss.per_row(labels, self.model(images, training=True)) * weights
+            rows = self.loss.per_row(labels, self.logits(images, training=True)) * weights
             total = tf.reduce_sum(rows) / count * self.scale
         return tape.gradient(total, self.variables), rows
 
@@ -194,7 +198,7 @@ class Steps:
     def _score_step(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        logits = self.model(images, training=False)
+        logits = self.logits(images, training=False)
         loss = tf.reduce_sum(self.loss.per_row(labels, logits) * weights)
         return logits, loss, known_labels(labels, weights)
 
