@@ -161,9 +161,8 @@ def test_raw_images_get_the_probabilities_of_predict(spark, run, exported, raw_i
             logits = outputs["logits"][0].astype(float)
             np.testing.assert_allclose(found[form], 1 / (1 + np.exp(-logits)), atol=1e-6)
             expected = [rows[name][f"prob_{finding}"] for finding in FITTED]
-            print(name, form, expected, np.abs(found[form] - expected).max())
-            # In small.png and wide.png some pixels differ by a gray level.
-            np.testing.assert_allclose(found[form], expected, atol=0.01, err_msg=f"{name} {form}")
+            # Some pixels of small.png and wide.png differ by a gray level: 0.002 of a probability.
+            np.testing.assert_allclose(found[form], expected, atol=0.005, err_msg=f"{name} {form}")
         np.testing.assert_allclose(found["onnx"], found["savedmodel"], atol=1e-5)
 
 
