@@ -211,7 +211,7 @@ def test_nih_s_images_are_stretched_and_others_padded():
     assert find_form("nih").name == NIH
 
 
-def test_a_run_and_its_model_tell_how_images_are_made(spark, stores, run_of, tmp_path):
+def test_a_run_and_its_model_tell_how_images_are_made(spark, stores, run_of, tmp_path, capsys):
     manifest = read_manifest(stores["pad"])
     run = run_folder(run_of())
     lineage = lineage_of(stores["pad"].path, manifest, ("", ""), [])
@@ -225,6 +225,10 @@ def test_a_run_and_its_model_tell_how_images_are_made(spark, stores, run_of, tmp
     export(spark, run=str(run), formats=["onnx"], out=str(tmp_path))
     said = {"size": SIZE, "fit": "pad", "bit_depth": 12}
     assert json.loads((tmp_path / "image.json").read_text()) == said
+    told = capsys.readouterr().out
+    assert "thresholds and calibration: none: run chexspark evaluate first" in told
+    points = json.loads((tmp_path / "operating_points.json").read_text())
+    assert points == dict.fromkeys(FINDINGS)
     import onnx
 
     properties = {p.key: p.value for p in onnx.load(tmp_path / "model.onnx").metadata_props}

@@ -1,9 +1,11 @@
 """A run in, its best model as SavedModel and ONNX out. Runs on the driver and in a Spark task.
 
-Each is run on images, of a store or synthetic, and compared with the model itself before it is kept.
+Both take gray images of any shape. Each is run on images, of a store or synthetic, and compared with the
+model itself before it is kept.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import tempfile
@@ -11,17 +13,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.config import ExportConfig
 from chexspark.errors import RunFailedError
-from chexspark.evaluation.inference import Model, load_keras
+from chexspark.evaluation.export_graph import PROBABILITIES, fitted_in_graph, raw_image_function
+from chexspark.evaluation.inference import Model, load_keras, sigmoid
+from chexspark.evaluation.operating_points import operating_points, points_as_json
 from chexspark.evaluation.runs import best_models, check_fit, one_preparation
 from chexspark.evaluation.task_device import quiet_errors, task_device
 from chexspark.extras import check_extra
 from chexspark.findings import FINDINGS
+from chexspark.ingestion.fitting import fitted
 from chexspark.models import LOGITS
 from chexspark.phantom import draw_anatomy, draw_phantom, generator
 from chexspark.preparation import Preparation
@@ -37,12 +43,17 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of a logit: ten times what one rounding of float32 at 128 layers comes to
 IMAGES = 32  # to verify on
+GRAY_LEVELS = 1  # cv2 rounds in between, and fitting in the graph at the end
+# Heights and widths of raw images to verify on, in sides of the square: larger, smaller, and one of each.
+SHAPES = ((1.9, 2.6), (2.3, 1.4), (0.6, 0.8), (0.7, 1.7))
+IMAGES_OF_A_SHAPE = 2
 OPSET = 17  # ONNX operators; onnxruntime 1.12 and later
 SAVED_MODEL, ONNX = "savedmodel", "onnx"
-NAMES = "findings.json"  # a JSON list of the names, in the order of the logits
-IMAGE = "image.json"  # how images are made: size, fit, bit_depth
+BESIDE = "assets.extra/chexspark.json"  # in a SavedModel, where TensorFlow has files that it does not load
 
-Logits = np.ndarray  # float32 (images, findings)
+Metadata = dict[str, Any]  # name → what JSON can say
+# From uint8 (images, height, width, 1) to logits and probabilities by name, float32 (images, findings) each.
+Scores = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Exported(NamedTuple):
@@ -50,17 +61,21 @@ class Exported(NamedTuple):
 
     place: str
     difference: float  # of a logit, the largest
-    images: int
+    images: int  # of the model's own shape
+    others: int  # of other shapes
 
 
 @takes(ExportConfig)
 def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Location]:
     """Write the best model in each format, verified; return format → place.
 
-    Both take uint8 (batch, size, size, 1) and return logits float32 (batch, findings): a probability is
-    1 / (1 + e^-logit). The names of the findings, in the order of the logits, are beside them in
-    ``findings.json``, a JSON list, and in ONNX's metadata under ``findings``, the same list; how images of
-    other shapes and depths become those is in ``image.json`` and under ``image``: size, fit, bit_depth. Raises
+    Both take uint8 (batch, height, width, 1), gray images of 8 bits as they are shown, of any shape: they fit
+    them into the model's square as ingest does, within a gray level. Both return ``logits`` and
+    ``probabilities``, float32 (batch, findings). In ONNX's metadata, in the SavedModel's
+    ``assets.extra/chexspark.json`` and as files beside them are ``findings``: the names, in the order of the
+    outputs; ``image``: the size, fit and bit_depth of the run's images; and ``operating_points``: finding →
+    its thresholds of a probability, ``youden`` and ``sens90``, and its calibration, slope and intercept of a
+    logit, as evaluate fitted them on the validation split; null where it has not. Raises
     UserError for what the user can mend, RunFailedError when an exported model differs from the model.
     """
     if ONNX in config.formats:
@@ -70,20 +85,29 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
     group, shown = images_to_verify(run, config.data)
     out = locate(config.out) if config.out else run.exported
     out.make_directory()
-    model, formats, how = (
-        best_models([run], config.model)[0],
-        config.formats,
-        one_preparation([run]),
-    )
+    (model,), how = best_models([run], config.model), one_preparation([run])
+    formats = config.formats
+    points = operating_points(run, model)
+    metadata = {
+        "findings": list(model.findings),
+        "image": dataclasses.asdict(how),
+        "operating_points": points_as_json(points, model.findings),
+    }
     spark = start_session(spark, "export")
     with watched(spark, "export", IMAGES):
         one = spark.sparkContext.parallelize([out.uri], 1)
-        (found,) = one.map(lambda place: write_formats(model, group, how, formats, place)).collect()
-    (out / NAMES).write_text(json.dumps(model.findings) + "\n")
-    (out / IMAGE).write_text(json.dumps(dataclasses.asdict(how)) + "\n")
+        (found,) = one.map(
+            lambda place: write_formats(model, group, how, metadata, formats, place)
+        ).collect()
+    for name, value in metadata.items():
+        (out / f"{name}.json").write_text(json.dumps(value) + "\n")
     for name, made in found.items():
-        log.info("%s: %s (on %s images of %s its logits differ by %.1e at most)",
-                 name, made.place, made.images, shown, made.difference)  # fmt: skip
+        log.info("%s: %s (on %s images of %s, and on %s of other shapes, its logits differ by %.1e at most)",
+                 name, made.place, made.images, shown, made.others, made.difference)  # fmt: skip
+    log.info(
+        "thresholds and calibration: %s",
+        points.words if points else "none: run chexspark evaluate first",
+    )
     return {name: locate(made.place) for name, made in found.items()}
 
 
@@ -113,35 +137,77 @@ def phantoms(size: int) -> np.ndarray:
 
 
 def write_formats(
-    model: Model, group: RowGroup | None, how: Preparation, formats: Sequence[str], out: str
+    model: Model,
+    group: RowGroup | None,
+    how: Preparation,
+    metadata: Metadata,
+    formats: Sequence[str],
+    out: str,
 ) -> dict[str, Exported]:
-    """Export and verify in a Spark task, on images that were made as `how` says.
+    """Export and verify in a Spark task, on images that were made as `how` says, and on raw ones.
 
-    Raises RunFailedError for a format that gives other logits than the model.
+    Raises RunFailedError for a format that gives other scores than the model.
     """
     keras_model = load_keras(model, task_device())
     found_there = read_row_group(group, how.size).images[:IMAGES] if group else phantoms(how.size)
     images = found_there[..., None].copy()
-    expected = np.asarray(keras_model(images, training=False))
-    metadata = {
-        "findings": json.dumps(model.findings),
-        "image": json.dumps(dataclasses.asdict(how)),
-    }
-    writers: dict[str, Callable[..., tuple[Path, Logits]]] = {
-        SAVED_MODEL: write_saved_model, ONNX: write_onnx,
+    raw = raw_images(found_there)
+    expected = [np.asarray(keras_model(images, training=False))]
+    expected += [np.asarray(keras_model(as_ingested(r, how), training=False)) for r in raw]
+    whole = raw_image_function(keras_model, how)
+    writers: dict[str, Callable[..., tuple[Path, Scores]]] = {
+        SAVED_MODEL: functools.partial(write_saved_model, keras_model), ONNX: write_onnx,
     }  # fmt: skip
     found = {}
     for name in formats:
         with tempfile.TemporaryDirectory(prefix="chexspark-") as folder, quiet_errors():
-            made, logits = writers[name](keras_model, metadata, Path(folder), images)
-            difference = float(np.abs(logits - expected).max())
+            made, scores = writers[name](whole, metadata, Path(folder))
+            differences = [
+                difference_of(scores(shown), logits)
+                for shown, logits in zip([images, *raw], expected, strict=True)
+            ]
+            difference = float(np.max(differences))
             if not difference <= TOLERANCE:
                 raise RunFailedError(
                     f"{name} differs from the model by {difference:.1e} on {len(images)} images, more "
                     f"than {TOLERANCE:g}: it was not kept"
                 )
-            found[name] = Exported(str(keep(made, locate(out))), difference, len(images))
+            place = str(keep(made, locate(out)))
+            found[name] = Exported(place, difference, len(images), sum(map(len, raw)))
     return found
+
+
+def raw_images(stored: np.ndarray) -> list[np.ndarray]:
+    """Images of other shapes, made of uint8 (images, size, size): uint8 (images, height, width, 1) per shape."""
+    size, some = stored.shape[1], stored[:IMAGES_OF_A_SHAPE]
+    sides = [(max(1, round(high * size)), max(1, round(wide * size))) for high, wide in SHAPES]
+    return [
+        np.stack([cv2.resize(image, (width, height)) for image in some])[..., None]
+        for height, width in sides
+    ]
+
+
+def as_ingested(raw: np.ndarray, how: Preparation) -> np.ndarray:
+    """What the exported graph shows to its network of uint8 (images, height, width, 1): (images, size, size, 1).
+
+    Raises RunFailedError where that is not what ingest stores of them.
+    """
+    shown: np.ndarray = fitted_in_graph(raw, how).numpy()
+    where = how.placing(raw.shape[2], raw.shape[1])
+    stored = np.stack([fitted(image, where) for image in raw[..., 0]])
+    levels = int(np.abs(shown[..., 0].astype(int) - stored).max())
+    if levels > GRAY_LEVELS:
+        raise RunFailedError(
+            f"images of {where.width} × {where.height} pixels are fitted otherwise than by ingest, by up to "
+            f"{levels} gray levels: nothing was exported"
+        )
+    return shown
+
+
+def difference_of(scores: dict[str, np.ndarray], logits: np.ndarray) -> float:
+    """The largest difference of scores from those of the expected logits (images, findings); NaN stays NaN."""
+    expected = {LOGITS: logits, PROBABILITIES: sigmoid(logits)}
+    return float(np.max([np.abs(scores[name] - expected[name]).max() for name in expected]))
 
 
 def keep(made: Path, out: Location) -> Location:
@@ -159,34 +225,41 @@ def keep(made: Path, out: Location) -> Location:
 
 
 def write_saved_model(
-    model: Any, metadata: dict[str, str], folder: Path, images: np.ndarray
-) -> tuple[Path, Logits]:
-    """Write ``savedmodel/``, load it again as a stranger would, and run it on uint8 (n, size, size, 1)."""
+    model: Any, whole: Any, metadata: Metadata, folder: Path
+) -> tuple[Path, Scores]:
+    """Write ``savedmodel/`` of a Keras model in its `whole` function, and load it again as a stranger would."""
     import tensorflow as tf
 
     place = folder / SAVED_MODEL
-    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
-    serve = tf.function(lambda image: {LOGITS: model(image, training=False)}, [signature])
-    tf.saved_model.save(model, str(place), signatures=serve)
-    loaded = tf.saved_model.load(str(place)).signatures["serving_default"]
-    return place, loaded(image=tf.constant(images))[LOGITS].numpy()
+    tf.saved_model.save(model, str(place), signatures=whole)
+    beside = place / BESIDE
+    beside.parent.mkdir()
+    beside.write_text(json.dumps(metadata) + "\n")
+    loaded = tf.saved_model.load(str(place))
+
+    def scores(images: np.ndarray) -> dict[str, np.ndarray]:
+        found = loaded.signatures["serving_default"](image=tf.constant(images))
+        return {name: values.numpy() for name, values in found.items()}
+
+    return place, scores
 
 
-def write_onnx(
-    model: Any, metadata: dict[str, str], folder: Path, images: np.ndarray
-) -> tuple[Path, Logits]:
-    """Write ``model.onnx`` with the metadata, and run it in onnxruntime on uint8 (n, size, size, 1)."""
+def write_onnx(whole: Any, metadata: Metadata, folder: Path) -> tuple[Path, Scores]:
+    """Write ``model.onnx`` of the `whole` function with the metadata, and load it in onnxruntime."""
     import onnx
     import onnxruntime
-    import tensorflow as tf
     import tf2onnx
 
     place = folder / "model.onnx"
-    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
-    forward = tf.function(lambda image: {LOGITS: model(image, training=False)})
-    proto, _ = tf2onnx.convert.from_function(forward, [signature], opset=OPSET)
-    onnx.helper.set_model_props(proto, metadata)
+    proto, _ = tf2onnx.convert.from_function(whole, whole.input_signature, opset=OPSET)
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto)
     onnx.save(proto, str(place))
     session = onnxruntime.InferenceSession(str(place), providers=["CPUExecutionProvider"])
-    return place, session.run([LOGITS], {"image": images})[0]
+
+    def scores(images: np.ndarray) -> dict[str, np.ndarray]:
+        names = [LOGITS, PROBABILITIES]
+        return dict(zip(names, session.run(names, {"image": images}), strict=True))
+
+    return place, scores

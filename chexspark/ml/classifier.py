@@ -27,11 +27,12 @@ from chexspark.arguments import under
 from chexspark.cluster.job import train
 from chexspark.config import FrameConfig, TrainConfig
 from chexspark.errors import StoppedError, UserError
+from chexspark.evaluation.operating_points import operating_points
 from chexspark.evaluation.runs import best_model
 from chexspark.ingestion.frame_columns import findings_of, label_columns
 from chexspark.ingestion.frames import Facts, ingest_config, read_facts, write_store
 from chexspark.ingestion.inputs import layout_settings
-from chexspark.ml.measuring import operating_points, validate
+from chexspark.ml.measuring import validate
 from chexspark.ml.model import ChestXrayModel
 from chexspark.ml.params import (
     COLUMNS,

@@ -17,27 +17,23 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from chexspark.config import EvaluateConfig
 from chexspark.errors import UserError, listed
 from chexspark.evaluation import tables
-from chexspark.evaluation.calibration import NOT_SCALED, Chosen, Scaling
-from chexspark.evaluation.inference import Model as Network
 from chexspark.evaluation.inference import Scorer
 from chexspark.evaluation.measuring import Scored, Validation, write_metrics
 from chexspark.evaluation.metrics import Fitted, Metric, metric_records
+from chexspark.evaluation.operating_points import operating_points
 from chexspark.evaluation.predictions import label_column, labelled_scores, probability_column
 from chexspark.evaluation.runs import best_model
 from chexspark.evaluation.scoring import Scoring, earlier_scores, score
 from chexspark.evaluation.store_split import StoreSplit
-from chexspark.evaluation.thresholds import Thresholds
 from chexspark.findings import find
 from chexspark.ingestion import frame_columns as columns
 from chexspark.ml.scoring import PROBABILITIES, REASON, SEEN, FrameScoring, scored_udf
-from chexspark.run.folder import METRICS, RunFolder
+from chexspark.run.folder import RunFolder
 from chexspark.spark_progress import watched
 from chexspark.storage import Location
 from chexspark.store.manifest import read_manifest
 
 log = logging.getLogger(__name__)
-
-FITTED_ON = ("val", "test")  # splits whose metrics have the thresholds of validation
 
 
 def validate(spark: SparkSession, store: Location, run: RunFolder, networks: Sequence[str]) -> None:
@@ -64,34 +60,6 @@ def validate(spark: SparkSession, store: Location, run: RunFolder, networks: Seq
             "note: no threshold, and so no prediction, of %s: among the images of validation none is positive, none "
             "is negative, or no threshold beats chance", listed(without),
         )  # fmt: skip
-
-
-def operating_points(run: RunFolder, model: Network) -> list[Fitted] | None:
-    """What a run's validation split says of the findings of its best model, in their order.
-
-    None where nobody has asked, or asked a model before it. Raises UserError for damage.
-    """
-    for split, facts in tables.read_evaluation(run).items():
-        if (
-            split not in FITTED_ON
-            or not facts.get("fitted_on")
-            or facts.get("models") != [model.digest]
-        ):
-            continue
-        rows = tables.read_split(run, METRICS, split)
-        if rows is not None and set(model.findings) <= set(rows["finding"]):
-            by_finding = rows.set_index("finding").replace({np.nan: None}).to_dict("index")
-            return [fitted_of(by_finding[finding]) for finding in model.findings]
-    return None
-
-
-def fitted_of(row: dict[str, Any]) -> Fitted:
-    """Thresholds and scaling out of a row of metrics."""
-    points = Thresholds(youden=row["threshold_youden"], sens90=row["threshold_sens90"])
-    if row["slope"] is None or row["intercept"] is None:
-        return Fitted(points, NOT_SCALED)
-    scaling = Scaling(row["slope"], row["intercept"])
-    return Fitted(points, Chosen(row["temperature"], row["scaling"], scaling))
 
 
 def scored_rows(

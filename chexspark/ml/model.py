@@ -21,10 +21,11 @@ from chexspark.evaluation.calibration import Scaling
 from chexspark.evaluation.inference import Model as Network
 from chexspark.evaluation.inference import Scorer, load_keras
 from chexspark.evaluation.metrics import NOT_FITTED, Fitted
+from chexspark.evaluation.operating_points import operating_points
 from chexspark.evaluation.runs import best_model
 from chexspark.findings import column_name
 from chexspark.ingestion import frame_columns as columns
-from chexspark.ml.measuring import check_unseen, metrics_frame, operating_points, scored_rows
+from chexspark.ml.measuring import check_unseen, metrics_frame, scored_rows
 from chexspark.ml.params import (
     COLUMNS,
     FINDINGS_OF,
@@ -123,7 +124,7 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
     def operating_points(self) -> list[Fitted]:
         """What the validation split says of each finding, in their order; nothing where it was not asked."""
         found = operating_points(self.run, self.best_model())
-        return found or [NOT_FITTED] * len(self.findingNames)
+        return found.fitted if found else [NOT_FITTED] * len(self.findingNames)
 
     @property
     def thresholds(self) -> dict[str, float | None]:
