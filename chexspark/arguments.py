@@ -123,6 +123,8 @@ def add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
     """Add a flag for each setting, in the settings' groups."""
     groups: dict[str, Any] = {}
     for field in dataclasses.fields(config_class):
+        if field.metadata.get("function"):
+            continue
         name = field.metadata["group"]
         if name not in groups:
             groups[name] = parser.add_argument_group(name)

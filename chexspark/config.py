@@ -4,6 +4,7 @@ The flags, their help and the signatures of the notebook functions are generated
 below: a setting is written down once.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from chexspark.preparation import DEPTHS, FITS, LARGEST
@@ -257,6 +258,12 @@ class TrainConfig:
     contrast: float = setting(
         "0.1: distances from the image's mean times 0.9 to 1.1", "augmentation", 0.0,
         minimum=0, maximum=1)  # fmt: skip
+    callbacks: tuple[str, ...] = setting(
+        "functions of your own, package.module:function, which the driver calls after every epoch", "callbacks",
+        ())  # fmt: skip
+    on_epoch: Callable | None = setting(
+        "the same, a function; from Python only", "callbacks", None, function=True
+    )
     precision: str = setting(
         "of the arithmetic; weights are float32 in all", "speed", "float32",
         choices=("float32", "mixed_float16", "mixed_bfloat16"))  # fmt: skip

@@ -12,6 +12,8 @@ PACKAGES = {  # extra → the top-level modules that are imported of it
     "report": ("matplotlib", "jinja2"),
     "export": ("onnx", "onnxruntime", "tf2onnx"),
     "dicom": ("pydicom",),
+    "mlflow": ("mlflow",),
+    "search": ("optuna",),
 }
 # Horovod comes as source, and builds without TensorFlow where it is not told otherwise.
 BUILT = "build it with ./build.sh setup, or as README's Install says"

@@ -23,7 +23,7 @@ class Frame(Protocol):
 def setting(help: str, group: str, default: Any = REQUIRED, **rules: Any) -> Any:
     """Declare a field.
 
-    `rules`: empty (a text may be); minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
+    `rules`: empty (a text may be); function (and so no flag); minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
     listed (several may stand in one text, with commas between them);
     formerly (its old name, which is answered with the new one); only_with (another setting → the values
     of it under which this one has an effect); not_with (other settings that contradict it).

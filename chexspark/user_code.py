@@ -176,14 +176,30 @@ def load_function(code: Code, setting: str) -> Any:
     if not any(isinstance(each, SentCode) and each.code.top == code.top for each in sys.meta_path):
         forget(code.top)  # what was imported from elsewhere
         sys.meta_path.insert(0, SentCode(code))
+    return function_of(code, setting)
+
+
+def import_function(setting: str, name: str) -> Any:
+    """Import a function for this process, as Python does, also from the working directory. Runs its code.
+
+    Raises UserError as `find_code` and `load_function` do.
+    """
+    code = find_code(setting, name)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return function_of(code, setting)
+
+
+def function_of(code: Code, setting: str) -> Any:
+    """See `load_function`."""
     try:
         module = importlib.import_module(code.module)
     except Exception as error:  # of any kind: it is the user's code
         raise UserError(f"{setting}={code.name} cannot be imported: {told(error)}") from error
-    function = getattr(module, code.name.partition(":")[2], None)
+    wanted = code.name.partition(":")[2]
+    function = getattr(module, wanted, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value)]
-        wanted = code.name.partition(":")[2]
         raise UserError(
             f"{setting}={code.name}: {code.module} has no function {wanted}{closest(wanted, names)}"
         )

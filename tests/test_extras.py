@@ -67,5 +67,5 @@ def test_dicom_is_refused_on_the_driver_and_in_archives(without, tmp_path):
 
 
 def test_all_are_installed_where_the_tests_run():
-    for extra in ("train", "report", "export", "dicom"):
+    for extra in ("train", "report", "export", "dicom", "mlflow", "search"):
         check_extra(extra, "this test")

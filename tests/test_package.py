@@ -163,7 +163,9 @@ def test_its_metadata(installed):
     assert facts["Author"] == "chexspark developers"
     assert facts.get_payload().startswith("# chexspark")
     assert facts["Description-Content-Type"] == "text/markdown"
-    assert {"train", "report", "export", "dicom", "test"} <= set(facts.get_all("Provides-Extra"))
+    assert {"train", "report", "export", "dicom", "mlflow", "search", "test"} <= set(
+        facts.get_all("Provides-Extra")
+    )
     always = {r for r in found.requires if "extra ==" not in r}
     assert not [r for r in always if re.match("horovod|onnx|matplotlib|jinja2|pydicom", r)]
     assert any(r.startswith("horovod==0.28.1") and '"train"' in r for r in found.requires)

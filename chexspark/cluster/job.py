@@ -5,12 +5,13 @@ import dataclasses
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
+from chexspark.cluster.callbacks import Callback, Callbacks, callbacks_of
 from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.doctor import examine, show
 from chexspark.cluster.launch import RanksLost, run_ranks
@@ -18,7 +19,7 @@ from chexspark.cluster.slots import check_ranks, slots_again
 from chexspark.cluster.turn import turn
 from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks_text
 from chexspark.config import TrainConfig
-from chexspark.errors import RunFailedError, StoppedError, UserError
+from chexspark.errors import RunFailedError, StoppedError, UserError, spoken
 from chexspark.lock import Lock
 from chexspark.models import LOGITS, MINIMUM_SIZE
 from chexspark.models.cost import NetworkCost, ToCount, counted_in_background
@@ -43,6 +44,8 @@ from chexspark.session import replace_executors, start_session
 from chexspark.storage import locate
 from chexspark.store.check import check_files
 from chexspark.store.manifest import Manifest, read_manifest
+from chexspark.training.events import Epoch as EpochOver
+from chexspark.training.events import Event
 from chexspark.training.rank import run_rank
 from chexspark.training.schedule import make_schedule
 from chexspark.user_code import Code
@@ -62,7 +65,8 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
     A run that was interrupted is resumed from its last checkpoint; one that is finished says so.
     Raises UserError for what the user can mend, before ranks are started.
     """
-    config, manifest, earlier, code = check_inputs(config)
+    functions = callbacks_of(config)
+    config, manifest, earlier, code = check_inputs(dataclasses.replace(config, on_epoch=None))
     run = run_folder(config.run)
     before = last_checkpoint(run) if earlier else None
     if before and before.state["finished"]:
@@ -107,7 +111,7 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
             show(found)
             found.raise_for_faults()
             write_settings(run, settings)
-            run_to_the_end(session, settings, num_proc, lock)
+            run_to_the_end(session, settings, num_proc, lock, functions)
     return tell_best(run)
 
 
@@ -135,22 +139,41 @@ def what_to_count(
 
 
 def run_to_the_end(
-    spark: SparkSession, settings: ResolvedTraining, num_proc: int, lock: Lock
-) -> None:
-    """Run the ranks; where some are lost, resume from the last checkpoint with those there are."""
+    spark: SparkSession, settings: ResolvedTraining, num_proc: int, lock: Lock,
+    functions: Sequence[Callback] = (),
+) -> None:  # fmt: skip
+    """Run the ranks; where some are lost, resume from the last checkpoint with those there are.
+
+    `functions`: called after every epoch; one of them may end the training.
+    """
     config, run = settings.config, run_folder(settings.config.run)
     least, most = config.min_proc or num_proc, num_proc
     fell_at: list[Moment] = []
-    with stop_told(run), ProgressLine() as line:
+    with stop_told(run), ProgressLine() as line, contextlib.ExitStack() as stack:
         view = EpochTable(line, config.epochs)
+        callbacks = Callbacks(functions, run, config.epochs, lambda text: line.say(spoken(text)))
+        stack.enter_context(callbacks.working())
+
+        def take(event: Event) -> None:
+            view.take(event)
+            if isinstance(event, EpochOver):
+                callbacks.take(event.epoch)
+
         while True:
             view.at = resumes_at(run)
             try:
                 run_ranks(
-                    spark, run_rank, (settings,), num_proc, view.take,
+                    spark, run_rank, (settings,), num_proc, take,
                     horovod_settings(config.fusion_mb, config.autotune, config.deterministic),
-                    config.stall_seconds, config.wait_seconds, lock.lost,
+                    config.stall_seconds, config.wait_seconds, lock.lost, callbacks.stop_asked,
                 )  # fmt: skip
+                return
+            except StoppedError:
+                if not callbacks.stop_asked.is_set():
+                    raise
+                line.say(
+                    f"stopped: {callbacks.reason}; the same command resumes at {resumes_at(run)}"
+                )
                 return
             except RanksLost as error:
                 lock.check_held()

@@ -59,11 +59,11 @@ class Ranks:
     def __init__(
         self, spark: Any, events: EventServer, num_proc: int, stall_seconds: float,
         wait_seconds: float = WAIT_SECONDS, run_lost: threading.Event | None = None,
-        jobs: JobGroup | None = None,
+        jobs: JobGroup | None = None, stop_asked: threading.Event | None = None,
     ) -> None:  # fmt: skip
         self.spark, self.events, self.num_proc = spark, events, num_proc
         self.jobs = jobs or JobGroup(spark, "ranks")
-        self.run_lost = run_lost
+        self.run_lost, self.stop_asked = run_lost, stop_asked
         self.stall_seconds, self.wait_seconds = stall_seconds, wait_seconds
         self.begun = self.looked = time.monotonic()
         self.supply: Supply | None = None  # Spark's, at the last look while ranks start
@@ -80,6 +80,8 @@ class Ranks:
         """Look for lost and stalled ranks until the run is over; end the others then."""
         try:
             while not self.over.wait(LOOK_SECONDS):
+                if self.stop_asked and self.stop_asked.is_set() and not self.stopping.is_set():
+                    self.stop()
                 if self.stopping.is_set():
                     self.over.wait(STOP_SECONDS)
                 elif self.run_lost and self.run_lost.is_set():
@@ -198,7 +200,7 @@ def run_ranks(
     spark: SparkSession, function: Callable[..., Result], arguments: tuple, num_proc: int,
     on_event: Callable[[Event], None], environment: dict[str, str] | None = None,
     stall_seconds: float = 300.0, wait_seconds: float = WAIT_SECONDS,
-    run_lost: threading.Event | None = None,
+    run_lost: threading.Event | None = None, stop_asked: threading.Event | None = None,
 ) -> list[Result]:  # fmt: skip
     """Run ``function(event_address, *arguments)`` on `num_proc` ranks; return results in rank order.
 
@@ -209,7 +211,7 @@ def run_ranks(
     tasks that have not started, are waited for `wait_seconds` long.
 
     `on_event` takes the events of rank 0, and the problems of all; `environment` is added to the
-    ranks'; when `run_lost` is set, the ranks are ended. Raises UserError when a rank met a mistake of the
+    ranks'; when `run_lost` is set, the ranks are ended; `stop_asked` stops them as a signal does. Raises UserError when a rank met a mistake of the
     user, RanksLost when one died, stalled or met what may pass, StoppedError after a signal or when Spark's
     application was ended, RunFailedError when one failed otherwise.
     """
@@ -229,7 +231,9 @@ def run_ranks(
         turn(spark),
         EventServer(host, bind, num_proc, handle) as events,
     ):
-        ranks = Ranks(spark, events, num_proc, stall_seconds, wait_seconds, run_lost)
+        ranks = Ranks(
+            spark, events, num_proc, stall_seconds, wait_seconds, run_lost, stop_asked=stop_asked
+        )
         with adapted_horovod(host, ranks.silent, ranks.failed, ranks.jobs), signals_to(ranks.stop):
             threading.Thread(target=ranks.watch, daemon=True).start()
             try:

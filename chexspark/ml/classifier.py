@@ -20,10 +20,11 @@ from typing import Any
 
 from pyspark.ml import Estimator
 from pyspark.ml.base import _FitMultipleIterator
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 
 from chexspark.arguments import under
+from chexspark.cluster.callbacks import callbacks_of
 from chexspark.cluster.job import train
 from chexspark.config import FrameConfig, TrainConfig
 from chexspark.errors import StoppedError, UserError
@@ -58,6 +59,7 @@ from chexspark.store.manifest import FILE_NAME, read_manifest
 
 log = logging.getLogger(__name__)
 
+CALLBACKS = ("callbacks", "on_epoch")  # settings that do not change what is trained
 LETTERS = 16  # of a digest, in the names of folders
 LOCKS: defaultdict[str, threading.Lock] = defaultdict(
     threading.Lock
@@ -118,10 +120,19 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         check_classic(spark, "fitOnStore")
         return self.fit_store(spark, locate(store), self.work_place(spark))
 
+    def write(self) -> MLWriter:
+        """What saves it. Raises UserError for a function, which cannot be."""
+        if self.value("on_epoch"):
+            raise UserError(
+                "onEpoch is a function, which cannot be saved: name it in callbacks instead, package.module:function"
+            )
+        return super().write()
+
     def check_before(self, dataset: DataFrame) -> None:
         """Raise UserError for what can be known before any image is read."""
         config = self.training_config("store", "run")
         find_network(config.model)
+        callbacks_of(config)
         if config.weights:
             check_weights(config.model, config.weights)
         names = tuple(self.label_columns())
@@ -204,7 +215,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
     def begin_run(self, store: Location, work: Location) -> RunFolder:
         """The folder of a fit: that of the same fit which was interrupted, or a new one."""
         config = self.training_config(str(store), "run")
-        settings = {f: getattr(config, f) for f in TRAINING} | {
+        settings = {f: getattr(config, f) for f in TRAINING if f not in CALLBACKS} | {
             "store": read_manifest(store).fingerprint
         }
         if code := find_network(config.model):

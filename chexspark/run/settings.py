@@ -24,15 +24,17 @@ from chexspark.user_code import Code
 
 # What may change from one start to the next: nothing that the weights depend on, but for rounding.
 FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "dry_run",
-        "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds", "wait_seconds", "private"}  # fmt: skip
+        "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds", "wait_seconds", "private", "callbacks",
+        "on_epoch"}  # fmt: skip
 VERSION = "layout_version"
 RENAMED = {1: {"plan": "dry_run"}}  # by layout version: old name → new name
 
 
 def write_settings(run: RunFolder, settings: ResolvedTraining) -> None:
-    """Write the effective settings, with the layout version first."""
+    """Write the effective settings, with the layout version first; of a function there is nothing to write."""
     began = {"num_proc": settings.began_with}
     values = {VERSION: LAYOUT_VERSION} | dataclasses.asdict(settings.config) | began
+    del values["on_epoch"]
     run.settings.write_text(yaml.safe_dump(values, sort_keys=False))
 
 
