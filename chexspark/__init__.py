@@ -2,7 +2,7 @@
 
     from chexspark import ingest, train, evaluate, report
 
-Each function is what the command of the same name runs; so are doctor, predict, explain and export.
+Each function is what the command of the same name runs; so are search, doctor, predict, explain and export.
 `read_store` gives a store as a Spark DataFrame, `ingest_frame` takes one; `chexspark.ml` has a Spark ML
 Estimator, its Model and Evaluator.
 They load on first use, so that a rank never loads pyspark and the driver never loads TensorFlow.
@@ -14,7 +14,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     "doctor", "evaluate", "explain", "export", "ingest", "ingest_frame", "predict", "read_store", "report",
-    "train",
+    "search", "train",
 ]  # fmt: skip
 OTHERS = {
     "ingest_frame": "chexspark.ingestion.frames",

@@ -131,6 +131,19 @@ def report(
     run: str | Sequence[str],
     split: str | None = ...,
 ) -> str: ...
+def search(
+    spark: SparkSession | None = None,
+    *,
+    data: str,
+    space: str,
+    out: str,
+    private: bool = ...,
+    trials: int = ...,
+    parallel: int = ...,
+    prune: bool = ...,
+    seed: int = ...,
+    num_proc: int | None = ...,
+) -> pd.DataFrame: ...
 def train(
     spark: SparkSession | None = None,
     *,

@@ -50,15 +50,24 @@ def main(
 
     `arguments`, `program`: by default the process's own. SIGTERM is taken as Ctrl-C is.
     """
+
+    def call() -> None:
+        given = sys.argv[1:] if arguments is None else arguments
+        check_letters(given)
+        function(parse_command_line(config_class, description, given, program))
+
+    return exit_code_of(call)
+
+
+def exit_code_of(call: Callable[[], None]) -> int:
+    """Run what a command does, say what went wrong in one line, and return the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     use_own_python()
     before, errors.at_command_line = errors.at_command_line, True
     was_there = session_is_there()
     try:
         show_output(always=True)
-        given = sys.argv[1:] if arguments is None else arguments
-        check_letters(given)
-        function(parse_command_line(config_class, description, given, program))
+        call()
     except UserError as error:
         return print_mistake(error)
     except RunFailedError as error:

@@ -47,6 +47,13 @@ COMMANDS = {
         ("--data STORE --run RUN [--recipe chexnet] [--num-proc N] [--weights FILE]",),
         extras=("train",),
     ),
+    "search": Command(
+        "chexspark.tuning.job:search",
+        config.SearchConfig,
+        "Look for the settings of training with the best validation AUROC: trials on the cluster, some at once.",
+        ("--data STORE --space YAML --out FOLDER [--trials 20] [--parallel N --num-proc N]",),
+        extras=("train", "search", "report"),
+    ),
     "evaluate": Command(
         "chexspark.evaluation.job:evaluate",
         config.EvaluateConfig,

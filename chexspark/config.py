@@ -317,6 +317,33 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """A store and a space of settings in, trials of training and the best settings out."""
+
+    data: str = same_setting(TrainConfig, "data")
+    space: str = setting(
+        "what is searched: a YAML file like a recipe, with lists and ranges {low, high, log, step} for values",
+        "input and output", path=True)  # fmt: skip
+    out: str = setting(
+        "folder of the search: a new one, or that of a search to resume",
+        "input and output",
+        path=True,
+    )
+    private: bool = setting(PRIVATE, "input and output", False)
+    trials: int = setting("how many there are to be in all", "search", 20, minimum=1)
+    parallel: int = setting(
+        "trials that run at once, each on ranks of its own", "search", 1, minimum=1
+    )
+    prune: bool = setting(
+        "end a trial whose validation AUROC is below the median of those before it, after the same epoch", "search",
+        True)  # fmt: skip
+    seed: int = setting("seed of the choice of settings", "search", 0, minimum=0)
+    num_proc: int | None = setting(
+        "ranks of a trial; by default as many as Spark has task slots", "cluster", None, minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """A store and a run, or anybody's scores and labels, in; predictions and metrics out."""
 
