@@ -14,8 +14,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from chexspark.evaluation.metrics import Metric
@@ -240,11 +241,25 @@ def training(history: pd.DataFrame) -> str:
         auroc.set_title("Mean validation AUROC", loc="left")
         rate.step(epochs, history["learning_rate"], "o-", where="mid", ms=3, color=THIRD)
         rate.set_yscale("log")
+        plain_numbers(rate.yaxis)
         rate.set_title("Learning rate", loc="left")
         for axes in (loss, auroc, rate):
             whole_numbers(axes, epochs)
         figure.tight_layout()
         return svg_of(figure, "loss, validation AUROC and learning rate by epoch")
+
+
+class PlainLogarithms(LogFormatter):
+    """Labels of a logarithmic axis as plain numbers: `STYLE` shows the usual ones as they are written, ``$10^…$``."""
+
+    def _num_to_string(self, x: float, vmin: float, vmax: float) -> str:
+        return f"{x:g}"
+
+
+def plain_numbers(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers."""
+    axis.set_major_formatter(PlainLogarithms())
+    axis.set_minor_formatter(PlainLogarithms(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
 
 
 def whole_numbers(axes: Axes, epochs: pd.Series) -> None:

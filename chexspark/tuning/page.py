@@ -15,7 +15,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from chexspark.evaluation.plots import ACCENT, ALARM, FAINT, SECOND, STYLE, short, svg_of
+from chexspark.evaluation.plots import (
+    ACCENT,
+    ALARM,
+    FAINT,
+    SECOND,
+    STYLE,
+    plain_numbers,
+    short,
+    svg_of,
+)
 from chexspark.progress import duration
 from chexspark.tuning.records import SearchFolder, SearchRecord, TrialRecord, best_trial
 from chexspark.tuning.space import Range, Space
@@ -90,7 +99,9 @@ def by_setting(table: pd.DataFrame, space: Space) -> str:
             found, known = space.searched[name], table[table[name].notna()]
             if isinstance(found, Range):
                 draw(axes, known[name].astype(float), known)
-                axes.set_xscale("log" if found.log else "linear")
+                if found.log:
+                    axes.set_xscale("log")
+                    plain_numbers(axes.xaxis)
             else:
                 places = [list(map(str, found.values)).index(str(v)) for v in known[name]]
                 draw(axes, places, known)
