@@ -276,7 +276,7 @@ demo() {
 run_tests() {
   setup
   # By file, so that what a file's tests share is made once.
-  [ $# -gt 0 ] || set -- -m 'not slow and not cluster' -n 2 --dist loadfile
+  [ $# -gt 0 ] || set -- -m 'not slow and not cluster and not notebook' -n 2 --dist loadfile
   python -m pytest "$@"
 }
 

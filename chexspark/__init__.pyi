@@ -7,6 +7,8 @@ from pyspark.sql import DataFrame, SparkSession
 
 from chexspark.evaluation.job import Evaluation
 from chexspark.evaluation.predict import Predicted
+from chexspark.evaluation.report import Report
+from chexspark.run.history import History
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 
@@ -130,7 +132,7 @@ def report(
     *,
     run: str | Sequence[str],
     split: str | None = ...,
-) -> str: ...
+) -> Report: ...
 def search(
     spark: SparkSession | None = None,
     *,
@@ -201,4 +203,4 @@ def train(
     wait_seconds: float = ...,
     threads: int | None = ...,
     recipe: str | None = None,
-) -> pd.DataFrame: ...
+) -> History: ...

@@ -41,6 +41,9 @@ class Location:
             self.filesystem, posixpath.join(self.path, name), posixpath.join(self.uri, name)
         )
 
+    def __repr__(self) -> str:
+        return f"Location({self.uri!r})"
+
     def __str__(self) -> str:
         return self.uri
 

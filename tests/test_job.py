@@ -74,7 +74,8 @@ def test_the_run_holds_all_that_the_design_says(run, manifest):
     assert [rank["threads"] for rank in lineage["ranks"]] == [1, 1]
     assert lineage["packages"]["horovod"] == "0.28.1"
     written = pq.read_table((place / "history").path).to_pandas()
-    pd.testing.assert_frame_equal(written, history)
+    pd.testing.assert_frame_equal(written, pd.DataFrame(history))
+    assert history.run == str(place) and type(history[["epoch"]]) is pd.DataFrame
     assert history["epoch"].tolist() == [0, 1] and history["best"].sum() == 1
     assert history["steps"].tolist() == [-(-manifest.splits["train"].images // 10)] * 2
     assert np.isfinite(history["train_loss"]).all() and (history["val_loss"] > 0).all()

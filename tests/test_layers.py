@@ -12,11 +12,22 @@ from chexspark.run.folder import TABLES, RunFolder
 from chexspark.storage import Location
 
 PACKAGE = Path(__file__).parent.parent / "chexspark"
-ROOMS = ["store", "run", "ingestion", "data", "models", "training", "cluster", "evaluation", "ml"]
+ROOMS = [
+    "store",
+    "run",
+    "ingestion",
+    "data",
+    "models",
+    "training",
+    "cluster",
+    "evaluation",
+    "ml",
+    "tuning",
+]
 DRIVER = ["chexspark.ingestion.job", "chexspark.cluster.job", "chexspark.cluster.doctor",
           "chexspark.evaluation.job", "chexspark.evaluation.report", "chexspark.evaluation.predict",
           "chexspark.evaluation.explain", "chexspark.evaluation.export", "chexspark.phantom",
-          "chexspark.ingestion.frames", "chexspark.ml.classifier", "chexspark.ml.evaluator", "chexspark.ml.scoring",
+          "chexspark.ingestion.frames", "chexspark.ml.classifier", "chexspark.ml.evaluator", "chexspark.ml.scoring", "chexspark.tuning.job", "chexspark.tuning.trial",
           "chexspark.models.cost",
           "chexspark.models.weights", "chexspark.training.schedule"]  # fmt: skip
 RANK = ["chexspark.training.rank", "chexspark.training.loop", "chexspark.training.devices",

@@ -7,16 +7,19 @@ import pandas as pd
 import pytest
 from sklearn.metrics import auc
 
+from chexspark import drawing
 from chexspark.evaluation import plots
 from chexspark.evaluation.calibration import calibration_bins
 from chexspark.evaluation.published_aurocs import PUBLISHED, published_beside
 from chexspark.findings import FINDINGS
+from chexspark.run import history_charts
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """Plots return matplotlib's figures, and not yet their SVG."""
-    monkeypatch.setattr(plots, "svg_of", lambda figure, label: figure)
+    for module in (plots, history_charts):
+        monkeypatch.setattr(module, "svg_of", lambda figure, label: figure)
 
 
 def lines(axes):
@@ -35,7 +38,7 @@ def test_an_svg_scales_is_read_out_and_takes_the_page_s_colours():
     assert root.get("role") == "img" and "95 % interval" in root.get("aria-label")
     assert "Pleural Thickening" in text and "metadata" not in text
     assert "var(--accent)" in text and "currentColor" in text
-    assert not [colour for colour in plots.VARIABLES if colour in text]
+    assert not [colour for colour in drawing.VARIABLES if colour in text]
     assert text == plots.intervals([record("Pleural_Thickening", 0.8, 0.7, 0.9)])
 
 
@@ -110,8 +113,15 @@ HISTORY = pd.DataFrame(
 )  # fmt: skip
 
 
+def test_a_learning_rate_is_written_as_a_number():
+    text = history_charts.training(HISTORY.assign(learning_rate=[1e-3, 1e-3, 1e-4]))
+    assert "mathdefault" not in text and "$" not in text and ">0.001<" in text
+    within = history_charts.training(HISTORY.assign(learning_rate=[2e-3, 5e-3, 6e-3]))
+    assert ">0.002<" in within
+
+
 def test_a_training_by_epochs_counted_from_one(figures):
-    loss, auroc, rate = plots.training(HISTORY).axes
+    loss, auroc, rate = history_charts.training(HISTORY).axes
     assert lines(loss) == [[(1, 0.6), (2, 0.4)], [(1, 0.7), (2, 0.5)]]
     curve, best = lines(auroc)
     assert curve[0] == (1, 0.5) and np.isnan(curve[1][1]) and best == [(1, 0.5)]
@@ -120,7 +130,7 @@ def test_a_training_by_epochs_counted_from_one(figures):
 
 def test_shares_of_the_time_stand_on_each_other(figures):
     shares = {"input_share": "input", "compute_share": "compute"}
-    rate, parts = plots.throughput(HISTORY, shares).axes
+    rate, parts = history_charts.throughput(HISTORY, shares).axes
     assert [bar.get_height() for bar in rate.patches] == [10, 20]
     bars = [(bar.get_y(), bar.get_height()) for bar in parts.patches]
     assert bars == [(0, 25), (0, 0), (25, 75), (0, 100)]

@@ -29,7 +29,7 @@ from chexspark.progress import ProgressLine
 from chexspark.run.best import best_learning_rate, settle
 from chexspark.run.checkpoint import moment_of
 from chexspark.run.folder import RunFolder, run_folder
-from chexspark.run.history import best_epoch, read_history
+from chexspark.run.history import History, best_epoch, history_of, read_history
 from chexspark.run.moment import Moment
 from chexspark.run.resolved import ResolvedTraining
 from chexspark.run.settings import (
@@ -59,7 +59,7 @@ SAME_PLACE_TIMES = 3  # that a run may fall in one place before it is taken for 
 
 
 @takes(TrainConfig)
-def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
+def train(spark: SparkSession | None, config: TrainConfig) -> History:
     """Train on the store `data`, write the run, return its history: one row per epoch.
 
     A run that was interrupted is resumed from its last checkpoint; one that is finished says so.
@@ -102,7 +102,7 @@ def train(spark: SparkSession | None, config: TrainConfig) -> pd.DataFrame:
             check_fits(config.model, config.weights, cost()["layers"], config.weights_findings)
         if config.dry_run or session is None:
             log.info(plan_text(settings, manifest, schedule, cost()))
-            return pd.DataFrame()
+            return history_of(run, pd.DataFrame())
         with turn(session):  # another training's ranks hold the slots
             found = examine(
                 session, num_proc, locate(config.data), run.place, manifest, config.batch_size, cost,
@@ -234,7 +234,7 @@ def resumes_at(run: RunFolder) -> Moment:
     return moment_of(found.state) if found else Moment()
 
 
-def tell_best(run: RunFolder) -> pd.DataFrame:
+def tell_best(run: RunFolder) -> History:
     """Say which epoch was best; return the history."""
     history = read_history(run)
     best = best_epoch(history)

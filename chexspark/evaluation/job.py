@@ -47,11 +47,19 @@ from chexspark.store.schema import parquet_schema
 log = logging.getLogger(__name__)
 
 
+SHOWN = ("finding", "auroc", "auroc_low", "auroc_high", "average_precision", "positives", "negatives", "note")  # fmt: skip
+
+
 class Evaluation(NamedTuple):
     """What `evaluate` returns: both are also written, as Parquet."""
 
     predictions: DataFrame  # one row per image
     metrics: DataFrame  # one row per finding, and `mean`
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the metrics that are asked for first."""
+        table = self.metrics.select(*SHOWN).toPandas()
+        return table.round(4).to_html(index=False, na_rep="–", border=0)
 
 
 @takes(EvaluateConfig)

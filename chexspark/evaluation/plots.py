@@ -1,83 +1,26 @@
 """The report's pictures, as SVG text. Pure functions over arrays; runs on the driver.
 
-In: arrays and records. Out: SVG elements to put into HTML. Colours are the page's own variables
-(``currentColor`` for text and axes), so that light, dark and paper all fit.
+In: arrays and records. Out: SVG elements to put into HTML, as `drawing` makes them.
 """
 
-import html
-import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from chexspark.drawing import ACCENT, ALARM, FAINT, INK, SECOND, STYLE, THIRD, short, spoken, svg_of
 from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.published_aurocs import Published
 from chexspark.evaluation.tables import SubgroupRow
 from chexspark.findings import is_mean
 
-# Each stands for a variable of the page until the SVG is written.
-INK, ACCENT, SECOND, THIRD, FAINT, ALARM = (
-    "#123456", "#2f7ed8", "#d9772b", "#3a9a6b", "#b8c2cc", "#c73a3a"
-)  # fmt: skip
-VARIABLES = {INK: "currentColor", ACCENT: "var(--accent)", SECOND: "var(--second)",
-             THIRD: "var(--third)", FAINT: "var(--faint)", ALARM: "var(--alarm)"}  # fmt: skip
 POINTS = 160  # of a curve: more could not be seen
 LONGEST_TITLE, LONGEST_NAME = 19, 44  # characters of a name over a panel, beside a row
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a name may have a $
-    "svg.hashsalt": "chexspark",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "lines.solid_capstyle": "round",
-    **{
-        k: INK
-        for k in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    },
-}
-
-
-def svg_of(figure: Figure, label: str) -> str:
-    """The figure as an SVG element that scales with its column; `label` is read out for it."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.04,
-        metadata={"Date": None},
-    )  # fmt: skip
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    head, rest = svg.split(">", 1)
-    label = html.escape(label)
-    head = re.sub(r' (width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{label}">{rest}'
-
-
-def spoken(name: str) -> str:
-    """A name as people write it."""
-    return name.replace("_", " ")
-
-
-def short(name: str, most: int) -> str:
-    """A name for a picture, of at most `most` characters."""
-    name = spoken(name)
-    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
 
 
 def rows_figure(names: Sequence[str]) -> tuple[Figure, Axes]:
@@ -223,72 +166,6 @@ def forest(rows: Sequence[SubgroupRow], whole: Metric) -> str:
             axes.plot(r["auroc"], y, marker, color=colour, ms=5)
         axes.set_xlabel("mean AUROC")
         return svg_of(figure, "mean AUROC by subgroup")
-
-
-def training(history: pd.DataFrame) -> str:
-    """Losses, validation AUROC and learning rate over the epochs; a row of `history` each."""
-    epochs = history["epoch"] + 1
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 2.3))
-        loss, auroc, rate = figure.subplots(1, 3)
-        for name, colour, text in (("train_loss", ACCENT, "training"), ("val_loss", SECOND, "validation")):  # fmt: skip
-            loss.plot(epochs, history[name], "o-", ms=3, color=colour, label=text)
-        loss.set_title("Loss", loc="left")
-        loss.legend(frameon=False, fontsize=8)
-        auroc.plot(epochs, history["val_auroc"].astype(float), "o-", ms=3, color=SECOND)
-        best = history[history["best"]].iloc[0]
-        auroc.plot(best["epoch"] + 1, best["val_auroc"], "o", ms=8, mfc="none", color=SECOND)
-        auroc.set_title("Mean validation AUROC", loc="left")
-        rate.step(epochs, history["learning_rate"], "o-", where="mid", ms=3, color=THIRD)
-        rate.set_yscale("log")
-        plain_numbers(rate.yaxis)
-        rate.set_title("Learning rate", loc="left")
-        for axes in (loss, auroc, rate):
-            whole_numbers(axes, epochs)
-        figure.tight_layout()
-        return svg_of(figure, "loss, validation AUROC and learning rate by epoch")
-
-
-class PlainLogarithms(LogFormatter):
-    """Labels of a logarithmic axis as plain numbers: `STYLE` shows the usual ones as they are written, ``$10^…$``."""
-
-    def _num_to_string(self, x: float, vmin: float, vmax: float) -> str:
-        return f"{x:g}"
-
-
-def plain_numbers(axis: Axis) -> None:
-    """Label a logarithmic axis with plain numbers."""
-    axis.set_major_formatter(PlainLogarithms())
-    axis.set_minor_formatter(PlainLogarithms(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
-
-
-def whole_numbers(axes: Axes, epochs: pd.Series) -> None:
-    """Label the axis of epochs."""
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
-
-
-def throughput(history: pd.DataFrame, shares: Mapping[str, str]) -> str:
-    """Images per second of each epoch, and how its time was spent: `shares` maps columns to names."""
-    epochs = history["epoch"] + 1
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 2.3))
-        rate, parts = figure.subplots(1, 2)
-        rate.bar(epochs, history["images_per_second"], color=ACCENT, width=0.7)
-        rate.set_title("Images per second, all ranks", loc="left")
-        bottom = np.zeros(len(history))
-        for (column, name), colour in zip(shares.items(), (SECOND, ACCENT, THIRD, FAINT), strict=False):  # fmt: skip
-            values = 100 * history[column].fillna(0).to_numpy()
-            parts.bar(epochs, values, 0.7, bottom, color=colour, label=name)
-            bottom += values
-        parts.set_title("Share of the step time, %", loc="left")
-        parts.set_ylim(0, 100)
-        parts.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-        for axes in (rate, parts):
-            whole_numbers(axes, epochs)
-        figure.tight_layout()
-        return svg_of(figure, "throughput, and time by input, compute and allreduce")
 
 
 def scaling(points: Sequence[tuple[int, float]]) -> str:

@@ -20,6 +20,7 @@ from chexspark.errors import RunFailedError, UserError, spoken
 from chexspark.evaluation.inference import Scorer, probabilities_of
 from chexspark.evaluation.predictions import probability_column
 from chexspark.evaluation.runs import best_models, different_runs, one_preparation, shared_findings
+from chexspark.ingestion.frame_columns import quoted
 from chexspark.ingestion.images import BadImageError, prepare
 from chexspark.ingestion.kinds import NO_IMAGE
 from chexspark.ingestion.sources import (
@@ -37,6 +38,7 @@ from chexspark.storage import Location, locate
 
 log = logging.getLogger(__name__)
 
+FIRST_ROWS = 10  # that a notebook shows
 TASK_IMAGES = 64  # loose files of a task
 QUARANTINE = "-quarantine"
 PASSED_OVER = NO_IMAGE.partition(":")[0]  # the kind of that reason
@@ -52,6 +54,13 @@ class Predicted(NamedTuple):
 
     predictions: DataFrame  # one row per image
     quarantine: DataFrame  # path, reason, bytes of what was refused
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the first rows, and how many images were refused."""
+        scores = [n for n in self.predictions.columns if n.startswith(probability_column(""))]
+        table = self.predictions.select("image_index", *map(quoted, scores)).limit(FIRST_ROWS)
+        refused = f"<p>{self.quarantine.count():,} images were refused</p>"
+        return table.toPandas().round(4).to_html(index=False, border=0) + refused
 
 
 @takes(PredictConfig, connect=True)

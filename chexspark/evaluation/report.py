@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader
 
 from chexspark.arguments import takes
 from chexspark.config import ReportConfig
+from chexspark.drawing import framed, spoken
 from chexspark.errors import UserError, listed
-from chexspark.evaluation import plots, sections, tables
+from chexspark.evaluation import sections, tables
 from chexspark.evaluation.sections import Evaluated
 from chexspark.evaluation.studies import scored_rows
 from chexspark.evaluation.tables import AGAIN, SplitFacts
@@ -31,15 +32,26 @@ from chexspark.run.folder import (
 from chexspark.run.history import has_history, read_history
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import read_settings
+from chexspark.storage import locate
 
 log = logging.getLogger(__name__)
 
 ORDER = ("test", "given", "val", "train")  # the report is of the first of these that was evaluated
 
 
+class Report(str):
+    """The path of a report, which a notebook shows as the page itself; `run`: the folder that it is about."""
+
+    run: str
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the page in a frame, which runs nothing."""
+        return framed(locate(self).read_text())
+
+
 @takes(ReportConfig, spark=False)
-def report(config: ReportConfig) -> str:
-    """Write the report and the model card; return the path of the report.
+def report(config: ReportConfig) -> Report:
+    """Write the report and the model card; return the path of the report, which a notebook shows as the page.
 
     Raises UserError when the run is not evaluated, or a table of it is damaged.
     """
@@ -61,7 +73,7 @@ def report(config: ReportConfig) -> str:
     )  # fmt: skip
     pages.tests["mean"] = is_mean
     pages.filters |= {
-        "spoken": plots.spoken, "figure": sections.figure, "probability": tables.probability_text, "listed": listed,
+        "spoken": spoken, "figure": sections.figure, "probability": tables.probability_text, "listed": listed,
         "chance": lambda p: tables.p_text(p) or "–",
     }  # fmt: skip
     content = sections.contents(str(run), evaluated, trained, compared)
@@ -72,7 +84,9 @@ def report(config: ReportConfig) -> str:
     words.filters = pages.filters | {"spoken": sections.for_markdown}
     card.write_text(words.get_template("model_card.md.jinja").render(content))
     log.info("report: %s\nmodel card: %s", page, card)
-    return str(page)
+    found = Report(page)
+    found.run = str(run)
+    return found
 
 
 def without_html(value: Any) -> Any:

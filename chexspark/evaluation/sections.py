@@ -11,6 +11,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 import pandas as pd
 
+from chexspark.drawing import spoken
 from chexspark.errors import listed
 from chexspark.evaluation import calibration, plots
 from chexspark.evaluation.examples import KINDS
@@ -52,7 +53,7 @@ def figure(value: float | None, digits: int = 3, signed: bool = False) -> str:
 
 def for_markdown(name: str) -> str:
     """A name as people write it, in a cell of a Markdown table."""
-    return plots.spoken(name).replace("|", "\\|")
+    return spoken(name).replace("|", "\\|")
 
 
 def contents(

@@ -9,10 +9,12 @@ from typing import Any, TypedDict
 
 import pandas as pd
 
+from chexspark.drawing import spoken
 from chexspark.evaluation import plots
 from chexspark.evaluation.tables import records_of
 from chexspark.preparation import FITTED, STRETCH
 from chexspark.progress import duration
+from chexspark.run import history_charts
 from chexspark.run.lineage import Lineage
 
 SHARES = {"input_share": "input", "compute_share": "compute", "allreduce_share": "allreduce"}
@@ -82,7 +84,7 @@ def recipe_lines(trained: Trained | None) -> list[str]:
 
 def spoken_loss(settings: Mapping[str, Any]) -> str:
     """The loss of a training in words."""
-    loss = plots.spoken(settings["loss"])
+    loss = spoken(settings["loss"])
     if settings["loss"] == "weighted":
         loss = "cross entropy, rare classes weighted"
     if settings["loss"] == "focal":
@@ -139,8 +141,8 @@ def training_pictures(trained: Trained | None) -> dict[str, str]:
         return {"training": "", "throughput": ""}
     shares = shares_of(trained.history)
     return {
-        "training": plots.training(trained.history),
-        "throughput": plots.throughput(trained.history, shares),
+        "training": history_charts.training(trained.history),
+        "throughput": history_charts.throughput(trained.history, shares),
     }
 
 

@@ -1,6 +1,7 @@
 """One row per epoch: ``RUN/history``. Written on rank 0, read on the driver."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,37 @@ from chexspark.store.schema import DAMAGE
 
 AUROC = "val_auroc_"  # and a finding's column name
 Row = dict[str, int | float | bool | None]  # an epoch's, by column: see `history_schema`
+
+
+class History(pd.DataFrame):
+    """The history of a run as what it is, a table, which knows its `run` and is drawn in a notebook.
+
+    What is made of it, a column or some rows, is a plain table.
+    """
+
+    _metadata = ("run",)
+    run: str  # the folder
+
+    @property
+    def _constructor(self) -> Callable:
+        return pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        """For a notebook: curves by epoch above the table."""
+        table = pd.DataFrame(self)._repr_html_()
+        if self.empty or find_spec("matplotlib") is None:
+            return table
+        from chexspark.drawing import in_notebook
+        from chexspark.run.history_charts import training
+
+        return in_notebook(training(self)) + table
+
+
+def history_of(run: RunFolder, table: pd.DataFrame) -> History:
+    """A table as the history of a run."""
+    found = History(table)
+    found.run = str(run)
+    return found
 
 
 def history_schema(findings: Sequence[str]) -> pa.Schema:
@@ -36,13 +68,13 @@ def has_history(run: RunFolder) -> bool:
     return run.history.is_directory()
 
 
-def read_history(run: RunFolder) -> pd.DataFrame:
+def read_history(run: RunFolder) -> History:
     """All epochs in order. Raises UserError where there are none, or where they are damaged."""
     if not has_history(run):
         raise UserError(f"--run={run} has no history: give a folder that chexspark train wrote")
     try:
         table = checked(run.history.read_table()).to_pandas()
-        return table.sort_values("epoch", ignore_index=True)
+        return history_of(run, table.sort_values("epoch", ignore_index=True))
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{run.history} is damaged ({reason}): copy the run again") from error

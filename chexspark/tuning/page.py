@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from chexspark.evaluation.plots import (
+from chexspark.drawing import (
     ACCENT,
     ALARM,
     FAINT,
