@@ -118,7 +118,7 @@ def test_every_path_is_made_absolute_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_no_setting_that_is_a_path_is_forgotten(command):
     """Names that mean places in one command are places in all, but for names of images in a store."""
-    places = {"data", "run", "out", "images", "labels", "boxes", "weights", "against", "predictions",
+    places = {"data", "space", "run", "out", "images", "labels", "boxes", "weights", "against", "predictions",
               "validation_predictions", "split_lists", "split_file"}  # fmt: skip
     for field in dataclasses.fields(command.config):
         other = field.name == "images" and command.config in (ExplainConfig, PhantomConfig)

@@ -344,7 +344,7 @@ def test_a_fit_that_was_stopped_is_resumed_by_the_same_fit(spark, frame, tmp_pat
         with pytest.raises(StoppedError, match=words):
             next(models)
     del runs[3:]
-    monkeypatch.setattr(classifier, "is_finished", lambda run: str(run) == runs[0])
+    monkeypatch.setattr(classifier, "is_finished", lambda run, network: str(run) == runs[0])
     with pytest.raises(StoppedError):
         estimator(tmp_path).fit(frame)
     assert runs[3] not in runs[:3], "what is finished is trained anew"

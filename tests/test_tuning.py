@@ -1,5 +1,6 @@
 """Hyper-parameter search: spaces, what Optuna is told, trials that are killed, searches that are resumed."""
 
+import _thread
 import json
 import os
 import shutil
@@ -155,12 +156,16 @@ def test_a_trial_below_the_median_is_pruned_but_not_after_its_first_epoch(space_
 # Trials, without their processes
 
 
+INTERRUPTED = "Ctrl-C"
+
+
 class Trials(Children):
     """Stands in for the processes: `scripts` are, per attempt, the AUROCs of a trial and how it ends."""
 
     def __init__(self, scripts):
         super().__init__({})
         self.scripts, self.settings = list(scripts), []
+        self.interrupted = threading.Event()  # that is never set: to wait by
 
     def run(self, settings, on_epoch):
         with self.lock:
@@ -171,6 +176,11 @@ class Trials(Children):
             if on_epoch(epoch):
                 epochs = epochs[:i]
                 break
+        if ended == INTERRUPTED:
+            _thread.interrupt_main()
+            while not self.stopping:
+                self.interrupted.wait(0.01)
+            return Ended(130, "stopped")
         if isinstance(ended, BaseException):
             raise ended
         return Ended(ended, "last words", None if ended else epochs)
@@ -220,7 +230,7 @@ def test_a_killed_trial_is_recorded_and_repeated_once(run_search, capfd):
 
 def test_a_search_that_was_interrupted_is_resumed(run_search, tmp_path, store):
     with pytest.raises(StoppedError, match="the same command resumes the search"):
-        run_search([([0.6, 0.7], 0), ([0.5], KeyboardInterrupt())], trials=3)
+        run_search([([0.6, 0.7], 0), ([0.5], INTERRUPTED)], trials=3)
     folder = SearchFolder(locate(str(tmp_path / "out")))
     before = read_records(folder)
     assert [trial["state"] for trial in before["trials"]] == ["done", "running"]

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from chexspark.arguments import takes
 from chexspark.config import SearchConfig, TrainConfig
 from chexspark.errors import RunFailedError, StoppedError, UserError, listed
-from chexspark.lock import Lock
+from chexspark.lock import Lock, is_lock
 from chexspark.models.custom import find_network
 from chexspark.progress import ProgressLine
 from chexspark.settings import build
@@ -53,10 +53,10 @@ def search(spark: SparkSession | None, config: SearchConfig) -> pd.DataFrame:
     space, manifest = check_inputs(config)
     folder = SearchFolder(locate(config.out))
     folder.place.make_directory(config.private)
-    with Lock(folder.place, "--out", "search"):
+    with Lock(folder.place, "--out", "search") as lock:
         record = begun(folder, config, manifest)
         with environment(own_settings(spark_settings(spark), config)) as variables:
-            Search(config, space, folder, record, Children(variables)).run()
+            Search(config, space, folder, record, Children(variables), lock).run()
         table = results(folder, record, space)
         folder.table.write_table(pa.Table.from_pandas(table, preserve_index=False))
         write_page(folder, record, space, table)
@@ -102,7 +102,8 @@ def begun(folder: SearchFolder, config: SearchConfig, manifest: Manifest) -> Sea
     text = locate(config.space).read_text()
     record = read_records(folder)
     if record is None:
-        others = [n for n in folder.place.list_folders() if not n.startswith(("_", "."))]
+        there = folder.place.list_folders() + [file.base_name for file in folder.place.list_files()]
+        others = [name for name in there if not name.startswith(".") and not is_lock(name)]
         if others:
             raise UserError(f"--out={folder} has {listed(others, 3)} in it, but no search: give a new folder")  # fmt: skip
         return {"space": text, "store": config.data, "store_fingerprint": manifest.fingerprint, "trials": []}  # fmt: skip
@@ -118,14 +119,14 @@ class Search:
 
     def __init__(
         self, config: SearchConfig, space: Space, folder: SearchFolder, record: SearchRecord,
-        children: Children,
+        children: Children, lock: Lock,
     ) -> None:  # fmt: skip
         self.config, self.space, self.folder, self.children = config, space, folder, children
         self.record, self.trials = record, record["trials"]
         self.left = [trial for trial in self.trials if trial["state"] == "running"]
         ended = [trial for trial in self.trials if trial["state"] != "running"]
         self.study = Study(space, ended, config.seed, config.parallel, config.prune)
-        self.lock = threading.Lock()
+        self.folder_lock, self.lock = lock, threading.Lock()
         self.showing: dict[int, str] = {}  # trial → how far it is
         self.failure: BaseException | None = None
         self.line = ProgressLine()
@@ -194,7 +195,8 @@ class Search:
             return record, asked
 
     def write(self) -> None:
-        """Write what is known. Called with the lock."""
+        """Write what is known. Called with the lock. Raises RunFailedError when another search has the folder."""
+        self.folder_lock.check_held()
         write_records(self.folder, self.record)
 
     def run_trial(self, record: TrialRecord, asked: Any) -> None:

@@ -47,6 +47,7 @@ class Study:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.lock = threading.Lock()
+        self.reported: set[tuple[int, int]] = set()  # number of a trial, and epoch
         self.distributions = {n: distribution(d) for n, d in space.searched.items()}
         # Another seed than before, or a search that is resumed would choose what it has chosen.
         sampler = optuna.samplers.TPESampler(
@@ -83,7 +84,12 @@ class Study:
         if auroc is None:
             return False
         with self.lock:
-            trial.report(auroc, epoch)
+            if (
+                trial.number,
+                epoch,
+            ) not in self.reported:  # of an epoch that is repeated Optuna knows
+                self.reported.add((trial.number, epoch))
+                trial.report(auroc, epoch)
             return trial.should_prune()
 
     def end(self, trial: Trial, record: TrialRecord) -> None:
