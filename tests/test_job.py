@@ -48,7 +48,9 @@ def whole(spark, store, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EventServer, "take", keep)
-        history = train(spark, **settings, epochs=2, batch_size=5, num_proc=2, threads=1)
+        history = train(
+            spark, **settings, model="vgg16", epochs=2, batch_size=5, num_proc=2, threads=1
+        )
     evaluation = evaluate(spark, **settings, bootstrap=100)
     epochs = [(rank, event) for rank, event in events if isinstance(event, Epoch)]
     return place, history, evaluation, report(run=place.path), epochs
