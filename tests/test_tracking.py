@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from chexspark import evaluate, predict, report, train
 from chexspark.config import TrainConfig
 from chexspark.errors import StoppedError, UserError
+from chexspark.evaluation.job import figures
 from chexspark.evaluation.mlflow_model import _load_pyfunc
 from chexspark.findings import FINDINGS
 from chexspark.ml import ChestXrayClassifier
@@ -27,7 +28,16 @@ from chexspark.run.history import read_history, write_history
 from chexspark.run.lineage import read_lineage
 from chexspark.run.mlflow_server import Answer, Server, find_server
 from chexspark.run.resolved import ResolvedTraining
-from chexspark.run.tracking import Message, TrainingLog, known_run, parameter, read_known
+from chexspark.run.tracking import (
+    Message,
+    TrainingLog,
+    copy_for_scoring,
+    known_run,
+    parameter,
+    read_known,
+    tell_figures,
+    tell_pages,
+)
 
 ROW = {"epoch": 0, "steps": 3, "val_auroc": 0.7, "best": True, "learning_rate": 0.1,
        "val_auroc_Mass": 0.6, "val_auroc_Hernia": None, "val_loss": float("nan")}  # fmt: skip
@@ -47,14 +57,11 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(spark, store, place):
-    """A run that was stopped after its first epoch, and what MLflow had of it then; and then resumed."""
-    given = {"data": store.path, "run": str(place / "run"), "model": "vgg16", "epochs": 3, "batch_size": 16,
+    """A run of two epochs, and the settings that it was trained with."""
+    given = {"data": store.path, "run": str(place / "run"), "model": "vgg16", "epochs": 2, "batch_size": 16,
              "num_proc": 1, "threads": 1, "registered_model": "chest"}  # fmt: skip
-    train(spark, **given, on_epoch=lambda epoch: epoch.stop())
-    run = run_folder(given["run"])
-    first = MlflowClient().get_run(read_known(run).run_id)
     train(spark, **given)
-    return run, first, given
+    return run_folder(given["run"]), given
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +69,35 @@ def logged(trained):
     return MlflowClient().get_run(read_known(trained[0]).run_id)
 
 
-def test_a_resumed_training_goes_on_in_the_same_mlflow_run(trained, logged):
-    run, first, _ = trained
-    assert (first.info.status, logged.info.status) == ("KILLED", "FINISHED")
-    assert first.info.run_id == logged.info.run_id and logged.info.run_name == "run"
-    history = read_history(run)
+def curve(run_id, name):
+    return {m.step: m.value for m in MlflowClient().get_metric_history(run_id, name)}
+
+
+def test_curves_by_epoch_are_those_of_the_history(trained, logged):
+    assert logged.info.status == "FINISHED" and logged.info.run_name == "run"
+    history = read_history(trained[0])
     for name in ("train_loss", "val_auroc", "learning_rate", "val_auroc_Mass", "images_per_second"):
-        found = MlflowClient().get_metric_history(logged.info.run_id, name)
         expected = {n + 1: v for n, v in enumerate(history[name]) if not np.isnan(v)}
-        assert {m.step: m.value for m in found} == expected, name
+        assert expected and curve(logged.info.run_id, name) == expected
     assert {"epoch", "best"}.isdisjoint(logged.data.metrics)
+
+
+@pytest.mark.slow
+def test_a_resumed_training_goes_on_in_the_same_mlflow_run(spark, trained, place):
+    given = trained[1] | {"run": str(place / "resumed"), "epochs": 3, "registered_model": None}
+    train(spark, **given, on_epoch=lambda epoch: epoch.stop())
+    first = MlflowClient().get_run(read_known(run_folder(given["run"])).run_id)
+    history = train(spark, **given)
+    second = MlflowClient().get_run(read_known(run_folder(given["run"])).run_id)
+    assert first.info.run_id == second.info.run_id
+    assert (first.info.status, second.info.status) == ("KILLED", "FINISHED")
+    assert list(curve(second.info.run_id, "train_loss").values()) == history["train_loss"].tolist()
 
 
 def test_settings_store_and_experiment_are_there(trained, logged, manifest, store):
     assert MlflowClient().get_experiment(logged.info.experiment_id).name == "x-rays"
     params = logged.data.params
-    assert params["model"] == "vgg16" and params["ranks"] == "1" and params["epochs"] == "3"
+    assert params["model"] == "vgg16" and params["ranks"] == "1" and params["epochs"] == "2"
     assert params["findings"] == ", ".join(FINDINGS) and "on_epoch" not in params
     assert params["train_patients"] == str(manifest.splits["train"].patients)
     (dataset,) = logged.inputs.dataset_inputs
@@ -89,17 +109,17 @@ def test_settings_store_and_experiment_are_there(trained, logged, manifest, stor
 
 
 def test_a_finished_training_is_told_once(trained, logged):
-    run, _, given = trained
+    run, given = trained
     before = read_known(run)
     train(None, **given)
     assert read_known(run) == before
-    versions = MlflowClient().search_model_versions("name='chest'")
-    assert [v.run_id for v in versions] == [logged.info.run_id] * 2  # stopped, finished
+    (version,) = MlflowClient().search_model_versions("name='chest'")
+    assert version.run_id == logged.info.run_id
     train(None, **given | {"registered_model": "other"})
     assert read_known(run).registered_model == "other"
     assert len(MlflowClient().search_model_versions("name='other'")) == 1
     steps = [m.step for m in MlflowClient().get_metric_history(before.run_id, "learning_rate")]
-    assert steps == [1, 2, 3]
+    assert steps == [1, 2]
 
 
 def test_spark_udf_gives_the_figures_of_predict(spark, trained, release, tmp_path):
@@ -110,21 +130,21 @@ def test_spark_udf_gives_the_figures_of_predict(spark, trained, release, tmp_pat
     predicted = predict(spark, images=str(tmp_path), run=str(run), out=str(tmp_path / "scores"))
     expected = predicted.predictions.toPandas().set_index("image_index")
     (tmp_path / "broken.png").write_bytes(files[0].read_bytes()[:99])
-    frame = spark.read.format("binaryFile").load(f"{tmp_path}/*.png")
-    score = mlflow.pyfunc.spark_udf(spark, "models:/chest/2")
+    frame = spark.read.format("binaryFile").load(f"{tmp_path}/*.png").coalesce(1)
+    score = mlflow.pyfunc.spark_udf(spark, "models:/chest/1")
     found = frame.select("path", score("content").alias("s")).select("path", "s.*").toPandas()
     found.index = [Path(path).name for path in found["path"]]
     names = [f"prob_{name}" for name in FINDINGS]
     assert list(found.columns) == ["path", *names] and len(found) == 10
     assert found.loc["broken.png", names].isna().all()
     np.testing.assert_allclose(found.loc[expected.index, names], expected[names], atol=1e-6)
-    score = mlflow.pyfunc.spark_udf(spark, "models:/chest/2", result_type="array<double>")
+    score = mlflow.pyfunc.spark_udf(spark, "models:/chest/1", result_type="array<double>")
     row = frame.filter("path like '%" + files[3].name + "'").select(score("content")).first()
     np.testing.assert_allclose(row[0], expected.loc[files[3].name, names].astype(float), atol=1e-6)
 
 
 def test_a_logged_model_takes_tables_and_empty_ones(trained, release):
-    model = mlflow.pyfunc.load_model("models:/chest/2")
+    model = mlflow.pyfunc.load_model("models:/chest/1")
     assert model.metadata.signature.inputs.input_names() == ["image"]
     content = next((release / "images").glob("*.png")).read_bytes()
     found = model.predict(pd.DataFrame({"image": [content, b"", content]}, index=[5, 7, 9]))
@@ -133,8 +153,9 @@ def test_a_logged_model_takes_tables_and_empty_ones(trained, release):
     assert len(model.predict(pd.DataFrame({"image": []}, dtype=object))) == 0
 
 
-def test_figures_and_report_follow_without_images_and_patients(spark, trained, place, manifest):
-    run, _, given = trained
+@pytest.mark.slow
+def test_figures_and_report_follow_without_images_and_patients(spark, trained, place):
+    run, given = trained
     found = evaluate(spark, data=given["data"], run=str(run), bootstrap=100)
     report(run=str(run))
     client, run_id = MlflowClient(), read_known(run).run_id
@@ -148,14 +169,48 @@ def test_figures_and_report_follow_without_images_and_patients(spark, trained, p
     sent = [file.read_bytes() for file in (place / "mlruns").rglob("*") if file.is_file()]
     with sqlite3.connect(place / "mlflow.db") as database:
         sent.append("\n".join(database.iterdump()).encode())
-    names = [row["image_index"].encode() for row in found.predictions.collect()]
-    own = (place / "run" / "report.html").read_bytes()
-    assert any(name in own for name in names) and b"data:image" in own
-    lineage = read_lineage(run)
-    secret = [*names, lineage["patient_salt"].encode(), lineage["trained_patients"].encode()]
-    assert len(sent) > 5 and any(b"AUROC" in text for text in sent)
-    assert not [word for word in secret for text in sent if word in text]
-    assert not any(file.name == "trained_patients" for file in (place / "mlruns").rglob("*"))
+    names = [row["image_index"] for row in found.predictions.collect()]
+    own = run.report.read_text()
+    assert any(name in own for name in names) and '<section id="examples">' in own
+    hashes = run.seen_patients.read_table().column(0).to_pylist()
+    secret = [*names, *hashes, read_lineage(run)["patient_salt"], '<section id="examples">']
+    assert len(hashes) > 5 and any(b"AUROC" in text for text in sent)
+    assert not [word for word in secret for text in sent if word.encode() in text]
+
+
+def test_what_a_logged_model_has_of_its_run(trained, place):
+    folder = place / "copy"
+    copy_for_scoring(trained[0], run_folder(str(folder)))
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {"config.yaml", "lineage.json", "best/model.keras", "best/best.json"}
+    kept, whole = (read_lineage(run_folder(str(f))) for f in (folder, trained[0]))
+    assert set(whole) - set(kept) == {"ranks", "patient_salt", "trained_patients"}
+
+
+def test_figures_and_pages_go_to_the_run_s_own_mlflow_run(trained, tmp_path, monkeypatch):
+    run, run_id, client = trained[0], read_known(trained[0]).run_id, MlflowClient()
+    tell_figures(run, {"val_auroc_mean": 0.5, "val_auroc_Mass": None})
+    tell_pages(run, [(run.model_card, "a card")])
+    metrics = client.get_run(run_id).data.metrics
+    assert metrics["val_auroc_mean"] == 0.5
+    assert client.list_artifacts(run_id)[0].path == "model_card.md"
+    with mlflow.start_run() as users:
+        tell_figures(run_folder(str(tmp_path)), {"x": 1.0})
+    assert client.get_run(users.info.run_id).data.metrics == {"x": 1.0}
+    tell_figures(
+        run_folder(str(tmp_path)), {"x": 1.0}
+    )  # of a run that MLflow does not know: nothing
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tell_figures(run, {"x": 1.0})
+    assert "x" not in client.get_run(run_id).data.metrics
+
+
+def test_names_of_figures_are_those_of_the_metrics():
+    record = {"finding": "Lung Opacity", "auroc": 0.7, "auroc_low": 0.6, "auroc_high": 0.8,
+              "average_precision": None, "average_precision_low": None, "average_precision_high": None}  # fmt: skip
+    found = figures([record], "test")
+    assert found["test_auroc_Lung_Opacity"] == 0.7 and found["test_auroc_Lung_Opacity_low"] == 0.6
+    assert len(found) == 6
 
 
 @pytest.fixture
@@ -197,6 +252,21 @@ def test_how_a_training_ended_is_told(log_of, error, status):
     assert MlflowClient().get_run(read_known(log.run).run_id).info.status == status
 
 
+def test_a_second_start_goes_on_in_the_same_mlflow_run_with_what_it_lacks(log_of):
+    first, client = log_of(find_server()), MlflowClient()
+    with pytest.raises(StoppedError), first.working():
+        raise StoppedError("before MLflow heard of the second epoch")
+    rows = [ROW, ROW | {"epoch": 1, "learning_rate": 0.05}]
+    second = log_of(find_server())
+    write_history(second.run, rows, ("Mass", "Hernia"))
+    with second.working():
+        pass
+    run_id = read_known(first.run).run_id
+    assert read_known(second.run).run_id == run_id
+    assert curve(run_id, "learning_rate") == {1: 0.1, 2: 0.05}
+    assert len(client.get_metric_history(run_id, "learning_rate")) == 2
+
+
 def test_an_id_in_a_stranger_s_run_leads_to_no_run_that_is_not_of_chexspark(log_of):
     client = MlflowClient()
     other = client.create_run("0").info.run_id
@@ -219,7 +289,7 @@ class Failing(http.server.BaseHTTPRequestHandler):
 
     answer = (500, b"no")
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self.send_response(self.answer[0])
         self.end_headers()
         self.wfile.write(self.answer[1])
@@ -230,7 +300,9 @@ class Failing(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("answer", [(500, b"no"), (200, b"<html>"), (200, b"{}"), (403, b"no"), None])
+@pytest.mark.parametrize(
+    "answer", [(500, b"no"), (200, b"<html>"), (200, b"{}"), (403, b"no"), None]
+)
 def test_a_server_that_fails_is_a_note_and_no_more(log_of, monkeypatch, caplog, answer):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
         if answer:
@@ -247,7 +319,7 @@ def test_a_server_that_fails_is_a_note_and_no_more(log_of, monkeypatch, caplog, 
             server.shutdown()
     notes = [r.getMessage() for r in caplog.records if r.name.startswith("chexspark")]
     assert notes and all(n.startswith("note: MLflow did not take ") for n in notes)
-    assert len(notes) == len(set(notes)) < 4 and not log.run.tracking.exists()
+    assert len(notes) == len(set(notes)) < 4 and read_known(log.run) is None
 
 
 class Flaky(Server):
@@ -347,7 +419,7 @@ def test_mlflow_that_is_not_installed_is_a_note(place, monkeypatch, caplog):
 
 def test_a_bad_name_is_refused_first(place, spark):
     for name in ("a/b", "a:1", " "):
-        with pytest.raises(UserError, match="--registered-model="):
+        with pytest.raises(UserError, match="--registered-model .*: MLflow takes no empty name"):
             train(None, data="/nowhere", run="/nowhere", registered_model=name)
     frame = spark.createDataFrame([(b"", 1)], "image binary, Mass int")
     with pytest.raises(UserError, match="registeredModel=a/b: MLflow takes no"):
@@ -368,7 +440,9 @@ def test_code_that_a_model_names_is_not_run(untrained_run, tmp_path, monkeypatch
     run = run_folder(str(untrained_run(1)))
     run.settings.write_text("layout_version: 2\nmodel: evil:build\n")
     for named in (None, {}, {"network": ""}, {"network": "evil:other"}):
-        with pytest.raises(UserError, match=r"load it with model_config=\{\"network\": \"evil:build"):
+        with pytest.raises(
+            UserError, match=r"load it with model_config=\{\"network\": \"evil:build"
+        ):
             _load_pyfunc(str(run), named)
     assert _load_pyfunc(str(run), {"network": "evil:build"}).scorer.models[0].code
     assert not (tmp_path / "ran").exists()  # before an image is scored

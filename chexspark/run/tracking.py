@@ -14,6 +14,7 @@ import re
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -286,7 +287,12 @@ class TrainingLog:
         )
         # A network of the user's own is named again by who loads the model.
         named = {"model_config": {NETWORK: ""}} if self.settings.code else {}
-        with tempfile.TemporaryDirectory(prefix="chexspark-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="chexspark-") as folder,
+            warnings.catch_warnings(
+                action="ignore"
+            ),  # of an input example, which would be an image
+        ):
             copy_for_scoring(self.run, run_folder(f"{folder}/run"))
             Model.log(
                 None, mlflow.pyfunc, registered_model_name=config.registered_model, name=MODEL,
