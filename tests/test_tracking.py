@@ -42,6 +42,16 @@ from chexspark.run.tracking import (
 ROW = {"epoch": 0, "steps": 3, "val_auroc": 0.7, "best": True, "learning_rate": 0.1,
        "val_auroc_Mass": 0.6, "val_auroc_Hernia": None, "val_loss": float("nan")}  # fmt: skip
 
+OWN = """
+import tf_keras as keras
+
+def build(size, findings):
+    image = keras.Input((size, size, 1))
+    middle = keras.layers.Conv2D(4, 3, strides=4)(keras.layers.Rescaling(1 / 255)(image))
+    middle = keras.layers.GlobalMaxPooling2D()(middle)
+    return keras.Model(image, keras.layers.Dense(findings)(middle))
+"""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -319,6 +329,7 @@ def test_a_server_that_fails_is_a_note_and_no_more(log_of, monkeypatch, caplog, 
             server.shutdown()
     notes = [r.getMessage() for r in caplog.records if r.name.startswith("chexspark")]
     assert notes and all(n.startswith("note: MLflow did not take ") for n in notes)
+    assert "the same command sends what is missing" in caplog.text or answer == (403, b"no")
     assert len(notes) == len(set(notes)) < 4 and read_known(log.run) is None
 
 
@@ -419,7 +430,7 @@ def test_mlflow_that_is_not_installed_is_a_note(place, monkeypatch, caplog):
 
 def test_a_bad_name_is_refused_first(place, spark):
     for name in ("a/b", "a:1", " "):
-        with pytest.raises(UserError, match="--registered-model .*: MLflow takes no empty name"):
+        with pytest.raises(UserError, match=r"--registered-model .*: MLflow takes no empty name"):
             train(None, data="/nowhere", run="/nowhere", registered_model=name)
     frame = spark.createDataFrame([(b"", 1)], "image binary, Mass int")
     with pytest.raises(UserError, match="registeredModel=a/b: MLflow takes no"):
@@ -430,6 +441,26 @@ def test_no_password_of_a_uri_is_sent():
     assert parameter("s3://key:secret@bucket/a@b") == "s3://bucket/a@b"
     assert parameter(("hdfs://me@host/x", "/a/b@c")) == "hdfs://host/x, /a/b@c"
     assert parameter(None) == "None" and len(parameter("x" * 9999)) == 6000
+
+
+@pytest.mark.slow
+def test_a_network_of_one_s_own_is_named_again(spark, store, place, release):
+    (place / "own.py").write_text(OWN)
+    run = str(place / "own-run")
+    train(spark, data=store.path, run=run, model="own:build", epochs=1, batch_size=16, num_proc=1,
+          threads=1, registered_model="own")  # fmt: skip
+    frame = spark.read.format("binaryFile").load(f"{release}/images/*.png").limit(3).coalesce(1)
+    paths = [row["path"].removeprefix("file:") for row in frame.select("path").collect()]
+    named = {"network": "own:build"}
+    model = mlflow.pyfunc.load_model("models:/own/1", model_config=named)
+    contents = [Path(path).read_bytes() for path in paths]
+    expected = model.predict(pd.DataFrame({"image": contents})).to_numpy()
+    spark.sparkContext.addPyFile(str(place / "own.py"))
+    score = mlflow.pyfunc.spark_udf(spark, "models:/own/1", model_config=named)
+    found = frame.select(score("content").alias("s")).select("s.*").toPandas().to_numpy()
+    assert np.isfinite(expected).all() and np.allclose(found, expected, atol=1e-6)
+    with pytest.raises(UserError, match="load it with model_config"):
+        mlflow.pyfunc.load_model("models:/own/1")
 
 
 def test_code_that_a_model_names_is_not_run(untrained_run, tmp_path, monkeypatch):

@@ -180,6 +180,7 @@ class TrainingLog:
             if answer is not Answer.FAILED:
                 return answer is Answer.DONE or not message.needed
             if last:
+                self.server.note("all of the run", "the same command sends what is missing")
                 return False
             self.closing.wait(PAUSE)
 
