@@ -186,6 +186,7 @@ def train(
     contrast: float = ...,
     callbacks: str | Sequence[str] = ...,
     on_epoch: Callable | None = ...,
+    registered_model: str | None = ...,
     precision: str = ...,
     xla: bool = ...,
     compression: str = ...,

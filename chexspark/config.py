@@ -264,6 +264,9 @@ class TrainConfig:
     on_epoch: Callable | None = setting(
         "the same, a function; from Python only", "callbacks", None, function=True
     )
+    registered_model: str | None = setting(
+        "the registered model of MLflow that the best model becomes a version of; needs MLFLOW_TRACKING_URI, or an "
+        "active run of MLflow", "tracking", None)  # fmt: skip
     precision: str = setting(
         "of the arithmetic; weights are float32 in all", "speed", "float32",
         choices=("float32", "mixed_float16", "mixed_bfloat16"))  # fmt: skip

@@ -30,6 +30,7 @@ from chexspark.run.best import best_learning_rate, settle
 from chexspark.run.checkpoint import moment_of
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.history import History, best_epoch, history_of, read_history
+from chexspark.run.mlflow_server import check_registered, find_server
 from chexspark.run.moment import Moment
 from chexspark.run.resolved import ResolvedTraining
 from chexspark.run.settings import (
@@ -40,6 +41,7 @@ from chexspark.run.settings import (
     last_checkpoint,
     write_settings,
 )
+from chexspark.run.tracking import TrainingLog, tell_finished
 from chexspark.session import replace_executors, start_session
 from chexspark.storage import locate
 from chexspark.store.check import check_files
@@ -65,12 +67,16 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
     A run that was interrupted is resumed from its last checkpoint; one that is finished says so.
     Raises UserError for what the user can mend, before ranks are started.
     """
-    functions = callbacks_of(config)
+    functions, server = callbacks_of(config), find_server()
+    check_registered(config.registered_model, server)
     config, manifest, earlier, code = check_inputs(dataclasses.replace(config, on_epoch=None))
     run = run_folder(config.run)
     before = last_checkpoint(run) if earlier else None
     if before and before.state["finished"]:
         settle(run, before.state["history"])
+        if server and earlier and not config.dry_run:
+            resolved = ResolvedTraining(config, earlier.began_with, code)
+            tell_finished(TrainingLog(server, run, resolved, manifest, earlier.began_with))
         log.info("%s is finished: %d epochs", run, len(before.state["history"]))
         return tell_best(run)
     lock = Lock(run.place, "--run", "training")
@@ -111,7 +117,13 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
             show(found)
             found.raise_for_faults()
             write_settings(run, settings)
-            run_to_the_end(session, settings, num_proc, lock, functions)
+            if server is None:
+                run_to_the_end(session, settings, num_proc, lock, functions)
+            else:
+                tracking = TrainingLog(server, run, settings, manifest, num_proc)
+                with tracking.working():
+                    told = [lambda epoch: tracking.take(epoch.row), *functions]
+                    run_to_the_end(session, settings, num_proc, lock, told)
     return tell_best(run)
 
 

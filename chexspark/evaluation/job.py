@@ -23,6 +23,7 @@ from chexspark.evaluation.measuring import (
     write_comparison,
     write_metrics,
 )
+from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.runs import (
     best_models,
     check_fit,
@@ -36,7 +37,9 @@ from chexspark.evaluation.scores import GivenScores, Scores, read_given
 from chexspark.evaluation.scoring import Scoring, earlier_scores, score
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.evaluation.studies import STUDY, by_study
+from chexspark.findings import column_name
 from chexspark.run.folder import METRICS, PREDICTIONS, RunFolder, run_folder
+from chexspark.run.tracking import tell_figures
 from chexspark.session import start_session
 from chexspark.spark_tables import read_parquet
 from chexspark.storage import locate
@@ -158,6 +161,7 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
     measured = write_metrics(scored, config.bootstrap, out)
     if against is not None:
         write_comparison(scored, against, config.bootstrap, out)
+    tell_figures(out, figures(measured.whole, split.name))
     write_maps(spark, split, Mapper(models[0], config.batch_size), table, measured.whole, out)
     return result(spark, out, split.name)
 
@@ -198,10 +202,21 @@ def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evalu
         "checked_against": [str(run) for run in runs] if unknown is None else [],
     })  # fmt: skip
     scored = Scored(GIVEN, rows, given.findings, validation, given.left_out, given.means, aggregate)
-    write_metrics(scored, config.bootstrap, out)
+    measured = write_metrics(scored, config.bootstrap, out)
+    tell_figures(out, figures(measured.whole, GIVEN))
     if against is not None:
         write_comparison(scored, against, config.bootstrap, out)
     return result(start_session(spark, "evaluate"), out, GIVEN)
+
+
+def figures(records: Iterable[Metric], split: str) -> dict[str, float | None]:
+    """AUROC and average precision of each row of the metrics, with their intervals, by the names that MLflow has."""
+    return {
+        f"{split}_{score}_{column_name(record['finding'])}{end}": record[f"{score}{end}"]  # type: ignore[literal-required]
+        for record in records
+        for score in ("auroc", "average_precision")
+        for end in ("", "_low", "_high")
+    }
 
 
 def aggregate_of(config: EvaluateConfig) -> str | None:

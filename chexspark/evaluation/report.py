@@ -32,6 +32,7 @@ from chexspark.run.folder import (
 from chexspark.run.history import has_history, read_history
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import read_settings
+from chexspark.run.tracking import tell_pages
 from chexspark.storage import locate
 
 log = logging.getLogger(__name__)
@@ -77,12 +78,15 @@ def report(config: ReportConfig) -> Report:
         "chance": lambda p: tables.p_text(p) or "–",
     }  # fmt: skip
     content = sections.contents(str(run), evaluated, trained, compared)
-    page = run.report
-    page.write_text(pages.get_template("report.html.jinja").render(content))
+    page, template = run.report, pages.get_template("report.html.jinja")
+    page.write_text(template.render(content))
     card = run.model_card
     words = pages.overlay(autoescape=False, finalize=without_html)
     words.filters = pages.filters | {"spoken": sections.for_markdown}
-    card.write_text(words.get_template("model_card.md.jinja").render(content))
+    card_text = words.get_template("model_card.md.jinja").render(content)
+    card.write_text(card_text)
+    # No image leaves for MLflow, nor its name.
+    tell_pages(run, [(page, template.render(content | {"examples": []})), (card, card_text)])
     log.info("report: %s\nmodel card: %s", page, card)
     found = Report(page)
     found.run = str(run)

@@ -51,6 +51,7 @@ from chexspark.ml.params import (
 from chexspark.models.custom import find_network
 from chexspark.models.weights import check_weights
 from chexspark.run.folder import RunFolder, run_folder
+from chexspark.run.mlflow_server import check_registered, find_server
 from chexspark.run.settings import earlier_settings, last_checkpoint
 from chexspark.session import check_classic, is_local, start_session
 from chexspark.settings import build
@@ -59,7 +60,11 @@ from chexspark.store.manifest import FILE_NAME, read_manifest
 
 log = logging.getLogger(__name__)
 
-CALLBACKS = ("callbacks", "on_epoch")  # settings that do not change what is trained
+BESIDE = (
+    "callbacks",
+    "on_epoch",
+    "registered_model",
+)  # settings that do not change what is trained
 LETTERS = 16  # of a digest, in the names of folders
 LOCKS: defaultdict[str, threading.Lock] = defaultdict(
     threading.Lock
@@ -133,6 +138,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         config = self.training_config("store", "run")
         find_network(config.model)
         callbacks_of(config)
+        check_registered(config.registered_model, find_server())
         if config.weights:
             check_weights(config.model, config.weights)
         names = tuple(self.label_columns())
@@ -215,7 +221,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
     def begin_run(self, store: Location, work: Location) -> RunFolder:
         """The folder of a fit: that of the same fit which was interrupted, or a new one."""
         config = self.training_config(str(store), "run")
-        settings = {f: getattr(config, f) for f in TRAINING if f not in CALLBACKS} | {
+        settings = {f: getattr(config, f) for f in TRAINING if f not in BESIDE} | {
             "store": read_manifest(store).fingerprint
         }
         if code := find_network(config.model):

@@ -88,6 +88,11 @@ class RunFolder:
         return self.waiting / "best.json"
 
     @property
+    def tracking(self) -> Location:
+        """The run's MLflow run, JSON: `tracking.Known`."""
+        return self.place / "mlflow.json"
+
+    @property
     def tensorboard(self) -> Location:
         """TensorBoard's files."""
         return self.place / "tensorboard"

@@ -25,17 +25,22 @@ from chexspark.user_code import Code
 # What may change from one start to the next: nothing that the weights depend on, but for rounding.
 FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "dry_run",
         "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds", "wait_seconds", "private", "callbacks",
-        "on_epoch"}  # fmt: skip
+        "on_epoch", "registered_model"}  # fmt: skip
 VERSION = "layout_version"
 RENAMED = {1: {"plan": "dry_run"}}  # by layout version: old name → new name
 
 
 def write_settings(run: RunFolder, settings: ResolvedTraining) -> None:
-    """Write the effective settings, with the layout version first; of a function there is nothing to write."""
-    began = {"num_proc": settings.began_with}
-    values = {VERSION: LAYOUT_VERSION} | dataclasses.asdict(settings.config) | began
-    del values["on_epoch"]
+    """Write the effective settings, with the layout version first."""
+    values = {VERSION: LAYOUT_VERSION} | effective_settings(settings)
     run.settings.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def effective_settings(settings: ResolvedTraining) -> dict[str, Any]:
+    """The settings that the file has; of a function there is nothing to write."""
+    values = dataclasses.asdict(settings.config) | {"num_proc": settings.began_with}
+    del values["on_epoch"]
+    return values
 
 
 def read_settings(run: RunFolder) -> tuple[int, dict[str, Any]]:
