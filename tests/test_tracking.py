@@ -452,7 +452,7 @@ def test_a_network_of_one_s_own_is_named_again(spark, store, place, release):
           threads=1, registered_model="own")  # fmt: skip
     frame = spark.read.format("binaryFile").load(f"{release}/images/*.png").limit(3).coalesce(1)
     paths = [row["path"].removeprefix("file:") for row in frame.select("path").collect()]
-    named = {"model": "own:build"}
+    named = {"network": "own:build"}
     model = mlflow.pyfunc.load_model("models:/own/1", model_config=named)
     contents = [Path(path).read_bytes() for path in paths]
     expected = model.predict(pd.DataFrame({"image": contents})).to_numpy()
@@ -471,10 +471,10 @@ def test_code_that_a_model_names_is_not_run(untrained_run, tmp_path, monkeypatch
     )
     run = run_folder(str(untrained_run(1)))
     run.settings.write_text("layout_version: 2\nmodel: evil:build\n")
-    for named in (None, {}, {"model": ""}, {"model": "evil:other"}):
+    for named in (None, {}, {"network": ""}, {"network": "evil:other"}):
         with pytest.raises(
             UserError, match=r"load it with model_config=\{\"network\": \"evil:build"
         ):
             _load_pyfunc(str(run), named)
-    assert _load_pyfunc(str(run), {"model": "evil:build"}).scorer.models[0].code
+    assert _load_pyfunc(str(run), {"network": "evil:build"}).scorer.models[0].code
     assert not (tmp_path / "ran").exists()  # before an image is scored
