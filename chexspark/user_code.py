@@ -191,7 +191,7 @@ def import_function(setting: str, name: str) -> Any:
 
 
 def function_of(code: Code, setting: str) -> Any:
-    """See `load_function`."""
+    """See `load_function`, which raises the same."""
     try:
         module = importlib.import_module(code.module)
     except Exception as error:  # of any kind: it is the user's code

@@ -34,7 +34,8 @@ from chexspark.store.manifest import Manifest
 from chexspark.text_files import read_json
 
 LOADER = "chexspark.evaluation.mlflow_model"  # the module that MLflow loads a model with
-NETWORK = "network"  # what a user names when a model of a network of their own is loaded
+# What a user names when a model of a network of their own is loaded; `model` would be a parameter twice.
+NETWORK = "network"
 MODEL = "model"  # what the logged model is called in its run
 RUN_TAG, STORE_TAG, NETWORK_TAG = (
     "chexspark.run",
