@@ -85,13 +85,11 @@ class NotebookLine:
 
 def notebook_line() -> NotebookLine | None:
     """A line in the notebook that this process is the kernel of; None elsewhere."""
-    ipython = sys.modules.get("IPython")
+    ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     if shell is None or not hasattr(shell, "kernel"):
         return None
-    from IPython.display import display
-
-    return NotebookLine(display)
+    return NotebookLine(ipython.display.display)
 
 
 def duration(seconds: float) -> str:

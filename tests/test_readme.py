@@ -19,7 +19,8 @@ DOCUMENTS = [
     ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 ]
 OTHERS = {"--help", "--recipe", "--gpu", "--master", "--executor-cores", "--conf", "--logdir",
-          "--no-build-isolation", "--no-cache-dir", "--no-deps", "--no-binary", "--spark"}  # fmt: skip
+          "--no-build-isolation", "--no-cache-dir", "--no-deps", "--no-binary", "--spark",
+          "--py-files", "--no-prune"}  # fmt: skip
 
 
 def flags_of(name: str) -> set[str]:

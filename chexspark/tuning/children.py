@@ -66,7 +66,7 @@ def environment(settings: dict[str, str]) -> Iterator[dict[str, str]]:
         for name, value in settings.items():
             file.write(f"{name} {escaped(value)}\n")
         file.flush()
-        yield found | {SUBMIT: f"--properties-file {file.name} pyspark-shell"}
+        yield found | {SUBMIT: " ".join(("--properties-file", file.name, "pyspark-shell"))}
 
 
 def escaped(value: str) -> str:

@@ -53,7 +53,8 @@ class Link:
 
     def tell(self, what: Any) -> None:
         """Say something to the search."""
-        print(json.dumps(what), file=self.out, flush=True)
+        self.out.write(json.dumps(what) + "\n")
+        self.out.flush()
 
 
 def figures_of(row: dict[str, Any]) -> EpochFigures:
