@@ -105,6 +105,7 @@ def test_models_of_an_ensemble_may_differ_in_number_and_order(
         np.testing.assert_allclose(mean, (first + second) / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_on_what_both_have(spark, own_store, nih_run, own_run, tmp_path):
     settings = {"data": own_store.path, "bootstrap": 100}
     evaluate(spark, run=nih_run.path, out=str(tmp_path / "nih"), **settings)

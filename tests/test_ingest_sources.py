@@ -469,7 +469,13 @@ job.ingest(None, **json.loads(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("step", ["plan_tasks", "write_task", "write_petastorm_metadata"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("plan_tasks", marks=pytest.mark.slow), "write_task",
+        pytest.param("write_petastorm_metadata", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_a_killed_run_leaves_no_dataset_and_the_next_one_makes_it_whole(
     spark, release, store, tmp_path, step
 ):

@@ -425,6 +425,7 @@ def test_images_that_cannot_be_used(spark, release, model, invalid, number):
         assert table.loc[["bad", "none"], ["probability", "prediction"]].isna().all(axis=None)
 
 
+@pytest.mark.slow
 def test_the_other_forms_of_images_and_a_function_for_sql(spark, release, frame, model):
     names = [
         f"file://{release}/images/{row.name}" for row in frame.select("name").limit(3).collect()

@@ -73,6 +73,7 @@ def kill_once(monkeypatch, when, rank=1, how=signal.SIGKILL):
     return killed
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_in_the_weights_of_the_clean_run(
     spark, store, tmp_path, monkeypatch, capfd, clean
 ):

@@ -144,6 +144,7 @@ def make_training(store, manifest, run, driver, **more):
     return Training(settings, manifest, ALONE, Alone(), driver)
 
 
+@pytest.mark.slow
 def test_a_stop_while_validating_leaves_a_checkpoint_of_the_trained_epoch(
     store, manifest, tmp_path
 ):
@@ -315,7 +316,7 @@ def test_a_sample_is_of_neighbouring_steps_unchanged(store, manifest):
     assert sum(map(len, rows_of(0, 1000))) == sum(reader.row_groups)
 
 
-def normalised_network(name, size, findings):
+def normalised_network(name, size, findings, code=None):
     import tf_keras as keras
 
     inputs = keras.Input((size, size, 1), dtype="uint8")

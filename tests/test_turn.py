@@ -55,6 +55,7 @@ def run_here(spark, function, *arguments, ranks=1):
     return launch.run_ranks(spark, function, arguments, ranks, lambda event: None)
 
 
+@pytest.mark.slow
 def test_a_second_launch_waits_for_the_first_and_a_third_works(spark, tmp_path, capsys, wait_for):
     path, opened, told, found = tmp_path / "notes", tmp_path / "opened", [], {}
 

@@ -26,7 +26,7 @@ from chexspark.user_code import Code
 
 
 def make_model(
-    config: TrainConfig, size: int, findings: Sequence[str], code: Code | None
+    config: TrainConfig, size: int, findings: Sequence[str], code: Code | None = None
 ) -> tuple[keras.Model, str]:
     """Build the network and load its start weights; also a line that says what was loaded."""
     if config.deterministic:
