@@ -157,6 +157,7 @@ def single(spark, release, untrained_run, tmp_path_factory):
     return ingested(spark, release, folder, ("Lung/Opacity",)), untrained_run(3, ("Lung/Opacity",))
 
 
+@pytest.mark.slow
 def test_one_finding_goes_all_the_way(spark, release, single, tmp_path):
     store, run = single
     metrics = evaluate(spark, data=store.path, run=run.path, bootstrap=100).metrics.toPandas()

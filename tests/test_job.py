@@ -196,6 +196,7 @@ def test_the_learning_rate_of_an_earlier_run_is_taken_up(run, store, tmp_path):
         check_inputs(build(TrainConfig, settings | {"dry_run": True}))
 
 
+@pytest.mark.slow
 def test_a_network_that_memory_does_not_hold_is_refused_before_the_start(spark, store, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(UserError, match=r"of free memory, but its 2 ranks need [\d.]+ GiB"):
@@ -274,6 +275,7 @@ def test_a_damaged_store_ends_the_run_with_file_and_row_group(spark, store, mani
     assert any("Traceback" in log and "DamagedStoreError" in log for log in logs)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_told_before_ranks_start(spark, store, tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file.attrs["layer_names"] = [b"dense"]

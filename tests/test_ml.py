@@ -263,6 +263,7 @@ def test_without_patients_and_with_bad_rows(spark, frame, tmp_path, caplog):
         )
 
 
+@pytest.mark.slow
 def test_images_in_three_forms_are_stored_alike(spark, release, frame, tmp_path):
     """Bytes, paths, and Spark's image struct; labels as a vector."""
     from pyspark.ml.functions import array_to_vector
@@ -607,6 +608,7 @@ def test_params_are_spark_s(tmp_path):
         assert cls().params, "load calls it without arguments"
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_saved_and_loaded_whole(frame, fitted, tmp_path):
     before = SQLTransformer(statement="select *, length(content) as bytes from __THIS__")
     after = SQLTransformer(statement="select name, bytes, prob_Mass from __THIS__")
@@ -682,6 +684,7 @@ def test_an_evaluator_agrees_with_scikit_learn(frame, model, caplog):
         ChestXrayEvaluator(labelCols=["Mass"]).evaluate(unnamed)
 
 
+@pytest.mark.slow
 def test_what_is_no_label_is_told_wherever_labels_are_read(frame, model):
     """By fit (above), by evaluate and by the Evaluator."""
     strange = frame.withColumn(

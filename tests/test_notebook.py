@@ -12,7 +12,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SMALLER = {
     "chexnet": {"images=800": "images=120", "epochs=6": "epochs=2"},
     "estimator": {
-        "images=400": "images=120", "imageSize=64": "imageSize=32", '"resnet50"': '"vgg16"', "epochs=2": "epochs=1",
+        "images=400": "images=120", "imageSize=64": "imageSize=32", '"resnet50"': '"vgg16"', "epochs=2": "epochs=1", "numProc=2": "numProc=1",
         "[1e-3, 1e-4]).build": "[1e-3]).build", "zip([1e-3, 1e-4]": "zip([1e-3]",
     },
     "own-network": {"images=600": "images=120", "epochs=8": "epochs=2"},
