@@ -226,6 +226,7 @@ def test_the_job_says_how_many_can_start(store):
     assert result.stdout.strip().splitlines()[-1] == "1 rank can start"
 
 
+@pytest.mark.slow
 def test_the_notebook_s_function_gives_the_table(spark, store):
     table = doctor(spark, data=store.path, num_proc=2, model="densenet121", batch_size=2)
     assert table["rank"].tolist() == [0, 1] and table["device"].tolist() == ["CPU", "CPU"]

@@ -99,6 +99,7 @@ def test_subgroups_and_localisation_stand_beside_the_metrics(evaluated, runs):
         assert (row[f"label_{example.finding}"], called) == expected[example.kind]
 
 
+@pytest.mark.slow
 def test_a_flip_and_an_ensemble_are_means(spark, store, runs, evaluated, tmp_path):
     settings = {"data": store.path, "bootstrap": 100}
     both = evaluate(spark, run=[r.path for r in runs], out=str(tmp_path / "both"), **settings)

@@ -118,7 +118,9 @@ def test_padding_makes_no_pictures_alike_or_blank(wide, stores):
     assert read_manifest(stores["pad"]).duplicates == {} and not read_manifest(stores["pad"]).quarantined  # fmt: skip
 
 
-@pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])
+@pytest.mark.parametrize(
+    "fit", ["pad", *(pytest.param(fit, marks=pytest.mark.slow) for fit in ("stretch", "crop"))]
+)
 def test_the_same_file_gives_the_same_probability_by_every_way(spark, wide, stores, run_of, fit, tmp_path):  # fmt: skip
     run = run_of(fit=fit, bit_depth=12)
     columns = ["prob_Mass", "prob_Nodule"]

@@ -426,6 +426,7 @@ def test_every_pair_of_up_to_15_bits_is_found_and_nearly_all_of_24():
         assert expected <= len(pairs) <= (300 if expected else 0)
 
 
+@pytest.mark.slow
 def test_another_living_ingest_is_not_touched(spark, release, store, tmp_path):
     out = tmp_path / "store"
     out.mkdir()

@@ -474,6 +474,7 @@ def test_output_columns(frame, model):
         model.copy({model.imageCol: "picture"}).transform(frame)
 
 
+@pytest.mark.slow
 def test_an_empty_frame_and_a_stream(spark, release, frame, model, tmp_path, wait_for):
     assert model.transform(frame.limit(0)).count() == 0
     (tmp_path / "in").mkdir()

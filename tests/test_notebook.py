@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 SMALLER = {
-    "chexnet": {"images=800": "images=120", "epochs=6": "epochs=2"},
+    "chexnet": {"images=800": "images=120", "epochs=6": "epochs=1"},
     "estimator": {
         "images=400": "images=120", "imageSize=64": "imageSize=32", '"resnet50"': '"vgg16"', "epochs=2": "epochs=1", "numProc=2": "numProc=1",
         "[1e-3, 1e-4]).build": "[1e-3]).build", "zip([1e-3, 1e-4]": "zip([1e-3]",

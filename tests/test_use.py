@@ -199,6 +199,7 @@ def test_a_model_that_is_not_the_one_that_was_trained(run, tmp_path):
         export(None, run=str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["savedmodel", "onnx"])
 def test_other_formats_give_the_same_logits(spark, store, run, model, tmp_path, name):
     places = export(spark, run=run.path, data=store.path, formats=name, out=str(tmp_path / "out"))
