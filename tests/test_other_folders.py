@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 JOBS = Path(__file__).parent.parent / "jobs"
 MASTER = "local-cluster[2,1,2048]"  # two executors of one core
