@@ -12,6 +12,7 @@ from chexspark.findings import FINDINGS
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.slow,
     pytest.mark.skipif(
         pyspark.__version__.startswith("3."), reason="Spark 3.5 comes without its Connect server"
     ),
