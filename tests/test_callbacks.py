@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from chexspark import train
+from chexspark.cluster import callbacks as callbacks_module
 from chexspark.cluster.callbacks import Callbacks, callbacks_of
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError
@@ -66,6 +67,17 @@ def test_a_slow_one_holds_nobody_up_and_is_waited_for_at_the_end(run):
         assert not seen
         go.set()
     assert seen == [0.6, 0.6] and not callbacks.stop_asked.is_set()
+
+
+def test_a_training_that_is_stopped_does_not_wait_for_one_that_hangs(run, monkeypatch):
+    monkeypatch.setattr(callbacks_module, "AFTER_STOP", 0.1)
+    go = threading.Event()
+    callbacks = Callbacks([lambda epoch: go.wait(60)], run, 1, print)
+    with pytest.raises(KeyboardInterrupt), callbacks.working():
+        callbacks.take(0)
+        raise KeyboardInterrupt
+    assert not go.is_set()
+    go.set()
 
 
 def test_a_history_that_cannot_be_read_is_told(run):

@@ -69,7 +69,7 @@ def check_estimator(shown, folder):
     assert "<svg" in html_of(shown, "model.history")
     assert "Cardiomegaly" in html_of(shown, "model.evaluate(held_back)")
     assert "prob_Effusion" in html_of(shown, "PipelineModel.load")
-    assert len(list((folder / "estimator-demo/work/runs").iterdir())) == 3  # two folds, and all
+    assert len(list((folder / "estimator-demo/fits/runs").iterdir())) == 3  # two folds, and all
 
 
 def check_own_network(shown, folder):

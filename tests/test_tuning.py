@@ -271,8 +271,15 @@ def test_settings_that_contradict_each_other_are_refused_and_the_search_goes_on(
 
 def test_without_a_trial_that_ends_well_the_page_says_so(run_search, tmp_path):
     with pytest.raises(RunFailedError, match="no trial was trained to its end"):
-        run_search([([], 2)], trials=1)
+        run_search([([None], 0)], trials=1)
     assert "No trial was trained to its end" in (tmp_path / "out/search.html").read_text()
+
+
+def test_a_mistake_that_the_first_trial_meets_ends_the_search_and_is_mended(run_search):
+    with pytest.raises(UserError, match=r"^trial 1: last words"):
+        run_search([([], 2)], trials=3)
+    table, trials = run_search([([0.6], 0)] * 3, trials=3)  # nothing is lost by it
+    assert table["state"].tolist() == ["done"] * 3 and len(trials.settings) == 3
 
 
 def test_a_fault_of_the_search_itself_ends_it(run_search):
@@ -295,6 +302,18 @@ def test_spark_s_settings_go_to_trials_in_a_file_of_one_s_own(tmp_path, monkeypa
         assert done.stdout.strip() == str(list(values.values())), done.stderr[-1000:]
     assert not Path(words[1]).exists()
     assert escaped("a\nb") == "a\\nb" and last_words("x\nchexspark: why\ny\n") == "why"
+
+
+def test_a_process_that_dies_at_once_or_within_a_line_is_an_end(monkeypatch, tmp_path):
+    def ended(script):
+        (tmp_path / "python").write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / "python").chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+        return Children(dict(os.environ)).run({"run": "x" * 200_000}, lambda figures: False)
+
+    assert ended("echo no such module; exit 1") == Ended(1, "no such module", None, "no such module\n")  # fmt: skip
+    killed = ended('read all; printf \'{"epoch": 1, "val\' >&$3; kill -9 $$')
+    assert (killed.code, killed.history) == (-9, None)
 
 
 NETWORK = """

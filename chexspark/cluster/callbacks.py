@@ -17,6 +17,8 @@ from chexspark.run.folder import RunFolder
 from chexspark.run.history import read_history
 from chexspark.user_code import import_function, told
 
+AFTER_STOP = 5.0  # seconds that a training which is stopped waits for callbacks
+
 
 @dataclass(frozen=True)
 class EpochEnd:
@@ -26,7 +28,7 @@ class EpochEnd:
     epochs: int  # that it is to have
     row: dict[
         str, Any
-    ]  # of its history: epoch (from 0), train_loss, val_loss, val_auroc, val_auroc_<Finding>, …
+    ]  # of its history: epoch (from 0), train_loss, val_auroc, val_auroc_<Finding>, …
     wishes: list[str] = field(default_factory=list, repr=False)
 
     @property
@@ -61,14 +63,16 @@ class Callbacks:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Inside, they are called; at the end, those that are left."""
+        """Inside, they are called; at the end, those that are left: a training that is stopped waits not long."""
         thread = threading.Thread(target=self.work, daemon=True)
         thread.start()
+        seconds: float | None = AFTER_STOP
         try:
             yield
+            seconds = None
         finally:
             self.waiting.put(None)
-            thread.join()
+            thread.join(seconds)
 
     def take(self, epoch: int) -> None:
         """Note an epoch, from 0, that is over."""

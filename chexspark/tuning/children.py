@@ -21,10 +21,8 @@ from chexspark.tuning.records import EpochFigures
 from chexspark.tuning.trial import GO_ON, PRUNE
 
 STOP_SECONDS = 30  # for a trial to stop with a checkpoint, before it is killed
-GATEWAY = (
-    "PYSPARK_GATEWAY_PORT",
-    "PYSPARK_GATEWAY_SECRET",
-)  # of this process's Java, not of a trial's
+# Of this process's Java, not of a trial's.
+GATEWAY = ("PYSPARK_GATEWAY_PORT", "PYSPARK_GATEWAY_SECRET")
 SUBMIT = "PYSPARK_SUBMIT_ARGS"
 # What Spark has noted of this application, and is not of another's.
 OF_THIS = ("spark.app.", "spark.driver.port", "spark.executor.id", "spark.org.", "spark.yarn.app.", "spark.ui.proxyBase",
@@ -86,9 +84,12 @@ class Children:
     def run(self, settings: dict[str, Any], on_epoch: OnEpoch) -> Ended:
         """Run a trial to its end."""
         read, write = os.pipe()
+        history = None
         with tempfile.TemporaryFile() as output:
             with self.lock:
                 if self.stopping:
+                    os.close(read)
+                    os.close(write)
                     return Ended(130, "stopped")
                 child = subprocess.Popen(
                     [sys.executable, "-m", "chexspark.tuning.trial", str(write)], env=self.environment,
@@ -116,6 +117,8 @@ class Children:
         """Answer a trial after each epoch, until it says no more; returns the epochs that it ends with."""
         history = None
         for line in lines:
+            if not line.endswith("\n"):
+                break  # it died within a line
             said = json.loads(line)
             if isinstance(said, list):
                 history = said

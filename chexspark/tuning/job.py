@@ -46,8 +46,8 @@ LOOK_SECONDS = 0.5
 def search(spark: SparkSession | None, config: SearchConfig) -> pd.DataFrame:
     """Train with settings out of a space, and write which are best; return a row per trial.
 
-    Columns: trial, state, val_auroc and epoch (of that whose model its run keeps), epochs, the settings that are searched, minutes,
-    reason, run. A search that was interrupted is resumed. Only patients for training and validation are read.
+    Columns: trial, state, val_auroc and epoch (of that whose model its run keeps), epochs, the settings that are
+    searched, minutes, attempts, reason, run. A search that was interrupted is resumed. Only patients for training and validation are read.
     Raises UserError for what the user can mend, before any trial.
     """
     space, manifest = check_inputs(config)
@@ -233,6 +233,10 @@ class Search:
                 self.close(record, asked, state, reason)
                 return
             words = ended_words(ended)
+            if ended.code == 2 and not self.has_result():
+                raise UserError(
+                    f"trial {number}: {words}"
+                )  # as all others would be: it stays to be run
             if ended.code == 2 or len(record["attempts"]) + 1 >= ATTEMPTS:
                 self.close(record, asked, "refused" if ended.code == 2 else "failed", words)
                 return
@@ -240,6 +244,10 @@ class Search:
                 record["attempts"].append(words)
                 self.write()
             self.line.say(f"trial {number} {words}; once more, from its last checkpoint")
+
+    def has_result(self) -> bool:
+        """Whether any trial has come to an end of its own."""
+        return any(trial["state"] in ("done", "pruned") for trial in self.trials)
 
     def settings_of(self, record: TrialRecord) -> dict[str, Any]:
         """The settings of a trial. Raises UserError for those that contradict each other."""

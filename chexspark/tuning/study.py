@@ -84,11 +84,9 @@ class Study:
         if auroc is None:
             return False
         with self.lock:
-            if (
-                trial.number,
-                epoch,
-            ) not in self.reported:  # of an epoch that is repeated Optuna knows
-                self.reported.add((trial.number, epoch))
+            key = trial.number, epoch
+            if key not in self.reported:  # of an epoch that is repeated Optuna knows
+                self.reported.add(key)
                 trial.report(auroc, epoch)
             return trial.should_prune()
 
