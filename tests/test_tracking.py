@@ -252,6 +252,20 @@ def test_the_user_s_own_run_is_used_and_left_open(log_of):
     assert find_server().users_run is None
 
 
+def test_an_epoch_that_ends_before_mlflow_is_open_is_sent_once(log_of, monkeypatch):
+    log, go = log_of(find_server()), threading.Event()
+    opened = log.open
+    monkeypatch.setattr(log, "open", lambda client: go.wait(60) and opened(client))
+    with log.working():
+        second = ROW | {"epoch": 1}
+        write_history(log.run, [ROW, second], ("Mass", "Hernia"))
+        log.take(second)
+        go.set()
+    client = MlflowClient()
+    metrics = client.get_metric_history(read_known(log.run).run_id, "learning_rate")
+    assert [metric.step for metric in metrics] == [1, 2]
+
+
 @pytest.mark.parametrize(
     "error, status", [(StoppedError, "KILLED"), (KeyboardInterrupt, "KILLED"), (OSError, "FAILED")]
 )

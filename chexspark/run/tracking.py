@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -125,11 +125,13 @@ class TrainingLog:
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Inside, MLflow is told of the training; at the end of its model, and how it ended."""
+        # Read now: what ranks add to it from here on is sent as it comes.
+        before = self.history()
         for message in (
             Message("the run", self.open, needed=True),
             Message("the settings", self.send_settings),
             Message("the store", self.send_store),
-            Message("the epochs before", self.send_history),
+            Message("the epochs before", lambda client: self.send_history(client, before)),
         ):
             self.waiting.put(message)
         thread = threading.Thread(target=self.work, daemon=True, name="mlflow")
@@ -152,6 +154,15 @@ class TrainingLog:
             thread.join(seconds)
             if thread.is_alive():
                 self.server.note("all of the run", f"it took more than {seconds:.0f} s at the end")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of the run's epochs so far; none where they cannot be read."""
+        try:
+            rows = read_history(self.run).to_dict("records") if has_history(self.run) else []
+        except UserError as error:
+            self.server.note("the epochs before", str(error))
+            return []
+        return [{str(name): value for name, value in row.items()} for row in rows]
 
     def take(self, row: Mapping[str, Any]) -> None:
         """Note an epoch's row of the history, to be sent."""
@@ -264,12 +275,11 @@ class TrainingLog:
         tags = [InputTag("mlflow.data.context", "training")]
         client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
-    def send_history(self, client: Any) -> None:
-        """The epochs that the run has had and MLflow does not know."""
-        if has_history(self.run):
-            for row in read_history(self.run).to_dict("records"):
-                if row["epoch"] + 1 not in self.epochs:
-                    self.send_row(client, {str(name): value for name, value in row.items()})
+    def send_history(self, client: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Those of the epochs that the run has had which MLflow does not know."""
+        for row in rows:
+            if row["epoch"] + 1 not in self.epochs:
+                self.send_row(client, row)
 
     def send_row(self, client: Any, row: Mapping[str, Any]) -> None:
         """The figures of an epoch."""
