@@ -1,5 +1,6 @@
 """Networks of the user's own: found without being run, sent along, trained, and named again to be evaluated."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from chexspark.ml import ChestXrayClassifier, ChestXrayModel
 from chexspark.models import LOGITS, build_model
 from chexspark.models.cost import ToCount, counted_in_background
 from chexspark.models.custom import fault_of, find_network
-from chexspark.models.weights import load_weights
+from chexspark.models.model_files import has_own_code
+from chexspark.models.weights import fill_custom, load_weights
 from chexspark.run.folder import run_folder
 from chexspark.run.lineage import read_lineage
 from chexspark.store.manifest import read_manifest
@@ -269,16 +271,45 @@ def test_a_run_is_evaluated_when_its_network_is_named_again(spark, store, run, t
     assert export(spark, run=place, model=NAME, formats="savedmodel")
 
 
-def test_changed_code_is_refused_where_it_builds_another_network(run, there):
-    images = np.zeros((1, SIZE, SIZE, 1), np.uint8)
-    before = load_keras(best_model(run, [NAME]), "/CPU:0")(images).numpy()
-    write(there, NETWORK + "\n    # a remark\n")
-    remarked = best_model(run, [NAME])
-    assert not remarked.same_code
-    np.testing.assert_array_equal(load_keras(remarked, "/CPU:0")(images).numpy(), before)
-    write(there, NETWORK.replace("ReLU()", 'Activation("tanh")'))
+def test_changed_code_of_layers_of_one_s_own_is_refused(run, there):
+    """What such a layer does is nowhere but in its code."""
+    assert best_model(run, [NAME]).same_code
+    write(there, NETWORK.replace('"sigmoid"', '"relu"'))
+    with pytest.raises(UserError, match=r"--model mynet:build: its code has changed since .* layers of its own"):  # fmt: skip
+        best_model(run, [NAME])
+
+
+PLAIN = """
+    import tf_keras as keras
+
+    def build(size, findings):
+        layers = [keras.layers.Flatten(), keras.layers.Dense(4, "relu"), keras.layers.Dense(findings)]
+        return keras.Sequential([keras.Input((size, size, 1)), *layers])
+"""
+
+
+def test_changed_code_of_keras_s_layers_is_refused_where_it_builds_another_network(folder):
+    def build(source):
+        write(folder, source)
+        return build_model(NAME, SIZE, 3, find_network(NAME))
+
+    model = build(PLAIN)
+    model.save(folder / "saved.keras")
+    content = (folder / "saved.keras").read_bytes()
+    given = content, hashlib.sha256(content).hexdigest(), "the run", NAME
+    remarked = build(PLAIN + "\n    # a remark\n")
+    fill_custom(remarked, *given, False)
+    pairs = zip(model.get_weights(), remarked.get_weights(), strict=True)
+    assert all(np.array_equal(mine, theirs) for mine, theirs in pairs) and not has_own_code(content)
     with pytest.raises(RunFailedError, match=r"mynet:build has changed .* builds another network"):
-        load_keras(best_model(run, [NAME]), "/CPU:0")
+        fill_custom(build(PLAIN.replace("relu", "tanh")), *given, False)
+    with pytest.raises(RunFailedError, match="has changed since this job began"):
+        fill_custom(remarked, content + b"x", *given[1:], True)
+    fault = PLAIN.replace("Dense(4", "Dense(5")
+    with pytest.raises(RunFailedError, match="the run does not fit the network of mynet:build"):
+        fill_custom(build(fault), *given, True)
+    build(PLAIN.replace("keras.layers.Flatten()", "keras.layers.Lambda(lambda x: x), keras.layers.Flatten()")).save(folder / "saved.keras")  # fmt: skip
+    assert has_own_code((folder / "saved.keras").read_bytes())
 
 
 def test_a_run_is_resumed_with_the_same_code_only(store, run, there, tmp_path):

@@ -18,7 +18,7 @@ from chexspark.evaluation.store_split import StoreSplit
 from chexspark.findings import shared
 from chexspark.models import LOGITS, MODELS
 from chexspark.models.custom import find_networks, is_custom
-from chexspark.models.model_files import DAMAGE, opened_arrays, shapes_of
+from chexspark.models.model_files import DAMAGE, has_own_code, opened_arrays, shapes_of
 from chexspark.preparation import Preparation
 from chexspark.run.best import best_digest, model_findings, model_preparation
 from chexspark.run.folder import RunFolder, model_and_digest, run_folder
@@ -83,6 +83,7 @@ def best_model(run: RunFolder, networks: Iterable[str] = ()) -> Model:
             f"file names it: name it again, --model={name}"
         )
     same = lineage.get("network_sha256") == code.digest
+    check_own_code(run, name, same)
     return Model(uri, digest, findings, name, made.size, code, same)
 
 
@@ -126,6 +127,24 @@ def network_of(run: RunFolder) -> str:
             f"{', '.join(MODELS)}: its model cannot be built here"
         )
     return name
+
+
+def check_own_code(run: RunFolder, network: str, same: bool) -> None:
+    """Raise UserError for a damaged model of a network of the user's own, or one whose layers are now other code.
+
+    `same`: whether its code is what the run was trained with. Layers of Keras's own are compared when it is loaded.
+    """
+    place = run.best_model
+    try:
+        own = has_own_code(place.read_bytes())
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{place} is damaged ({reason}): copy the run again") from error
+    if own and not same:
+        raise UserError(
+            f"--model={network}: its code has changed since --run={run} was trained, and the network has layers of "
+            "its own, which may do something else now: give it as it was then"
+        )
 
 
 def check_own_outputs(run: RunFolder, number: int) -> None:

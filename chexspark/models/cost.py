@@ -116,11 +116,11 @@ def count(model: Any, batch: int, slots: int) -> NetworkCost:
     import numpy as np
     import tf_keras as keras
 
-    from chexspark.models.weights import layers_of
+    from chexspark.models.weights import flat_layers, layers_of
 
     layers = keras.layers
     kept, largest, flops = {}, 0, 0
-    for layer in flat(model):
+    for layer in flat_layers(model):
         for output in tensors_of(layer.output):
             values = int(np.prod(output.shape[1:]))
             largest = max(largest, values * output.dtype.size)
@@ -140,15 +140,6 @@ def count(model: Any, batch: int, slots: int) -> NetworkCost:
         "memory_bytes": activations + 4 * (parameters + (1 + slots) * trainable) + batch * largest,
         "layers": [(n, [list(s) for s in shapes]) for n, shapes in layers_of(model)],
     }
-
-
-def flat(model: Any) -> Iterator[Any]:
-    """The layers of a model, and of models within it."""
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            yield from flat(layer)
-        else:
-            yield layer
 
 
 def tensors_of(value: Any) -> list:
@@ -213,7 +204,7 @@ def check_restores(model: Any, twin: Any, code: Code) -> None:
             place = Path(folder) / "saved.keras"
             model.save(place)
             content = place.read_bytes()
-        fill_custom(twin, content, hashlib.sha256(content).hexdigest(), "it", code.name, False)
+        fill_custom(twin, content, hashlib.sha256(content).hexdigest(), "it", code.name, True)
     except Exception as error:  # of any kind: layers of the user's own save themselves
         raise UserError(
             f"--model={code.name}: the model cannot be saved and read again: {told(error)}"

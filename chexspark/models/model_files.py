@@ -101,6 +101,25 @@ def drawing_of(content: bytes) -> Any:
         return drawn(json.loads(member(archive, CONFIG, MOST_CONFIG)))
 
 
+def has_own_code(content: bytes) -> bool:
+    """Whether a ``.keras`` file names layers that are not Keras's own, or are functions: what those do is not in it.
+
+    Raises one of `DAMAGE`.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        left = [json.loads(member(archive, CONFIG, MOST_CONFIG))]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            foreign = not str(part.get("module")).startswith(("keras.", "tf_keras."))
+            if part.get("class_name") == "Lambda" or (part.get("registered_name") and foreign):
+                return True
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return False
+
+
 def drawn(config: Any) -> Any:
     """A model's config without what does not change its figures: precision, and what is only for loading."""
     if isinstance(config, dict):

@@ -191,15 +191,18 @@ def layers_of(model: Any) -> list[tuple[str, Shapes]]:
     ]
 
 
-def named_layers(model: Any) -> dict[str, Any]:
-    """The layers of a model that have weights, by name, in its order; those of models within it as its own."""
-    found: dict[str, Any] = {}
+def flat_layers(model: Any) -> Iterator[Any]:
+    """The layers of a model, in its order; those of models within it as its own."""
     for layer in model.layers:
         if hasattr(layer, "layers"):
-            found |= named_layers(layer)
-        elif layer.weights:
-            found[layer.name] = layer
-    return found
+            yield from flat_layers(layer)
+        else:
+            yield layer
+
+
+def named_layers(model: Any) -> dict[str, Any]:
+    """The layers of a model that have weights, by name, in its order."""
+    return {layer.name: layer for layer in flat_layers(model) if layer.weights}
 
 
 def take_logits(model: Any, arrays: Arrays, findings: Sequence[str], plan: Plan) -> list[str]:
@@ -263,8 +266,8 @@ def fill_custom(
 ) -> None:
     """Give a network of the user's own the arrays of a ``.keras`` file; as `fill`, but by Keras's own reader.
 
-    `network`: its name; `same_code`: whether it is what the run was trained with. Where it is not, its layers must
-    be the run's. Raises RunFailedError.
+    `network`: its name; `same_code`: whether it is what the run was trained with. Where it is not, its layers, which
+    then are all Keras's own, must be the run's. Raises RunFailedError.
     """
     from tf_keras.src.saving import saving_lib, serialization_lib
 
