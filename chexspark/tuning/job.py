@@ -200,7 +200,10 @@ class Search:
         write_records(self.folder, self.record)
 
     def run_trial(self, record: TrialRecord, asked: Any) -> None:
-        """Train with a trial's settings; once more, from its checkpoint, where that ends early."""
+        """Train with a trial's settings; once more, from its checkpoint, where that ends early.
+
+        Raises :class:`UserError` where a mistake ends it before any trial has a result.
+        """
         number = record["number"]
         try:
             settings = self.settings_of(record)
