@@ -14,11 +14,13 @@ import pytest
 from chexspark import doctor
 from chexspark.cluster import diagnosis, probe, slots
 from chexspark.cluster.doctor import examine
+from chexspark.cluster.doors import Door
 from chexspark.cluster.probe_job import sent_by_value, spark_failure
 from chexspark.cluster.rendezvous import Rendezvous
 from chexspark.errors import UserError
 from chexspark.storage import locate
 
+DOOR = Door("127.0.0.1", "127.0.0.1")
 JOB = Path(__file__).parent.parent / "jobs" / "doctor.py"
 
 
@@ -140,13 +142,13 @@ def test_dynamic_allocation_without_a_most_needs_a_number(spark, monkeypatch):
 
 
 def test_a_rendezvous_sends_away_who_comes_late_or_knows_no_token():
-    with Rendezvous("127.0.0.1", 2, 0.5, 5.0) as rendezvous:
+    with Rendezvous(DOOR, 2, 0.5, 5.0) as rendezvous:
         meeting = {
             "host": "127.0.0.1",
             "port": rendezvous.port,
             "token": rendezvous.token,
             "seconds": 1,
-            "bind": "",
+            "ports": [],
         }
         with pytest.raises(ConnectionError, match="hung up"):
             probe.gather(meeting | {"token": "guess"}, "start", 0, None)
@@ -156,13 +158,13 @@ def test_a_rendezvous_sends_away_who_comes_late_or_knows_no_token():
 
 
 def test_only_the_rank_itself_counts_as_reached():
-    mine = {"host": "a", "addresses": {"lo": "127.0.0.1"}}
-    with probe.listener("token", 1, "") as port:
+    mine = {"host": "a", "address": "127.0.0.1"}
+    with probe.listener("token", 1, "127.0.0.1", []) as port:
         theirs = mine | {"port": port}
-        assert probe.reach(mine, 1, theirs, "token") == [["lo", "lo"]]
-        assert probe.reach(mine, 2, theirs, "token") == [], "someone else answers there"
-        assert probe.reach(mine, 1, theirs, "other") == [], "someone else answers there"
-        assert probe.reach(mine | {"host": "b"}, 1, theirs, "token") == [], "loopback leads home"
+        assert probe.reach(mine, 1, theirs, "token")
+        assert not probe.reach(mine, 2, theirs, "token"), "someone else answers there"
+        assert not probe.reach(mine, 1, theirs, "other"), "someone else answers there"
+        assert not probe.reach(mine | {"host": "b"}, 1, theirs, "token"), "loopback leads home"
         answers = {
             said_to(port, b"a question\n"),
             said_to(port, b"another\n"),
@@ -172,8 +174,8 @@ def test_only_the_rank_itself_counts_as_reached():
         with socket.create_connection(
             ("127.0.0.1", port)
         ):  # says nothing, and keeps nobody from asking
-            assert probe.reach(mine, 1, theirs, "token") == [["lo", "lo"]]
-    assert probe.reach(mine, 1, theirs, "token") == [], "nobody listens any more"
+            assert probe.reach(mine, 1, theirs, "token")
+    assert not probe.reach(mine, 1, theirs, "token"), "nobody listens any more"
 
 
 def said_to(port, question):
@@ -192,7 +194,7 @@ def said_to(port, question):
     ],
 )  # fmt: skip
 def test_what_no_task_says_is_not_taken(line):
-    with Rendezvous("127.0.0.1", 2, 5.0, 5.0) as rendezvous:
+    with Rendezvous(DOOR, 2, 5.0, 5.0) as rendezvous:
         assert rendezvous.checked(line) is None
         assert said_to(rendezvous.port, rendezvous.token.encode() + b"\n" + line + b"\n") == b""
         assert rendezvous.checked(b'{"round": "start", "rank": 1, "value": 1}') == ("start", 1, 1)

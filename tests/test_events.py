@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from chexspark.cluster.doors import Door
 from chexspark.cluster.events import EventServer
 from chexspark.progress import ProgressLine, duration
 from chexspark.training.events import (
@@ -30,6 +31,7 @@ from chexspark.training.events import (
     encode,
 )  # fmt: skip
 
+DOOR = Door("127.0.0.1", "127.0.0.1")
 STEP = Step(1, 3, 2, 9, loss=0.5, learning_rate=0.1, images_per_second=7.5, seconds_left=3.0)
 # One of each kind of event that ranks send.
 EVENTS = [
@@ -76,7 +78,7 @@ def test_a_whole_number_is_a_number():
 
 def test_events_arrive_with_their_rank(wait_for):
     seen = []
-    with EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: seen.append(said)) as server:
+    with EventServer(DOOR, 8, lambda *said: seen.append(said)) as server:
         with EventSender(server.address, 3) as sender:
             sender.send(STEP)
             sender.send(Note("a line"))
@@ -86,7 +88,7 @@ def test_events_arrive_with_their_rank(wait_for):
 
 def test_who_does_not_know_the_token_is_not_heard(wait_for):
     seen = []
-    with EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: seen.append(said)) as server:
+    with EventServer(DOOR, 8, lambda *said: seen.append(said)) as server:
         stranger = EventAddress("127.0.0.1", server.address.port, "guess")
         with EventSender(stranger, 0) as sender, contextlib.suppress(OSError):
             # The server hangs up without reading on: each of these may find the line cut.
@@ -101,7 +103,7 @@ def test_who_does_not_know_the_token_is_not_heard(wait_for):
 
 @pytest.mark.parametrize("rank", [-1, 2, 10**30])
 def test_a_number_that_no_rank_has_is_hung_up_on(rank):
-    with EventServer("127.0.0.1", "127.0.0.1", 2, print) as server:
+    with EventServer(DOOR, 2, print) as server:
         address = server.address.host, server.address.port
         with socket.create_connection(address) as strange:
             strange.sendall(server.address.token.encode() + b"\n" + encode(Connected(rank, "a")))
@@ -112,7 +114,7 @@ def test_a_number_that_no_rank_has_is_hung_up_on(rank):
 @pytest.mark.parametrize("line", [line for line in STRANGE if line])
 def test_who_says_what_is_no_event_is_hung_up_on_and_others_are_heard(wait_for, line):
     seen = []
-    with EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: seen.append(said)) as server:
+    with EventServer(DOOR, 8, lambda *said: seen.append(said)) as server:
         address = server.address.host, server.address.port
         with socket.create_connection(address) as strange, EventSender(server.address, 1) as sender:
             strange.sendall(server.address.token.encode() + b"\n" + encode(Connected(0, "a")))
@@ -136,7 +138,7 @@ def test_a_long_text_is_cut_and_a_screen_that_is_gone_is_no_loss(wait_for):
         seen.append(event)
         raise BrokenPipeError
 
-    with EventServer("127.0.0.1", "127.0.0.1", 8, show) as server:
+    with EventServer(DOOR, 8, show) as server:
         with EventSender(server.address, 0) as sender:
             sender.send(Problem(0, "a", "\u00e9" * 100_000))
             sender.send(Problem(0, "a", "short"))
@@ -146,7 +148,7 @@ def test_a_long_text_is_cut_and_a_screen_that_is_gone_is_no_loss(wait_for):
 
 
 def test_a_rank_gives_signs_while_it_works(wait_for):
-    with EventServer("127.0.0.1", "127.0.0.1", 8, print) as server, EventSender(server.address, 0):
+    with EventServer(DOOR, 8, print) as server, EventSender(server.address, 0):
         wait_for(lambda: 0 in server.ranks and server.ranks[0].beat)
         first = server.ranks[0].beat
         wait_for(lambda: server.ranks[0].beat > first)

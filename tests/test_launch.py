@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from chexspark.cluster import adapted_horovod, events, launch
+from chexspark.cluster.doors import Door
 from chexspark.cluster.slots import Supply
 from chexspark.cluster.view import EpochTable
 from chexspark.errors import RunFailedError, StoppedError, UserError
@@ -28,6 +29,7 @@ from chexspark.training.events import (
 )  # fmt: skip
 
 # A Spark job that nobody runs.
+DOOR = Door("127.0.0.1", "127.0.0.1")
 JOBS = SimpleNamespace(cancelled=False, task_counts=lambda: (0, 0), cancel=lambda: None)
 
 
@@ -62,7 +64,7 @@ STEP = encode(A_STEP)
 )
 def test_how_a_rank_is_lost_is_told_apart(last, message, host):
     seen = []
-    with events.EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: seen.append(said)) as server:
+    with events.EventServer(DOOR, 8, lambda *said: seen.append(said)) as server:
         server.listen(Line(CONNECTED, STEP, last))
         ranks = launch.Ranks(None, server, 2, 300, jobs=JOBS)
         assert (
@@ -102,7 +104,7 @@ HOROVOD = RuntimeError("one or more processes exited with non-zero status")
 def test_the_reason_is_found(monkeypatch, failures, last, kind, message):
     monkeypatch.setattr(launch, "has_ended", lambda spark: False)
     monkeypatch.setattr(launch, "LOOK_SECONDS", 0)
-    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
+    with events.EventServer(DOOR, 8, print) as server:
         if last is None:  # still connected
             server.ranks[1] = events.ConnectedRank(1, "b", Line(), 0.0)
         else:
@@ -127,7 +129,7 @@ def test_ranks_that_do_not_come_are_waited_for_with_a_word_and_not_for_ever(monk
         launch, "supply", lambda spark: Supply(slots[0], 2, 2**31, "spark://m:7077")
     )
     monkeypatch.setattr(JOBS, "task_counts", lambda: (tasks[0], 0))
-    with events.EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: told.append(said)) as server:
+    with events.EventServer(DOOR, 8, lambda *said: told.append(said)) as server:
         ranks = launch.Ranks(None, server, 2, 300, wait_seconds=60, jobs=JOBS)
         server.ranks[1] = events.ConnectedRank(1, "b", Line(), now[0])
 
@@ -202,7 +204,7 @@ def test_a_job_that_is_not_submitted_yet_is_cancelled_all_the_same(monkeypatch):
             ranks.over.set()
 
     monkeypatch.setattr(JOBS, "cancel", cancel)
-    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
+    with events.EventServer(DOOR, 8, print) as server:
         ranks = launch.Ranks(None, server, 2, 300, wait_seconds=60, jobs=JOBS)
         ranks.end()
     assert len(cancelled) == 3
@@ -248,7 +250,7 @@ def test_a_collective_that_breaks_off_is_another_rank_s_fault():
 
 def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):
     ended = []
-    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
+    with events.EventServer(DOOR, 8, print) as server:
         ranks = launch.Ranks(None, server, 2, 300, jobs=JOBS)
         monkeypatch.setattr(ranks, "find_stalled", lambda: 1 / 0)
         monkeypatch.setattr(ranks, "end", lambda: ended.append(True))
@@ -257,7 +259,7 @@ def test_a_fault_of_the_watch_ends_the_ranks(monkeypatch):
 
 
 def test_who_comes_late_hears_of_the_stop():
-    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
+    with events.EventServer(DOOR, 8, print) as server:
         server.ask_to_stop()
         with EventSender(server.address, 0) as late:
             assert late.stopping.wait(60)
@@ -270,7 +272,7 @@ def test_who_comes_late_hears_of_the_stop():
 
 def test_a_rank_may_be_silent_for_longer_before_its_first_step(monkeypatch):
     now = stopped_clock(monkeypatch, events)
-    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
+    with events.EventServer(DOOR, 8, print) as server:
         line = server.ranks[0] = events.ConnectedRank(0, "a", Line(), spoke=0.0)
         now[0] = 301.0
         assert server.stalled(300) == []
@@ -295,7 +297,7 @@ def test_a_rank_may_be_silent_for_longer_before_its_first_step(monkeypatch):
 def test_the_rank_that_stands_still_is_named(monkeypatch, spoke, beat, message, rank):
     for module in (events, launch):
         stopped_clock(monkeypatch, module)[0] = 400.0
-    with events.EventServer("127.0.0.1", "127.0.0.1", 8, print) as server:
+    with events.EventServer(DOOR, 8, print) as server:
         for n in range(3):
             server.ranks[n] = events.ConnectedRank(n, "a", Line(), spoke[n], beat[n], working=True)
         found = launch.Ranks(None, server, 3, 300, jobs=JOBS).find_stalled()
@@ -304,7 +306,7 @@ def test_the_rank_that_stands_still_is_named(monkeypatch, spoke, beat, message, 
 
 def test_a_process_that_gives_signs_but_does_nothing_is_silent(monkeypatch):
     now, seen = stopped_clock(monkeypatch, events), []
-    with events.EventServer("127.0.0.1", "127.0.0.1", 8, lambda *said: seen.append(said)) as server:
+    with events.EventServer(DOOR, 8, lambda *said: seen.append(said)) as server:
         line = server.ranks[1] = events.ConnectedRank(1, "b", Line(), now[0])
         for event in (A_STEP, Alive(), Beat()):
             now[0] += 299
@@ -356,6 +358,6 @@ def test_horovod_is_as_it_was_afterwards():
         )  # fmt: skip
 
     before = parts()
-    with adapted_horovod.adapted_horovod("127.0.0.1", set(), [], JOBS):
+    with adapted_horovod.adapted_horovod(DOOR, set(), [], JOBS):
         assert all(a is not b for a, b in zip(parts(), before, strict=True))
     assert parts() == before

@@ -10,7 +10,6 @@ import errno
 import functools
 import os
 import socket
-import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -23,8 +22,14 @@ import horovod.runner.util.threads as horovod_threads
 import horovod.spark.gloo_run as spark_gloo_run
 import horovod.spark.runner as spark_runner
 from horovod.spark.driver.driver_service import SparkDriverService
-from pyspark import SparkFiles
 
+from chexspark.cluster.doors import Door
+from chexspark.cluster.horovod_services import (
+    closed_rendezvous,
+    closed_services,
+    replaced,
+    task_function,
+)
 from chexspark.cluster.job_group import JobGroup
 from chexspark.training.events import keep_alive
 
@@ -34,34 +39,39 @@ RunRank = Callable[[str, Any, Any], tuple[int, float]]  # → exit code, when it
 
 @contextlib.contextmanager
 def adapted_horovod(
-    driver_host: str, silent_hosts: set[str], failed_ranks: list[int], jobs: JobGroup
+    door: Door, silent_hosts: set[str], failed_ranks: list[int], jobs: JobGroup
 ) -> Iterator[None]:
-    """Inside, Horovod differs in eight ways.
+    """Inside, Horovod differs in ten ways.
 
     It does not load TensorFlow in a fork of the driver to see whether it was built with Gloo: that
     takes six seconds, and fails where only executors have TensorFlow; ``hvd.init`` finds out too.
     It leaves signals alone: its handler kills ranks that could still write a checkpoint.
-    It takes the network interface that leads to the driver, where it would take any that the ranks
-    have in common: with all ranks on one host that may be the loopback, and the driver elsewhere.
+    Each rank takes the network interface that leads to the driver, whatever it is called there; Horovod
+    would take any whose name all hosts have in common: with all ranks on one host that may be the
+    loopback, and the driver elsewhere.
     It gives up on a task whose host is silent (or among `silent_hosts`), and does not wait for hours.
     It notes in `failed_ranks` which ranks ended with another exit code than 0, in that order.
     Its own threads end in silence: when a rank fails, the one that waits for the Spark job would end
     with a page of Java stack; what matters comes as an event or in the exception of its ``run``.
     Its Spark job is one of `jobs`, so that it ends with the caller's job group, and not of a group that
     Horovod makes up.
-    Its ranks import what ``--py-files`` and ``addPyFile`` brought, as the Spark tasks do that start them.
+    Its ranks import what ``--py-files`` and ``addPyFile`` brought, as the Spark tasks do that start them,
+    and are run by the Python of these tasks, where it would take the driver's (`TASKS_PYTHON`).
+    Its services listen at the driver's `door` and at those of tasks, its rendezvous answers the hosts of
+    tasks that have registered, and ends with the ranks.
     """
     plain_interfaces = SparkDriverService.get_common_interfaces
 
     def interfaces(service: SparkDriverService) -> list[str]:
-        return in_order(plain_interfaces(service), service.addresses(), driver_host)
+        own = service.addresses()
+        return list(own) if door.bind else in_order(plain_interfaces(service), own, door.host)
 
     silent_thread = functools.partial(horovod_threads.in_thread, silent=True)
     plain_spark_thread = spark_runner._make_spark_thread
 
     def spark_thread(spark_context: Any, group: str, *arguments: Any, **settings: Any) -> Any:
         return plain_spark_thread(
-            GroupedContext(spark_context, jobs), group, *arguments, **settings
+            GroupedContext(spark_context, jobs, door), group, *arguments, **settings
         )
 
     plain_command = spark_gloo_run._exec_command_fn
@@ -80,8 +90,11 @@ def adapted_horovod(
     def new_socket(*arguments: Any, **settings: Any) -> WatchedSocket:
         return WatchedSocket(silent_hosts, *arguments, **settings)
 
-    with contextlib.ExitStack() as stack:
-        for owner, name, ours in (
+    guests: set[str] = set()
+    with (
+        closed_services(door, guests),
+        closed_rendezvous(door, guests),
+        replaced(
             (spark_gloo_run, "_exec_command_fn", command_of),
             (spark_runner, "in_thread", silent_thread),
             (spark_runner, "_make_spark_thread", spark_thread),
@@ -96,9 +109,8 @@ def adapted_horovod(
             (gloo_run, "register_shutdown_event", threading.Event),
             (SparkDriverService, "get_common_interfaces", interfaces),
             (network, "socket", types.SimpleNamespace(**vars(socket) | {"socket": new_socket})),
-        ):
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, ours)
+        ),
+    ):
         yield
 
 
@@ -119,8 +131,8 @@ def cancelling(function: Callable, jobs: JobGroup) -> Callable:
 class GroupedContext:
     """The SparkContext for the thread of Horovod's job, which is one of `jobs`."""
 
-    def __init__(self, context: Any, jobs: JobGroup) -> None:
-        self.context, self.jobs = context, jobs
+    def __init__(self, context: Any, jobs: JobGroup, door: Door) -> None:
+        self.context, self.jobs, self.door = context, jobs, door
 
     def setJobGroup(self, group: str, description: str, interruptOnCancel: bool) -> None:  # noqa: N802, N803
         """Take the group of `jobs`, whatever Horovod says."""
@@ -128,18 +140,19 @@ class GroupedContext:
 
     def range(self, *arguments: Any, **settings: Any) -> "NotedJob":
         """The start of Horovod's job."""
-        return NotedJob(self.context.range(*arguments, **settings), self.jobs)
+        return NotedJob(self.context.range(*arguments, **settings), self.jobs, self.door)
 
 
 class NotedJob:
     """The RDD of Horovod's job: what ends it is noted."""
 
-    def __init__(self, rdd: Any, jobs: JobGroup) -> None:
-        self.rdd, self.jobs = rdd, jobs
+    def __init__(self, rdd: Any, jobs: JobGroup, door: Door) -> None:
+        self.rdd, self.jobs, self.door = rdd, jobs, door
 
     def mapPartitionsWithIndex(self, function: Callable) -> "NotedJob":  # noqa: N802
         """As the RDD's."""
-        return NotedJob(self.rdd.mapPartitionsWithIndex(with_py_files(function)), self.jobs)
+        ours = task_function(function, self.door)
+        return NotedJob(self.rdd.mapPartitionsWithIndex(ours), self.jobs, self.door)
 
     def collect(self) -> list[Any]:
         """Run it. Raises what Spark raises."""
@@ -148,27 +161,6 @@ class NotedJob:
         except Exception as error:
             self.jobs.note(error)
             raise
-
-
-def with_py_files(function: Callable) -> Callable:
-    """What a Spark task of Horovod's runs, with the files that Spark has brought on PYTHONPATH.
-
-    Spark puts them on the path of its own Python worker, and ranks are child processes of it.
-    """
-
-    def run(index: int, rows: Any) -> Any:
-        brought = [place for place in sys.path if place.startswith(SparkFiles.getRootDirectory())]
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = os.pathsep.join(brought + ([before] if before else []))
-        try:
-            yield from function(index, rows)
-        finally:
-            if before is None:
-                del os.environ["PYTHONPATH"]
-            else:
-                os.environ["PYTHONPATH"] = before
-
-    return run
 
 
 def in_order(

@@ -4,7 +4,6 @@ In: what tasks found (`probe.PlaceFacts`), one per rank; what the network costs 
 Out: lines of text.
 """
 
-import sys
 from collections import Counter
 
 from chexspark.cluster.probe import PlaceFacts
@@ -108,11 +107,6 @@ def package_faults(ranks: list[PlaceFacts], driver_versions: dict[str, str | Non
             elif version != expected:
                 remedy = OF_THE_CLUSTER if package == "pyspark" else SAME_ENVIRONMENT
                 found.append(f"{package} on {host} is {version}, {whose} is {expected}: {remedy}")
-    for host in dict.fromkeys(r["host"] for r in ranks if not r["driver_python"]):
-        found.append(
-            f"{host} has no {sys.executable}, the driver's Python, with which Horovod starts ranks: "
-            f"{SAME_ENVIRONMENT}"
-        )
     unbuilt = [r for r in ranks if r["versions"]["horovod"] and not r["horovod_library"]]
     for host in dict.fromkeys(r["host"] for r in unbuilt):
         found.append(
@@ -237,8 +231,9 @@ def disk_faults(ranks: list[PlaceFacts], cost: NetworkCost | None = None) -> lis
 
 
 def network_faults(ranks: list[PlaceFacts]) -> list[str]:
-    """Ranks that do not reach the driver or each other, or have no interface of one name."""
+    """Ranks that do not reach the driver or each other."""
     names = {r["rank"]: f"rank {r['rank']} on {r['host']}" for r in ranks}
+    addresses = {r["rank"]: r["address"] or "an address that is not known" for r in ranks}
     found = [
         f"{names[r['rank']]} does not reach the driver at {r['driver']}: open the way for it, or set "
         "spark.driver.host to an address that executors reach"
@@ -246,30 +241,22 @@ def network_faults(ranks: list[PlaceFacts]) -> list[str]:
         if r["driver"]
     ]
     pairs = {
-        (r["rank"], int(other)): ways
+        (r["rank"], int(other)): is_reached
         for r in ranks
         if isinstance(reached := r["reached"], dict)
-        for other, ways in reached.items()
+        for other, is_reached in reached.items()
     }
-    tried = sorted({name for r in ranks for name in r["interfaces"]})
-    for (rank, other), ways in pairs.items():
-        if not ways:
+    for (rank, other), is_reached in pairs.items():
+        if not is_reached:
             found.append(
-                f"{names[rank]} does not reach {names[other]} over any interface ({', '.join(tried)}): "
-                "let executors connect to each other on all ports"
+                f"{names[rank]} does not reach {names[other]} at {addresses[other]}, by which that one "
+                "speaks with the driver: let executors connect to each other there, on all ports"
             )
     found += [
         f"{names[r['rank']]} could not try to reach the others ({r['reached']}): see to its network"
         for r in ranks
         if not isinstance(r["reached"], dict)
     ]
-    if not found and pairs:
-        common = set.intersection(*({a for a, b in ways if a == b} for ways in pairs.values()))
-        if not common:
-            found.append(
-                f"no network interface leads from every rank to every other under the same name "
-                f"({', '.join(tried)}), and Horovod needs one: name one alike on all hosts"
-            )
     return found
 
 

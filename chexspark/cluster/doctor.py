@@ -8,7 +8,6 @@ what it found is judged here (`diagnosis`).
 import contextlib
 import glob
 import logging
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -166,7 +165,6 @@ def what_to_ask(
     """What tasks are to find out about store and run; `mark`: the name of a file in the run."""
     files = [file.path for file in manifest.splits["train"].files]
     return {
-        "python": sys.executable,
         "store": store.uri,
         "fingerprint": manifest.fingerprint,
         "files": files[:num_proc],

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+from chexspark.cluster.doors import Door, GuardedServer
 from chexspark.training.events import (
     BEAT_SECONDS,
     STOP,
@@ -67,9 +68,7 @@ class EventServer:
     by one thread at a time.
     """
 
-    def __init__(
-        self, host: str, bind: str, num_proc: int, handle: Callable[[int, Event], None]
-    ) -> None:
+    def __init__(self, door: Door, num_proc: int, handle: Callable[[int, Event], None]) -> None:
         self.token = secrets.token_hex(16)
         self.ranks: dict[int, ConnectedRank] = {}
         self.lock = threading.Lock()
@@ -81,13 +80,11 @@ class EventServer:
             def handle(self) -> None:
                 token = self.rfile.readline(LONGEST_LINE).strip()
                 if hmac.compare_digest(token, outer.token.encode()):
+                    outer.server.admit(self.client_address)
                     outer.listen(self)
 
-        class Server(socketserver.ThreadingTCPServer):
-            daemon_threads = True
-
-        self.server = Server((bind, 0), Connection)
-        self.address = EventAddress(host, self.server.server_address[1], self.token)
+        self.server = door.open(lambda address: GuardedServer(address, Connection))
+        self.address = EventAddress(door.host, self.server.server_address[1], self.token)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.server.serve_forever, args=(0.1,), daemon=True).start()

@@ -14,7 +14,9 @@ import horovod.spark
 from pyspark.sql import SparkSession
 
 from chexspark.cluster.adapted_horovod import adapted_horovod
+from chexspark.cluster.doors import door_of
 from chexspark.cluster.events import FIRST_STEP_SECONDS, EventServer
+from chexspark.cluster.horovod_services import TASKS_PYTHON
 from chexspark.cluster.job_group import CANCELLED, JobGroup
 from chexspark.cluster.slots import WAIT_SECONDS, Supply, busy, slots_text, supply
 from chexspark.cluster.turn import signals_to, turn
@@ -215,9 +217,7 @@ def run_ranks(
     user, RanksLost when one died, stalled or met what may pass, StoppedError after a signal or when Spark's
     application was ended, RunFailedError when one failed otherwise.
     """
-    conf = spark.sparkContext.getConf()
-    host = str(conf.get("spark.driver.host"))
-    bind = str(conf.get("spark.driver.bindAddress", host))
+    door = door_of(spark)
     failures: list[Failed] = []
     errors = io.StringIO()
 
@@ -229,18 +229,18 @@ def run_ranks(
 
     with (
         turn(spark),
-        EventServer(host, bind, num_proc, handle) as events,
+        EventServer(door, num_proc, handle) as events,
     ):
         ranks = Ranks(
             spark, events, num_proc, stall_seconds, wait_seconds, run_lost, stop_asked=stop_asked
         )
-        with adapted_horovod(host, ranks.silent, ranks.failed, ranks.jobs), signals_to(ranks.stop):
+        with adapted_horovod(door, ranks.silent, ranks.failed, ranks.jobs), signals_to(ranks.stop):
             threading.Thread(target=ranks.watch, daemon=True).start()
             try:
                 return horovod.spark.run(
                     function, args=(events.address, *arguments), num_proc=num_proc,
                     env=ENVIRONMENT | (environment or {}), use_gloo=True, stderr=errors, verbose=0,
-                    start_timeout=START_TIMEOUT,
+                    start_timeout=START_TIMEOUT, executable=TASKS_PYTHON,
                 )  # fmt: skip
             except Exception as error:  # Horovod raises bare ones; `why` finds the reason
                 failed = error

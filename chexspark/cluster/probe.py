@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import re
 import secrets
 import shutil
@@ -37,6 +38,7 @@ CONNECT_SECONDS = (
 ANSWER_SECONDS = 20.0  # for a process that was reached to say who it is: its host may be busy
 CHECK_SECONDS = 60.0  # for store and run to answer
 ALIKE_SECONDS = 10.0  # that tasks which have met may differ in finishing
+LOOPBACK = "127.0.0.1"
 LONGEST_QUESTION = 256  # bytes, of what one rank asks another
 CONNECTIONS = 64  # that one rank tries at a time
 DRIVER_VERSION = "/sys/module/nvidia/version"
@@ -49,7 +51,6 @@ LIMITS = (  # of a container's memory: the most, what is taken, and where it say
 class Asked(TypedDict):
     """What a task is to find out about."""
 
-    python: str  # the driver's
     store: str  # path or URI
     fingerprint: str  # the store's
     manifest: str  # the name of the store's file that says the same
@@ -67,14 +68,14 @@ class Meeting(TypedDict):
     port: int
     token: str
     seconds: float  # until the first round ends
-    bind: str  # where a task listens: the loopback address where all are on one host, else empty: everywhere
+    ports: list[int]  # of which a task takes one to listen at; none: any
 
 
 class Address(TypedDict):
     """How a task is reached."""
 
     host: str
-    addresses: dict[str, str]  # network interface → IPv4 address
+    address: str  # IPv4, of the interface that leads to the driver; empty where that is not known
     port: int
 
 
@@ -97,10 +98,8 @@ class PlaceFacts(TypedDict, total=False):
     nvidia_driver: str | None  # its version; None where no driver is loaded
     met: bool  # the task ran at the same time as the others
     driver: str | None  # why the driver was not reached, at which address
-    driver_python: bool  # the driver's Python is there
-    interfaces: dict[str, str]  # network interface → IPv4 address
-    # Other rank → pairs of interfaces, ours and theirs, over which it was reached; or why none was.
-    reached: dict[int, list[list[str]]] | str
+    address: str  # of the interface that leads to the driver, over which ranks reach each other
+    reached: dict[int, bool] | str  # other rank → whether it was reached; or why none was
     store: str | None  # why the store cannot be read
     run: str | None  # why the run cannot be written
 
@@ -237,16 +236,13 @@ def nvidia_driver() -> str | None:
 
 def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
     """Meet the other tasks, then reach for them, the store and the run, all at the same time."""
-    rank, interfaces = place["rank"], addresses()
+    rank, address = place["rank"], address_towards(meeting["host"])  # where Horovod will listen
     place |= {
-        "met": True, "driver": None, "driver_python": os.path.exists(asked["python"]),
-        "interfaces": interfaces, "reached": {}, "store": None, "run": None, "run_disk": {},
+        "met": True, "driver": None, "address": address, "reached": {}, "store": None, "run": None, "run_disk": {},
         "run_kept": 0,
     }  # fmt: skip
-    bind = meeting["bind"]
-    with listener(meeting["token"], rank, bind) as port:
-        offered = {name: address for name, address in interfaces.items() if bind in ("", address)}
-        mine: Address = {"host": place["host"], "addresses": offered, "port": port}
+    with listener(meeting["token"], rank, address, meeting["ports"]) as port:
+        mine: Address = {"host": place["host"], "address": address, "port": port}
         try:
             ranks = gather(meeting, "start", rank, mine)
         except OSError as error:
@@ -271,24 +267,23 @@ def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
     return place
 
 
-def addresses() -> dict[str, str]:
-    """Network interface → its IPv4 address, of those that are up; Horovod takes no other kind."""
-    try:
-        import psutil
-    except ImportError:
-        return {}
-    up = {name for name, state in psutil.net_if_stats().items() if state.isup}
-    return {
-        name: entry.address
-        for name, entries in psutil.net_if_addrs().items()
-        for entry in entries
-        if name in up and entry.family == socket.AF_INET
-    }
+def address_towards(host: str) -> str:
+    """This host's IPv4 address on the way to another; empty where there is no way."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked,
+    ):
+        asked.connect((host, 9))  # sends nothing
+        return str(asked.getsockname()[0])
+    return ""
 
 
 @contextlib.contextmanager
-def listener(token: str, rank: int, bind: str) -> Iterator[int]:
-    """Prove to whoever asks that this is the rank, and say nothing else; yields the port."""
+def listener(token: str, rank: int, bind: str, ports: list[int]) -> Iterator[int]:
+    """Prove to whoever asks that this is the rank, and say nothing else; yields the port.
+
+    `ports`: of which it is one; any where there are none. Raises OSError where none is free.
+    """
 
     class Connection(socketserver.StreamRequestHandler):
         timeout = CONNECT_SECONDS
@@ -302,12 +297,22 @@ def listener(token: str, rank: int, bind: str) -> Iterator[int]:
         daemon_threads = True
         request_queue_size = 128
 
-    with Server((bind, 0), Connection) as server:
+    with first_free(lambda port: Server((bind, port), Connection), ports) as server:
         threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         try:
             yield server.server_address[1]
         finally:
             server.shutdown()
+
+
+def first_free(make: Callable[[int], Any], ports: list[int]) -> Any:
+    """What `make` makes of the first port that is free. Raises OSError where none is."""
+    for port in random.sample(ports, len(ports)):
+        with contextlib.suppress(OSError):
+            return make(port)
+    if ports:
+        raise OSError(f"no port from {ports[0]} to {ports[-1]} is free on {socket.gethostname()}")
+    return make(0)
 
 
 def proof(token: str, rank: int, asked: bytes) -> str:
@@ -330,33 +335,27 @@ def gather(meeting: Meeting, round_name: str, rank: int, value: Any) -> dict[int
         return {int(who): value for who, value in json.loads(answer).items()}
 
 
-def reach_all(
-    rank: int, mine: Address, ranks: dict[int, Address], token: str
-) -> dict[int, list[list[str]]]:
-    """Other rank → pairs of interfaces, ours and theirs, over which it was reached."""
+def reach_all(rank: int, mine: Address, ranks: dict[int, Address], token: str) -> dict[int, bool]:
+    """Other rank → whether it was reached."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         others = [other for other in ranks if other != rank]
         found = pool.map(lambda other: reach(mine, other, ranks[other], token), others)
         return dict(zip(others, found, strict=True))
 
 
-def reach(mine: Address, other: int, theirs: Address, token: str) -> list[list[str]]:
+def reach(mine: Address, other: int, theirs: Address, token: str) -> bool:
     """See `reach_all`; `other`: their rank. Loopback counts between ranks of one host."""
-    found = []
-    for name, address in theirs["addresses"].items():
-        if address.startswith("127.") and mine["host"] != theirs["host"]:
-            continue
-        goal = (address, theirs["port"])
-        with contextlib.suppress(OSError), socket.create_connection(goal, CONNECT_SECONDS) as their:
-            ours = their.getsockname()[0]
-            their.settimeout(ANSWER_SECONDS)
-            asked = secrets.token_hex(16).encode()
-            their.sendall(asked + b"\n")
-            said = their.makefile("rb").readline(LONGEST_QUESTION).strip()
-            # Another host may have the same address, of a bridge for containers say.
-            if hmac.compare_digest(said, proof(token, other, asked).encode()):
-                found += [[n, name] for n, a in mine["addresses"].items() if a == ours]
-    return found
+    if theirs["address"].startswith("127.") and mine["host"] != theirs["host"]:
+        return False
+    goal = theirs["address"], theirs["port"]
+    with contextlib.suppress(OSError), socket.create_connection(goal, CONNECT_SECONDS) as their:
+        their.settimeout(ANSWER_SECONDS)
+        asked = secrets.token_hex(16).encode()
+        their.sendall(asked + b"\n")
+        said = their.makefile("rb").readline(LONGEST_QUESTION).strip()
+        # Another host may have the same address, of a bridge for containers say.
+        return hmac.compare_digest(said, proof(token, other, asked).encode())
+    return False
 
 
 def in_background(function: Callable[..., Any], *arguments: Any) -> Callable[[float], Any]:

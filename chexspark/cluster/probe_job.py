@@ -16,18 +16,18 @@ from pyspark import RDD
 from pyspark.sql import SparkSession
 
 from chexspark.cluster import diagnosis, probe
+from chexspark.cluster.doors import door_of
 from chexspark.cluster.job_group import JobGroup
 from chexspark.cluster.probe import Asked, Meeting, PlaceFacts
 from chexspark.cluster.rendezvous import Rendezvous
 from chexspark.cluster.slots import busy, supply
 from chexspark.errors import StoppedError
 from chexspark.progress import ProgressLine
-from chexspark.session import ENDED, has_ended, is_local
+from chexspark.session import ENDED, has_ended
 
 AFTER_SECONDS = probe.CHECK_SECONDS + probe.ALIKE_SECONDS  # for tasks that met to answer
 LAST_SECONDS = 2.0  # for the job to end by itself after all that is known is known
 LOOK_SECONDS = 0.1  # between two looks at the tasks
-LOOPBACK = "127.0.0.1"
 BY_VALUE = threading.Lock()
 
 
@@ -85,19 +85,17 @@ def look(
 
     Raises StoppedError when Spark's application ends.
     """
-    conf = spark.sparkContext.getConf()
-    host = str(conf.get("spark.driver.host"))
-    bind = str(conf.get("spark.driver.bindAddress", host))
+    door = door_of(spark)
     with (
-        Rendezvous(bind, num_proc, wait_seconds, AFTER_SECONDS) as rendezvous,
+        Rendezvous(door, num_proc, wait_seconds, AFTER_SECONDS) as rendezvous,
         ProgressLine() as line,
     ):
         meeting: Meeting = {
-            "host": host,
+            "host": door.host,
             "port": rendezvous.port,
             "token": rendezvous.token,
             "seconds": wait_seconds,
-            "bind": LOOPBACK if is_local(spark) else "",
+            "ports": list(door.ports),
         }
         job = ProbeJob(spark, asked, meeting, num_proc)
         try:

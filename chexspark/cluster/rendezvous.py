@@ -14,6 +14,8 @@ import time
 from collections import defaultdict
 from typing import Any, Self
 
+from chexspark.cluster.doors import Door, GuardedServer
+
 FIRST = "start"  # the round to which all are to come
 ROUNDS = (FIRST, "end")
 LONGEST_LINE = 1 << 20
@@ -27,7 +29,7 @@ class Rendezvous:
     `after_seconds` from its end at most.
     """
 
-    def __init__(self, bind: str, num_tasks: int, seconds: float, after_seconds: float) -> None:
+    def __init__(self, door: Door, num_tasks: int, seconds: float, after_seconds: float) -> None:
         self.token = secrets.token_hex(16)
         self.num_tasks, self.after_seconds = num_tasks, after_seconds
         self.until = time.monotonic() + seconds  # of the round ``start``
@@ -40,15 +42,12 @@ class Rendezvous:
             def handle(self) -> None:
                 token = self.rfile.readline(LONGEST_LINE).strip()
                 if hmac.compare_digest(token, rendezvous.token.encode()):
+                    rendezvous.server.admit(self.client_address)
                     said = rendezvous.checked(self.rfile.readline(LONGEST_LINE))
                     if said:
                         self.wfile.write((json.dumps(rendezvous.wait(*said)) + "\n").encode())
 
-        class Server(socketserver.ThreadingTCPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-        self.server = Server((bind, 0), Connection)
+        self.server = door.open(lambda address: GuardedServer(address, Connection))
         self.port = self.server.server_address[1]
 
     def checked(self, line: bytes) -> tuple[str, int, Any] | None:
