@@ -144,13 +144,13 @@ def run(command, **options) -> str:
 def test_the_wheel_has_what_is_not_python(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     recipes = {f"chexspark/recipes/{p.name}" for p in (ROOT / "chexspark/recipes").glob("*.yaml")}
-    templates = {f"chexspark/evaluation/{p.name}" for p in ROOT.glob("chexspark/*/*.jinja")}
+    templates = {str(p.relative_to(ROOT)) for p in ROOT.glob("chexspark/*/*.jinja")}
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "chexspark").rglob("*.py")}
     forms = {
         f"chexspark/ingestion/label_forms/{p.name}"
         for p in (ROOT / "chexspark/ingestion/label_forms").glob("*.yaml")
     }
-    assert len(recipes) == 8 and len(templates) == 2 and len(forms) == 9
+    assert len(recipes) == 8 and len(templates) == 4 and len(forms) == 9
     assert recipes | templates | forms | modules | {"chexspark/py.typed"} <= names
     assert not [name for name in names if name.startswith(("tests", "jobs", "build"))]
 

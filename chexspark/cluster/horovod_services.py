@@ -16,7 +16,6 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cloudpickle
 import horovod.runner.common.util.network as network
 import horovod.runner.http.http_server as http_server
 from horovod.runner.common.service.driver_service import RegisterTaskRequest
@@ -52,7 +51,7 @@ class BoundedWire(network.Wire):
         message = rfile.read(length)
         if not secret.check_digest(self._key, message, head[: secret.DIGEST_LENGTH]):
             raise ValueError("a message from who does not know the key")
-        return cloudpickle.loads(message)
+        return network.cloudpickle.loads(message)  # as Horovod does
 
 
 @contextlib.contextmanager
