@@ -9,5 +9,7 @@ COPY conf conf/
 COPY jobs jobs/
 COPY chexspark chexspark/
 RUN ./build.sh setup $SETUP && rm -rf /root/.cache
-ENV PATH=/opt/chexspark/.venv/bin:$PATH
-ENTRYPOINT ["chexspark"]
+# Spark's pods on Kubernetes run as this user; Hadoop asks for its name.
+RUN useradd --uid 185 --create-home spark
+ENV PATH=/opt/chexspark/.venv/bin:$PATH SPARK_HOME=/opt/chexspark/.venv/lib/python3.11/site-packages/pyspark
+ENTRYPOINT ["/opt/chexspark/conf/clusters/kubernetes/entrypoint.sh"]
