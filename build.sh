@@ -18,6 +18,8 @@ help() {
 ./build.sh test [ARGS]    set-up, then the quick tests, two at a time; or pytest with ARGS
 ./build.sh pack [FOLDER]  set-up, then dist/chexspark-env-….tar.gz: Python, chexspark and all that they need,
                           for the executors of a cluster whose hosts have none of it
+./build.sh test-cluster   set-up, then the tests of clusters: over several hosts, by the commands of the pages
+                          in conf/clusters, where network namespaces can be made (root); an hour
 ./build.sh configure-gpu  set-up, then Horovod's build for GPUs as far as its configuration
 ./build.sh lint           ruff and mypy, in an environment of their own: needs no Java, no compiler
 ./build.sh help           this text
@@ -314,6 +316,7 @@ case ${1:-help} in
   setup) shift; setup "$@"; say "chexspark is set up in $venv" ;;
   demo) demo ;;
   test) shift; run_tests "$@" ;;
+  test-cluster) shift; run_tests -m cluster "$@" ;;
   pack) shift; pack "$@" ;;
   configure-gpu) configure_gpu ;;
   lint) lint ;;
