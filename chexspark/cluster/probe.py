@@ -17,10 +17,12 @@ import json
 import os
 import platform
 import re
+import resource
 import secrets
 import shutil
 import socket
 import socketserver
+import sys
 import tempfile
 import threading
 import time
@@ -40,6 +42,7 @@ ALIKE_SECONDS = 10.0  # that tasks which have met may differ in finishing
 LONGEST_QUESTION = 256  # bytes, of what one rank asks another
 CONNECTIONS = 64  # that one rank tries at a time
 DRIVER_VERSION = "/sys/module/nvidia/version"
+PACKED = "chexspark-env.json"  # in an environment that ``./build.sh pack`` made: what it needs
 LIMITS = (  # of a container's memory: the most, what is taken, and where it says what of that is cache
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
@@ -95,7 +98,12 @@ class PlaceFacts(TypedDict, total=False):
     horovod_library: bool  # Horovod was built for TensorFlow
     horovod_nvcc: str | None  # the CUDA compiler's version, where Horovod was built for GPUs
     nvidia_driver: str | None  # its version; None where no driver is loaded
+    open_files: int | None  # that a process may have; None: any number
+    glibc: str | None  # its version; None where the C library is another one
+    glibc_needed: str | None  # by the packed environment; None where it is none
     met: bool  # the task ran at the same time as the others
+    clock: float  # the host's, when all had met: seconds
+    driver_clock: tuple[float, float]  # the driver's, before that and after; the driver adds it
     driver: str | None  # why the driver was not reached, at which address
     driver_python: bool  # the driver's Python is there
     interfaces: dict[str, str]  # network interface → IPv4 address
@@ -139,6 +147,9 @@ def look_around(rank: int, gpus: list[str]) -> PlaceFacts:
         "horovod_library": horovod_library(),
         "horovod_nvcc": horovod_nvcc(),
         "nvidia_driver": nvidia_driver(),
+        "open_files": open_files(),
+        "glibc": glibc(),
+        "glibc_needed": glibc_needed(),
     }
 
 
@@ -235,6 +246,26 @@ def nvidia_driver() -> str | None:
     return None
 
 
+def open_files() -> int | None:
+    """How many files and connections a process of this task may have open; None: any number."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def glibc() -> str | None:
+    """The version of the C library; None where it is another one."""
+    with contextlib.suppress(OSError, ValueError):  # a name that it does not know
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ") or None
+    return None
+
+
+def glibc_needed() -> str | None:
+    """The oldest glibc that this Python's environment runs with, as far as ``./build.sh pack`` has noted it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads((Path(sys.prefix) / PACKED).read_text()).get("glibc")
+    return None
+
+
 def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
     """Meet the other tasks, then reach for them, the store and the run, all at the same time."""
     rank, interfaces = place["rank"], addresses()
@@ -252,6 +283,7 @@ def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
         except OSError as error:
             place["driver"] = f"{meeting['host']}:{meeting['port']} ({error})"
             return place
+        place["clock"] = time.time()
         if rank not in ranks:
             place["met"] = False
             return place
