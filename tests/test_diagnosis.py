@@ -2,7 +2,7 @@
 
 import pytest
 
-from chexspark.cluster import diagnosis
+from chexspark.cluster import conf_diagnosis, diagnosis, host_diagnosis
 from chexspark.cluster.doctor import Examination, container_overhead
 from chexspark.errors import UserError
 
@@ -19,7 +19,8 @@ def facts(rank, host="a", **changes):
         "memory_bytes": ROOM, "temp_disk": {"/tmp": ROOM}, "run_disk": {}, "run_kept": 0, "versions": VERSIONS,
         "horovod_library": True, "driver": None,
         "address": f"10.0.0.{rank}", "reached": {1 - rank: True},
-        "store": None, "run": None,
+        "store": None, "run": None, "clock": 1000.0, "driver_clock": (999.5, 1001.5), "open_files": 1024,
+        "glibc": "2.36", "glibc_needed": None,
     } | changes  # fmt: skip
 
 
@@ -170,6 +171,92 @@ def test_a_container_that_would_be_killed(spark, monkeypatch):
     (warning,) = diagnosis.container_warnings(together, overhead)
     assert "its 2 ranks need 1.4 GiB" in warning and "memoryOverhead=1400m" in warning
     assert diagnosis.container_warnings(together, 2 << 30) == []
+
+
+@pytest.mark.parametrize(
+    "master, heap, conf, overhead, expected",
+    [
+        ("yarn", 8192, {}, None, 819),
+        ("yarn", 1024, {}, None, 384),
+        ("yarn", 8192, {"spark.executor.memoryOverheadFactor": "0.5"}, None, 4096),
+        ("yarn", 8192, {"spark.executor.memoryOverheadFactor": "0.5"}, 6144, 6144),
+        ("yarn", 8192, {"spark.kubernetes.memoryOverheadFactor": "0.4"}, None, 819),
+        ("k8s://a:6443", 8192, {}, None, 819),
+        ("k8s://a:6443", 8192, {"spark.kubernetes.memoryOverheadFactor": "0.4"}, None, 3276),
+    ],
+)
+def test_a_container_s_memory_is_counted_as_its_manager_counts(
+    master, heap, conf, overhead, expected
+):
+    found = conf_diagnosis.overhead_mebibytes(master, heap, conf, overhead, 384)
+    assert found == expected
+
+
+def test_python_s_own_memory_is_part_of_a_container(spark, monkeypatch):
+    scala = spark.sparkContext._jsc.sc().conf()
+    for name, value in (("pyspark.memory", "1g"), ("minMemoryOverhead", "512m")):
+        scala.set(f"spark.executor.{name}", value)
+    try:
+        for master, expected in (("yarn", 1536), ("k8s://https://a:6443", 512)):
+            monkeypatch.setattr(spark.sparkContext, "master", master)
+            assert container_overhead(spark) == expected << 20
+    finally:
+        for name in ("pyspark.memory", "minMemoryOverhead"):
+            scala.remove(f"spark.executor.{name}")
+
+
+def test_settings_that_do_not_suit_ranks():
+    assert conf_diagnosis.settings_warnings({"spark.speculation": "false"}, None) == []
+    assert conf_diagnosis.settings_warnings({}, 60.0) == []
+    given = {"spark.speculation": "true", "spark.executor.pyspark.memory": "2g"}
+    first, second, third = conf_diagnosis.settings_warnings(given, 10.0)
+    assert first.endswith("--conf spark.speculation=false")
+    assert second.startswith("executors are given back after 10 s without a task")
+    assert third.startswith("spark.executor.pyspark.memory=2g limits the address space of ranks")
+
+
+@pytest.mark.parametrize(
+    "clock, said",
+    [
+        (1000.0, None),
+        (939.6, None),  # one minute before the earliest moment at which it can have been read
+        (939.4, "the clock of b is 60 s or more behind the driver's"),
+        (1061.4, None),
+        (1121.5, "the clock of b is 120 s or more ahead of the driver's"),
+    ],
+)
+def test_a_clock_counts_as_wrong_only_where_that_is_certain(clock, said):
+    found = host_diagnosis.clock_warnings([WELL, facts(1, "b", clock=clock), facts(2, "b")])
+    assert [line.partition(",")[0] for line in found] == ([said] if said else [])
+    assert all("set both by NTP" in line for line in found)
+
+
+def test_a_task_that_met_nobody_has_read_no_clock():
+    lonely = {k: v for k, v in facts(1, "b").items() if k not in ("clock", "driver_clock")}
+    assert host_diagnosis.clock_warnings([WELL, lonely]) == []
+
+
+def test_a_rank_has_a_connection_to_every_other_one():
+    two = [facts(0, open_files=1024), facts(1, "b", open_files=None)]
+    assert host_diagnosis.open_files_warnings(two, 192) == []
+    (warning,) = host_diagnosis.open_files_warnings(two, 200)
+    assert warning.startswith(
+        "a process on a may have 1024 files open, but a rank of 200 needs 1056"
+    )
+    assert "ulimit -n 1056" in warning
+
+
+def test_a_packed_environment_needs_a_glibc_that_is_not_older():
+    well = [
+        facts(0, glibc="2.28", glibc_needed="2.28"),
+        facts(1, "b", glibc="2.36", glibc_needed="2.9"),
+    ]
+    assert host_diagnosis.glibc_faults([*well, facts(2, "c"), facts(3, "d", glibc=None)]) == []
+    (fault,) = host_diagnosis.glibc_faults([WELL, facts(1, "b", glibc="2.9", glibc_needed="2.28")])
+    assert fault == (
+        "glibc on b is 2.9, the packed environment needs 2.28: run ./build.sh pack on the oldest Linux "
+        "distribution of the cluster"
+    )
 
 
 def test_a_spark_that_is_not_the_environment_s():

@@ -1,19 +1,22 @@
 """Examinations of a real session, with real faults; and the job."""
 
 import dataclasses
+import platform
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pyspark.cloudpickle
 import pytest
 
 from chexspark import doctor
-from chexspark.cluster import diagnosis, probe, slots
-from chexspark.cluster.doctor import examine
+from chexspark.cluster import diagnosis, probe, probe_job, slots
+from chexspark.cluster.doctor import examine, settings_warnings
 from chexspark.cluster.doors import Door
 from chexspark.cluster.probe_job import sent_by_value, spark_failure
 from chexspark.cluster.rendezvous import Rendezvous
@@ -97,6 +100,79 @@ def test_an_executor_without_python(look, spark, monkeypatch):
     monkeypatch.setattr(spark.sparkContext, "pythonExec", "/no/python")
     (fault,) = look().faults
     assert fault.startswith("there is no /no/python on executor driver on ")
+
+
+def test_an_environment_that_was_not_sent_along(look, spark, monkeypatch):
+    monkeypatch.setattr(spark.sparkContext, "pythonExec", "./env/bin/python")
+    (fault,) = look().faults
+    assert fault.startswith("there is no ./env/bin/python on executor driver on ")
+    assert "--archives FILE#env" in fault
+
+
+def test_an_environment_for_a_newer_linux(look, spark, monkeypatch, tmp_path):
+    python, lacks = (
+        tmp_path / "python",
+        "libc.so.6: version `GLIBC_%s' not found (required by python)",
+    )
+    python.write_text(
+        f'#!/bin/sh\necho "{lacks % 2.9}\n{lacks % 2.38}" >&2; exit 1\n'.replace("`", "\\`")
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(spark.sparkContext, "pythonExec", str(python))
+    (fault,) = look().faults
+    assert "needs glibc 2.38, which is not there: run ./build.sh pack on the oldest" in fault
+    python.chmod(0o644)
+    (fault,) = look().faults
+    assert (
+        f"{python} on executor driver on " in fault and "cannot be run (Permission denied)" in fault
+    )
+
+
+def test_what_a_newer_java_says_of_a_python_that_is_not_there():
+    said = 'java.io.IOException: Cannot run program "./env/bin/python": Exec failed, error: %s \n\tat java'
+    assert spark_failure(said % "2 (No such file or directory)").startswith(
+        "there is no ./env/bin/"
+    )
+    assert "cannot be run (Permission denied)" in spark_failure(said % "13 (Permission denied)")
+
+
+def test_a_driver_whose_clock_is_wrong(look, monkeypatch):
+    late = vars(time) | {"time": lambda: time.time() + 3600}
+    monkeypatch.setattr(probe_job, "time", types.SimpleNamespace(**late))
+    (warning,) = [text for text in look().warnings if "clock" in text]
+    assert re.match(r"the clock of \S+ is 3[56]\d\d s or more behind the driver's", warning)
+
+
+def test_what_a_task_sees_of_its_host(look, monkeypatch, tmp_path):
+    found = look()
+    assert not [text for text in found.warnings if "clock" in text or "files" in text]
+    assert all(r["driver_clock"][0] <= r["clock"] <= r["driver_clock"][1] for r in found.ranks)
+    assert {r["glibc"] for r in found.ranks} == {platform.libc_ver()[1]}
+    assert found.ranks[0]["glibc_needed"] is None and found.ranks[0]["open_files"] > 200
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    (tmp_path / probe.PACKED).write_text('{"glibc": "2.28"}')
+    assert probe.glibc_needed() == "2.28"
+    (tmp_path / probe.PACKED).write_text("[]")
+    assert probe.glibc_needed() is None
+
+
+def test_settings_are_looked_at_on_a_cluster_alone(look, spark, monkeypatch):
+    scala = spark.sparkContext._jsc.sc().conf()
+    monkeypatch.setattr(spark.sparkContext, "_conf", spark.sparkContext.getConf())
+    spark.sparkContext._conf.set("spark.speculation", "true")
+    assert settings_warnings(spark) == []
+    monkeypatch.setattr(spark.sparkContext, "master", "spark://a:7077")
+    (warning,) = settings_warnings(spark)
+    assert "--conf spark.speculation=false" in warning
+    spark.sparkContext._conf.set("spark.speculation", "false")
+    spark.sparkContext._conf.set("spark.dynamicAllocation.enabled", "true")
+    assert settings_warnings(spark) == []
+    scala.set("spark.dynamicAllocation.executorIdleTimeout", "500ms")
+    try:
+        (warning,) = settings_warnings(spark)
+    finally:
+        scala.remove("spark.dynamicAllocation.executorIdleTimeout")
+    assert "given back after 0 s" in warning
 
 
 def test_what_else_spark_says_becomes_one_line():

@@ -17,17 +17,17 @@ from pyarrow import fs
 from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
-from chexspark.cluster import diagnosis, probe
+from chexspark.cluster import conf_diagnosis, diagnosis, host_diagnosis, probe
 from chexspark.cluster.probe import Asked, PlaceFacts
 from chexspark.cluster.probe_job import look
-from chexspark.cluster.slots import WAIT_SECONDS, check_ranks
+from chexspark.cluster.slots import WAIT_SECONDS, check_ranks, is_dynamic
 from chexspark.config import DoctorConfig
 from chexspark.errors import UserError, spoken
 from chexspark.models.cost import NetworkCost, ToCount, counted_in_background
 from chexspark.models.custom import find_network
 from chexspark.run.checkpoint import PATTERN
 from chexspark.run.folder import RunFolder
-from chexspark.session import start_session
+from chexspark.session import is_local, start_session
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import FILE_NAME, Manifest, read_manifest
 
@@ -150,11 +150,15 @@ def examine(
     else:
         expected = probe.versions()
         faults += diagnosis.spark_faults(expected["pyspark"], spark.version)
+        faults += host_diagnosis.glibc_faults(ranks)
         faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], network)
     warnings = [
         *diagnosis.data_warnings(train.images, row_groups, num_proc, batch_size),
         *diagnosis.gpu_warnings(ranks),
         *diagnosis.container_warnings(ranks, container_overhead(spark), network),
+        *host_diagnosis.clock_warnings(ranks),
+        *host_diagnosis.open_files_warnings(ranks, num_proc),
+        *settings_warnings(spark),
     ]
     return Examination(num_proc, tuple(ranks), tuple(faults), tuple(warnings))
 
@@ -205,14 +209,33 @@ def marked(run: Location) -> Iterator[str]:
             run.delete_directory()
 
 
+def settings_warnings(spark: SparkSession) -> list[str]:
+    """What of Spark's settings does not suit ranks, where they run on a cluster."""
+    if is_local(spark):
+        return []
+    conf, name = spark.sparkContext.getConf(), "spark.dynamicAllocation.executorIdleTimeout"
+    idle = None
+    if is_dynamic(spark):
+        idle = spark.sparkContext._jsc.sc().conf().getTimeAsSeconds(name, "60s")
+    return conf_diagnosis.settings_warnings(dict(conf.getAll()), idle)
+
+
 def container_overhead(spark: SparkSession) -> int | None:
     """Bytes that an executor's container has beside the JVM, where YARN or Kubernetes limits them."""
-    master = str(spark.sparkContext.master)
+    context = spark.sparkContext
+    master, settings = str(context.master), dict(context.getConf().getAll())
     if not master.startswith(("yarn", "k8s")):
         return None
-    conf = spark.sparkContext._jsc.sc().conf()
-    heap = conf.getSizeAsMb("spark.executor.memory", "1g")
-    usual = "0.1" if master.startswith("yarn") else "0.4"
-    share = float(conf.get("spark.executor.memoryOverheadFactor", usual))
-    overhead = conf.getSizeAsMb("spark.executor.memoryOverhead", f"{max(384, int(heap * share))}m")
-    return (overhead + conf.getSizeAsMb("spark.executor.pyspark.memory", "0m")) << 20
+
+    def mebibytes(name: str, usual: str) -> int:
+        return context._jsc.sc().conf().getSizeAsMb(f"spark.executor.{name}", usual)
+
+    given = "spark.executor.memoryOverhead" in settings
+    overhead = conf_diagnosis.overhead_mebibytes(
+        master, mebibytes("memory", "1g"), settings,
+        mebibytes("memoryOverhead", "0m") if given else None, mebibytes("minMemoryOverhead", "384m"),
+    )  # fmt: skip
+    # Kubernetes adds what is Python's only where it has started the driver too, and knows that it is Python.
+    if master.startswith("yarn") or settings.get("spark.kubernetes.resource.type") == "python":
+        overhead += mebibytes("pyspark.memory", "0m")
+    return overhead << 20

@@ -18,10 +18,12 @@ import os
 import platform
 import random
 import re
+import resource
 import secrets
 import shutil
 import socket
 import socketserver
+import sys
 import tempfile
 import threading
 import time
@@ -42,6 +44,7 @@ LOOPBACK = "127.0.0.1"
 LONGEST_QUESTION = 256  # bytes, of what one rank asks another
 CONNECTIONS = 64  # that one rank tries at a time
 DRIVER_VERSION = "/sys/module/nvidia/version"
+PACKED = "chexspark-env.json"  # in an environment that ``./build.sh pack`` made: what it needs
 LIMITS = (  # of a container's memory: the most, what is taken, and where it says what of that is cache
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
@@ -96,7 +99,12 @@ class PlaceFacts(TypedDict, total=False):
     horovod_library: bool  # Horovod was built for TensorFlow
     horovod_nvcc: str | None  # the CUDA compiler's version, where Horovod was built for GPUs
     nvidia_driver: str | None  # its version; None where no driver is loaded
+    open_files: int | None  # that a process may have; None: any number
+    glibc: str | None  # its version; None where the C library is another one
+    glibc_needed: str | None  # by the packed environment; None where it is none
     met: bool  # the task ran at the same time as the others
+    clock: float  # the host's, when all had met: seconds
+    driver_clock: tuple[float, float]  # the driver's, before that and after; the driver adds it
     driver: str | None  # why the driver was not reached, at which address
     address: str  # of the interface that leads to the driver, over which ranks reach each other
     reached: dict[int, bool] | str  # other rank → whether it was reached; or why none was
@@ -138,6 +146,9 @@ def look_around(rank: int, gpus: list[str]) -> PlaceFacts:
         "horovod_library": horovod_library(),
         "horovod_nvcc": horovod_nvcc(),
         "nvidia_driver": nvidia_driver(),
+        "open_files": open_files(),
+        "glibc": glibc(),
+        "glibc_needed": glibc_needed(),
     }
 
 
@@ -234,6 +245,26 @@ def nvidia_driver() -> str | None:
     return None
 
 
+def open_files() -> int | None:
+    """How many files and connections a process of this task may have open; None: any number."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def glibc() -> str | None:
+    """The version of the C library; None where it is another one."""
+    with contextlib.suppress(OSError, ValueError):  # a name that it does not know
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ") or None
+    return None
+
+
+def glibc_needed() -> str | None:
+    """The oldest glibc that this Python's environment runs with, as far as ``./build.sh pack`` has noted it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads((Path(sys.prefix) / PACKED).read_text()).get("glibc")
+    return None
+
+
 def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
     """Meet the other tasks, then reach for them, the store and the run, all at the same time."""
     rank, address = place["rank"], address_towards(meeting["host"])  # where Horovod will listen
@@ -248,6 +279,7 @@ def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
         except OSError as error:
             place["driver"] = f"{meeting['host']}:{meeting['port']} ({error})"
             return place
+        place["clock"] = time.time()
         if rank not in ranks:
             place["met"] = False
             return place

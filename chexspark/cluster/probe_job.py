@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 
 from chexspark.cluster import diagnosis, probe
 from chexspark.cluster.doors import door_of
+from chexspark.cluster.host_diagnosis import PACK_ON_OLDEST, numbers
 from chexspark.cluster.job_group import JobGroup
 from chexspark.cluster.probe import Asked, Meeting, PlaceFacts
 from chexspark.cluster.rendezvous import Rendezvous
@@ -28,6 +29,7 @@ from chexspark.session import ENDED, has_ended
 AFTER_SECONDS = probe.CHECK_SECONDS + probe.ALIKE_SECONDS  # for tasks that met to answer
 LAST_SECONDS = 2.0  # for the job to end by itself after all that is known is known
 LOOK_SECONDS = 0.1  # between two looks at the tasks
+BRING = "give spark-submit --archives FILE#env with the file that ./build.sh pack made"
 BY_VALUE = threading.Lock()
 
 
@@ -50,13 +52,15 @@ def sent_by_value(module: ModuleType) -> Iterator[None]:
 class ProbeJob:
     """A Spark job of one `probe` per rank, in a thread of its own.
 
-    `places`: what came of it; `error`: why it failed, if it did.
+    `places`: what came of it; `error`: why it failed, if it did; `not_met`: by the driver's clock, when its tasks
+    had not met for the last time that this was looked at.
     """
 
     def __init__(self, spark: SparkSession, asked: Asked, meeting: Meeting, num_proc: int) -> None:
         self.jobs = JobGroup(spark, "doctor")
         self.places: list[PlaceFacts] = []
         self.error: Exception | None = None
+        self.not_met = time.time()
         tasks = self.jobs.context.range(0, num_proc, numSlices=num_proc)
         job = tasks.mapPartitionsWithIndex(probe.make_probe(asked, meeting))
         with sent_by_value(probe):  # chexspark may be what an executor lacks
@@ -109,6 +113,8 @@ def look(
         if error:
             return [], spark_failure(str(error))
         found = job.places or rendezvous.values("end")
+        for place in found:
+            place["driver_clock"] = job.not_met, time.time()
         if started < num_proc:
             return found, busy(supply(spark), started, num_proc, wait_seconds)
         return found, None
@@ -120,6 +126,9 @@ def wait_for_answers(
     """Wait for the job, as long as more can come of it; return how many of its tasks have started."""
     num_proc, last, started = rendezvous.num_tasks, None, 0
     while job.thread.is_alive():
+        clock = time.time()
+        if not rendezvous.is_over():
+            job.not_met = clock
         came, known = len(rendezvous.values("start")), len(rendezvous.values("end"))
         running, ended = (0, 0) if has_ended(spark) else job.jobs.task_counts()
         in_time = came if rendezvous.is_over() else running + ended
@@ -156,8 +165,17 @@ def spark_failure(text: str) -> str:
             f"Python on {place} is {worker}, the driver's is {driver}: set PYSPARK_PYTHON to one Python "
             f"for all, or {diagnosis.SAME_ENVIRONMENT}"
         )  # fmt: skip
-    if found := re.search(r'Cannot run program "([^"]+)"', text):
-        return f"there is no {found[1]} on {place}: {diagnosis.SAME_ENVIRONMENT}"
+    if lacking := re.findall(r"GLIBC_([\d.]+)' not found", text):
+        needed = max(lacking, key=numbers)
+        return f"Python on {place} needs glibc {needed}, which is not there: {PACK_ON_OLDEST}"
+    if found := re.search(
+        r'Cannot run program "([^"]+)"(?:.*?error[=:] *(\d+)\W+(\w[\w ]*))?', text
+    ):
+        program, number, reason = found.groups()
+        if number not in (None, "2"):
+            return f"{program} on {place} cannot be run ({reason}): {diagnosis.SAME_ENVIRONMENT}"
+        remedy = diagnosis.SAME_ENVIRONMENT if program.startswith("/") else BRING
+        return f"there is no {program} on {place}: {remedy}"
     if found := re.search(r"No module named '?([\w.]+)", text):
         return f"{found[1]} is missing on {place}: {diagnosis.SAME_ENVIRONMENT}"
     said = [
