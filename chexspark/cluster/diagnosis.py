@@ -12,7 +12,10 @@ from chexspark.models.cost import NetworkCost
 PROCESS_BYTES = 700 << 20  # resident memory of a rank with TensorFlow and Horovod, without a model
 CHECKPOINT_BYTES = 85 << 20  # DenseNet-121's weights and Adam's two values for each, float32
 CHECKPOINTS = 4  # the last two, the best, and one in the writing
-SAME_ENVIRONMENT = "run ./build.sh setup, of the same chexspark, at the same path on every host"
+SAME_ENVIRONMENT = (
+    "give spark-submit --archives what ./build.sh pack makes of this checkout, or run ./build.sh setup of it on "
+    "every host"
+)
 OF_THE_CLUSTER = "run ./build.sh setup --spark 3.5, or 4, on every host, as the cluster's Spark is"
 # NVIDIA's driver, at least, for code of a CUDA release: CUDA's release notes, table 2 ("CUDA Toolkit and
 # Minimum Required Driver Version for CUDA Minor Version Compatibility").
