@@ -33,19 +33,19 @@ CASES = {
     "a task of which nothing was heard": (
         [facts(0)], r"the task of rank 1 started, but did not answer: see in Spark's log"),
     "a missing package": (
-        [WELL, facts(1, "b", versions=without("tensorflow"))], r"tensorflow is missing on b: run "),
+        [WELL, facts(1, "b", versions=without("tensorflow"))], r"tensorflow is missing on b: give spark-submit --archives "),
     "a missing chexspark": (
         [WELL, facts(1, "b", versions=without("chexspark"), store="ModuleNotFoundError: ")],
-        r"chexspark is missing on b: run "),
+        r"chexspark is missing on b: give spark-submit --archives "),
     "another version": (
         [WELL, facts(1, "b", versions=VERSIONS | {"tensorflow": "2.17.0"})],
-        r"tensorflow on b is 2.17.0, the driver's is 2.18.1: run "),
+        r"tensorflow on b is 2.17.0, the driver's is 2.18.1: give spark-submit --archives "),
     "another code of the same version": (
         [WELL, facts(1, "b", versions=VERSIONS | {"chexspark": "0.1.0+bb"})],
-        r"chexspark on b is 0.1.0\+bb, the driver's is 0.1.0\+aa: run "),
+        r"chexspark on b is 0.1.0\+bb, the driver's is 0.1.0\+aa: give spark-submit --archives "),
     "another Python": (
         [WELL, facts(1, "b", versions=VERSIONS | {"python": "3.10"})],
-        r"python on b is 3.10, the driver's is 3.11: run "),
+        r"python on b is 3.10, the driver's is 3.11: give spark-submit --archives "),
     "a Horovod without TensorFlow": (
         [WELL, facts(1, "b", horovod_library=False)],
         r"horovod on b was built without TensorFlow: install it after TensorFlow"),
