@@ -76,7 +76,7 @@ def test_a_run_that_cannot_be_written(look, parent):
 def test_a_package_that_no_executor_has(look, monkeypatch):
     monkeypatch.setattr(probe, "PACKAGES", (*probe.PACKAGES, "no-such-package"))
     (fault,) = look().faults
-    assert fault.startswith(f"no-such-package is missing on {socket.gethostname()}: run ")
+    assert fault.startswith(f"no-such-package is missing on {socket.gethostname()}: give ")
 
 
 def test_the_probe_runs_where_chexspark_is_missing(look):
