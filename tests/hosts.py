@@ -30,9 +30,9 @@ mount -t tmpfs none "$1"; cd "$1"
 for folder in bin sbin lib lib64; do
   if [ -L /$folder ]; then ln -s "$(readlink /$folder)" $folder; else mkdir $folder; mount --rbind /$folder $folder; fi
 done
-mkdir -p usr etc proc dev tmp opt/spark opt/env nothing ".$2"
+mkdir -p usr etc proc dev tmp opt/spark opt/env nothing
 mount --rbind /usr usr; mount --rbind /etc etc; mount --rbind /dev dev; mount -t proc proc proc
-mount --bind "$3" tmp; mount --bind "$2" ".$2"; mount --bind "$6" opt/spark
+mount --bind "$3" tmp; mkdir -p ".$2"; mount --bind "$2" ".$2"; mount --bind "$6" opt/spark
 : >empty
 mount --bind "$2/hosts" etc/hosts
 if [ "$5" ]; then
