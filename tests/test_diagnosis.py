@@ -18,7 +18,7 @@ def facts(rank, host="a", **changes):
         "visible_gpus": changes.get("gpus", []), "horovod_nvcc": None, "nvidia_driver": None,
         "memory_bytes": ROOM, "temp_disk": {"/tmp": ROOM}, "run_disk": {}, "run_kept": 0, "versions": VERSIONS,
         "horovod_library": True, "driver": None,
-        "address": f"10.0.0.{rank}", "reached": {1 - rank: True},
+        "address": f"10.0.0.{rank}", "reached": {1 - rank: []},
         "store": None, "run": None, "clock": 1000.0, "driver_clock": (999.5, 1001.5), "open_files": 1024,
         "glibc": "2.36", "glibc_needed": None,
     } | changes  # fmt: skip
@@ -77,8 +77,8 @@ CASES = {
         [WELL, facts(1, "b", driver="h:1 (refused)", reached={})],
         r"rank 1 on b does not reach the driver at h:1 \(refused\): open the way .* spark.driver.host"),
     "no way to another rank": (
-        [WELL, facts(1, "b", reached={0: False})],
-        r"rank 1 on b does not reach rank 0 on a at 10\.0\.0\.0, by which that one speaks with the driver: let"),
+        [WELL, facts(1, "b", reached={0: [20003, 45555]})],
+        r"rank 1 on b does not reach rank 0 on a at 10\.0\.0\.0, by which that one speaks with the driver, at port 20003 and 45555: let"),
     "a network that swallows all": (
         [WELL, facts(1, "b", reached="no answer within 8 s")],
         r"rank 1 on b could not try to reach the others \(no answer within 8 s\)"),

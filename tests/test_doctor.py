@@ -44,7 +44,7 @@ def test_a_session_that_is_well(look, tmp_path):
     found = look(run=run)
     assert found.faults == () and not run.exists()
     assert [r["rank"] for r in found.ranks] == [0, 1]
-    assert all(r["reached"][1 - r["rank"]] for r in found.ranks)
+    assert all(r["reached"] == {1 - r["rank"]: []} for r in found.ranks)
     head, *lines = str(found).splitlines()
     assert head.split()[:4] == ["rank", "host", "executor", "device"] and len(lines) == 2
     assert lines[0].split()[1:4] == [socket.gethostname(), "driver", "CPU"]
@@ -236,11 +236,13 @@ def test_a_rendezvous_sends_away_who_comes_late_or_knows_no_token():
 def test_only_the_rank_itself_counts_as_reached():
     mine = {"host": "a", "address": "127.0.0.1"}
     with probe.listener("token", 1, "127.0.0.1", []) as port:
-        theirs = mine | {"port": port}
-        assert probe.reach(mine, 1, theirs, "token")
-        assert not probe.reach(mine, 2, theirs, "token"), "someone else answers there"
-        assert not probe.reach(mine, 1, theirs, "other"), "someone else answers there"
-        assert not probe.reach(mine | {"host": "b"}, 1, theirs, "token"), "loopback leads home"
+        theirs = mine | {"ports": [port]}
+        assert probe.reach(mine, 1, theirs, port, "token")
+        assert not probe.reach(mine, 2, theirs, port, "token"), "someone else answers there"
+        assert not probe.reach(mine, 1, theirs, port, "other"), "someone else answers there"
+        assert not probe.reach(mine | {"host": "b"}, 1, theirs, port, "token"), (
+            "loopback leads home"
+        )
         answers = {
             said_to(port, b"a question\n"),
             said_to(port, b"another\n"),
@@ -250,8 +252,8 @@ def test_only_the_rank_itself_counts_as_reached():
         with socket.create_connection(
             ("127.0.0.1", port)
         ):  # says nothing, and keeps nobody from asking
-            assert probe.reach(mine, 1, theirs, "token")
-    assert not probe.reach(mine, 1, theirs, "token"), "nobody listens any more"
+            assert probe.reach(mine, 1, theirs, port, "token")
+    assert not probe.reach(mine, 1, theirs, port, "token"), "nobody listens any more"
 
 
 def said_to(port, question):

@@ -244,16 +244,17 @@ def network_faults(ranks: list[PlaceFacts]) -> list[str]:
         if r["driver"]
     ]
     pairs = {
-        (r["rank"], int(other)): is_reached
+        (r["rank"], int(other)): ports
         for r in ranks
         if isinstance(reached := r["reached"], dict)
-        for other, is_reached in reached.items()
+        for other, ports in reached.items()
     }
-    for (rank, other), is_reached in pairs.items():
-        if not is_reached:
+    for (rank, other), ports in pairs.items():
+        if ports:
             found.append(
                 f"{names[rank]} does not reach {names[other]} at {addresses[other]}, by which that one "
-                "speaks with the driver: let executors connect to each other there, on all ports"
+                f"speaks with the driver, at port {' and '.join(map(str, ports))}: let executors connect to each "
+                "other there, on spark.chexspark.ports and on the system's ports (net.ipv4.ip_local_port_range)"
             )
     found += [
         f"{names[r['rank']]} could not try to reach the others ({r['reached']}): see to its network"

@@ -79,7 +79,7 @@ class Address(TypedDict):
 
     host: str
     address: str  # IPv4, of the interface that leads to the driver; empty where that is not known
-    port: int
+    ports: list[int]
 
 
 class PlaceFacts(TypedDict, total=False):
@@ -107,7 +107,9 @@ class PlaceFacts(TypedDict, total=False):
     driver_clock: tuple[float, float]  # the driver's, before that and after; the driver adds it
     driver: str | None  # why the driver was not reached, at which address
     address: str  # of the interface that leads to the driver, over which ranks reach each other
-    reached: dict[int, bool] | str  # other rank → whether it was reached; or why none was
+    reached: (
+        dict[int, list[int]] | str
+    )  # other rank → its ports that were not; or why none was reached
     store: str | None  # why the store cannot be read
     run: str | None  # why the run cannot be written
 
@@ -272,8 +274,11 @@ def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
         "met": True, "driver": None, "address": address, "reached": {}, "store": None, "run": None, "run_disk": {},
         "run_kept": 0,
     }  # fmt: skip
-    with listener(meeting["token"], rank, address, meeting["ports"]) as port:
-        mine: Address = {"host": place["host"], "address": address, "port": port}
+    with contextlib.ExitStack() as stack:
+        # A port that Horovod's task would have, and one of the system's, as the ring has.
+        kinds = [meeting["ports"], []] if meeting["ports"] else [[]]
+        ports = [stack.enter_context(listener(meeting["token"], rank, address, k)) for k in kinds]
+        mine: Address = {"host": place["host"], "address": address, "ports": ports}
         try:
             ranks = gather(meeting, "start", rank, mine)
         except OSError as error:
@@ -292,7 +297,7 @@ def meet(place: PlaceFacts, asked: Asked, meeting: Meeting) -> PlaceFacts:
         if folder and kept and not place["run"]:
             place["run_disk"] = {folder: shutil.disk_usage(folder).free}
             place["run_kept"] = len(glob.glob(kept))
-        # The port stays open until all are done; and Spark hands over no result while a task waits
+        # The ports stay open until all are done; and Spark hands over no result while a task waits
         # for a slot.
         with contextlib.suppress(OSError):
             gather(meeting, "end", rank, place)
@@ -367,19 +372,25 @@ def gather(meeting: Meeting, round_name: str, rank: int, value: Any) -> dict[int
         return {int(who): value for who, value in json.loads(answer).items()}
 
 
-def reach_all(rank: int, mine: Address, ranks: dict[int, Address], token: str) -> dict[int, bool]:
-    """Other rank → whether it was reached."""
+def reach_all(
+    rank: int, mine: Address, ranks: dict[int, Address], token: str
+) -> dict[int, list[int]]:
+    """Other rank → those of its ports at which it was not reached."""
+    others = [other for other in ranks if other != rank]
+    pairs = [(other, port) for other in others for port in ranks[other]["ports"]]
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        others = [other for other in ranks if other != rank]
-        found = pool.map(lambda other: reach(mine, other, ranks[other], token), others)
-        return dict(zip(others, found, strict=True))
+        found = list(
+            pool.map(lambda pair: reach(mine, pair[0], ranks[pair[0]], pair[1], token), pairs)
+        )
+    lost = [pair for pair, is_reached in zip(pairs, found, strict=True) if not is_reached]
+    return {other: [port for who, port in lost if who == other] for other in others}
 
 
-def reach(mine: Address, other: int, theirs: Address, token: str) -> bool:
-    """See `reach_all`; `other`: their rank. Loopback counts between ranks of one host."""
+def reach(mine: Address, other: int, theirs: Address, port: int, token: str) -> bool:
+    """Whether another rank answers at a port. Loopback counts between ranks of one host."""
     if theirs["address"].startswith("127.") and mine["host"] != theirs["host"]:
         return False
-    goal = theirs["address"], theirs["port"]
+    goal = theirs["address"], port
     with contextlib.suppress(OSError), socket.create_connection(goal, CONNECT_SECONDS) as their:
         their.settimeout(ANSWER_SECONDS)
         asked = secrets.token_hex(16).encode()
