@@ -122,6 +122,7 @@ def add_libraries(env: Path, packages: Path) -> None:
             if packages in link.file.parents:
                 by_wheels.add(link.name)
     library = env / "lib"
+    library.mkdir(exist_ok=True)
     for name, path in sorted(found.items()):
         shutil.copy(path, library / name)
         patch(library / name, "")
@@ -161,7 +162,7 @@ def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def try_archive(path: Path) -> None:
     """Unpack an archive as Spark does and import all, with nothing of this machine's environment."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=".trial.", dir=path.parent) as folder:
         root = Path(folder).resolve() / "env"
         root.mkdir()
         subprocess.run(["tar", "-xzf", path, "-C", root], check=True)
@@ -192,6 +193,24 @@ def aside(path: Path):
         other.unlink(missing_ok=True)
 
 
+def make_archive(archive: Path, lock: str, gpu: bool) -> None:
+    """Make the environment, pack and try it, beside the archive: the temporary folder may be small."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        aside(archive) as packed,
+        tempfile.TemporaryDirectory(prefix=".env.", dir=archive.parent) as folder,
+    ):
+        env = Path(folder).resolve() / "env"
+        env.mkdir()
+        build(env, lock, gpu)
+        size = sum(path.lstat().st_size for path in env.rglob("*"))
+        say(f"4/5 packing {size / 1e9:.1f} GB")
+        write_archive(env, packed)
+        shutil.rmtree(env)
+        say("5/5 trying it in another folder")
+        try_archive(packed)
+
+
 def main() -> None:
     """Make, pack and try the environment; say how Spark gets it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -200,24 +219,19 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     words = parser.parse_args()
     archive = words.folder / f"chexspark-env-{words.lock}{'-gpu' if words.gpu else ''}.tar.gz"
-    words.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="chexspark-env.") as folder, aside(archive) as packed:
-        env = Path(folder).resolve() / "env"
-        env.mkdir()
-        build(env, words.lock, words.gpu)
-        size = sum(path.lstat().st_size for path in env.rglob("*"))
-        say(f"4/5 packing {size / 1e9:.1f} GB")
-        write_archive(env, packed)
-        shutil.rmtree(env)
-        say("5/5 trying it in another folder")
-        try_archive(packed)
+    try:
+        make_archive(archive, words.lock, words.gpu)
+    except OSError as error:
+        print(f"build.sh: {error}", file=sys.stderr)
+        sys.exit(2)
     say(f"{archive} is there, {archive.stat().st_size / 1e6:,.0f} MB. On a cluster:")
     print(
         f"spark-submit --master URL --archives {archive}#env \\\n"
         "  --conf spark.pyspark.python=./env/bin/python \\\n"
         f"  --conf spark.pyspark.driver.python={sys.prefix}/bin/python \\\n"
-        "  $(chexspark script) train --data STORE --run RUN …\n"
+        "  $(chexspark script) train --data STORE --run RUN …"
     )
+    say("With --deploy-mode cluster the driver runs in it too: leave spark.pyspark.driver.python out")
 
 
 if __name__ == "__main__":
