@@ -55,7 +55,7 @@ def test_the_horovod_that_is_installed_is_the_one_that_is_changed():
 @pytest.mark.parametrize(
     "arguments, message",
     [(["--spark", "5"], "--spark is 3.5 or 4, not '5'"), (["--spark"], "--spark is 3.5 or 4, not ''"),
-     (["--gpus"], "setup knows --spark and --gpu, not '--gpus'")],
+     (["--gpus"], "setup knows --spark, --gpu and --offline, not '--gpus'")],
 )  # fmt: skip
 def test_set_up_refuses_what_it_does_not_know(tmp_path, arguments, message):
     done = subprocess.run(

@@ -231,7 +231,9 @@ def main() -> None:
         f"  --conf spark.pyspark.driver.python={sys.prefix}/bin/python \\\n"
         "  $(chexspark script) train --data STORE --run RUN …"
     )
-    say("With --deploy-mode cluster the driver runs in it too: leave spark.pyspark.driver.python out")
+    say(
+        "With --deploy-mode cluster the driver runs in it too: leave spark.pyspark.driver.python out"
+    )
 
 
 if __name__ == "__main__":
