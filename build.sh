@@ -6,18 +6,24 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 horovod_version=0.28.1
 venv=$(realpath -m "${CHEXSPARK_VENV:-.venv}")
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/chexspark
+wheelhouse=dist/wheelhouse
 spark=4
 gpu=no
+offline=no
 
 help() {
   cat <<'TEXT'
-./build.sh setup [--spark 3.5|4] [--gpu]
+./build.sh setup [--spark 3.5|4] [--gpu] [--offline]
                           install everything into .venv: for a cluster of Spark 3.5, or of Spark 4 (if
-                          nothing is said); --gpu builds Horovod with NCCL. What was chosen stays so
+                          nothing is said); --gpu builds Horovod with NCCL; --offline takes all from
+                          dist/wheelhouse, and needs no compiler. What was chosen stays so
 ./build.sh demo           set-up, then ingest, train, evaluate and report on synthetic X-rays (demo/)
 ./build.sh test [ARGS]    set-up, then the quick tests, two at a time; or pytest with ARGS
 ./build.sh pack [FOLDER]  set-up, then dist/chexspark-env-….tar.gz: Python, chexspark and all that they need,
                           for the executors of a cluster whose hosts have none of it
+./build.sh wheelhouse [--spark 3.5|4] [--gpu]
+                          set-up, then dist/wheelhouse: what setup --offline installs, to be copied into
+                          a checkout on a machine that reaches no registry
 ./build.sh test-cluster   set-up, then the tests of clusters: over several hosts, by the commands of the pages
                           in conf/clusters, where network namespaces can be made (root); an hour
 ./build.sh configure-gpu  set-up, then Horovod's build for GPUs as far as its configuration
@@ -38,7 +44,8 @@ find_python() {
   for name in python3.11 python3 python; do
     if command -v "$name" >/dev/null &&
       "$name" -c 'import sys, sysconfig, os, venv, ensurepip
-sys.exit(sys.version_info[:2] != (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null; then
+headers = sys.argv[1] == "yes" or os.path.exists(sysconfig.get_path("include") + "/Python.h")
+sys.exit(sys.version_info[:2] != (3, 11) or not headers)' $offline 2>/dev/null; then
       command -v "$name"
       return
     fi
@@ -57,6 +64,10 @@ has_compiler() {
 }
 
 check_machine() {
+  if [ $offline = yes ]; then
+    find_python >/dev/null && has_java || fail "Python 3.11 (with venv) and Java 17 are needed, and are not here"
+    return
+  fi
   local missing=()
   find_python >/dev/null || missing+=(python3.11 python3.11-venv python3.11-dev)
   has_java || missing+=(openjdk-17-jre-headless)
@@ -77,7 +88,7 @@ check_machine() {
 
 # What the stack was installed from: the locks, and the functions below that install it.
 stack_stamp() {
-  { cat $(locks); horovod_key; declare -f install_stack install_horovod; } | sha256sum | cut -d' ' -f1
+  { cat $(locks); horovod_key; declare -f install_stack build_horovod_wheel; } | sha256sum | cut -d' ' -f1
 }
 # What Horovod is built from and against, but for TensorFlow: its sources' changes, its build.
 horovod_key() {
@@ -99,7 +110,12 @@ install_stack() {
   # The locks are whole. Petastorm asks for setuptools<70, which has known holes, and needs none.
   pip install --no-deps -r "conf/spark-$spark.lock"
   [ $gpu = no ] || pip install --no-deps -r conf/gpu.lock
-  install_horovod
+  if [ $offline = yes ]; then
+    pip install --no-deps "$wheelhouse/$(horovod_kind)"/horovod-*.whl
+  else
+    build_horovod_wheel
+    pip install --no-deps "$horovod_wheels"/horovod-*.whl
+  fi
 }
 
 # The package, where its metadata or commands have changed: its modules are read from the checkout.
@@ -115,21 +131,21 @@ configure_spark() {
   cp conf/spark/* "$conf/"
 }
 
-install_horovod() {
-  local operations=gloo tensorflow wheels
+# Horovod's wheel in the folder $horovod_wheels, built where it is not there.
+build_horovod_wheel() {
+  local operations=gloo tensorflow
   [ $gpu = no ] || operations=nccl
   tensorflow=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("tensorflow"))')
-  wheels=$cache/horovod-$horovod_version-tensorflow-$tensorflow-py311-$(uname -m)-g++$(g++ -dumpversion)-$operations-$(horovod_key)
-  if ! ls "$wheels"/horovod-*.whl >/dev/null 2>&1; then
+  horovod_wheels=$cache/horovod-$horovod_version-tensorflow-$tensorflow-py311-$(uname -m)-g++$(g++ -dumpversion)-$operations-$(horovod_key)
+  if ! ls "$horovod_wheels"/horovod-*.whl >/dev/null 2>&1; then
     say "building Horovod $horovod_version with $operations (minutes; kept in $cache)"
     mkdir -p "$cache"
     local aside
     aside=$(mktemp -d "$cache/building.XXXXXX")
     build_horovod "$aside"
-    rm -rf "$wheels"
-    mv "$aside" "$wheels"
+    rm -rf "$horovod_wheels"
+    mv "$aside" "$horovod_wheels"
   fi
-  pip install --no-deps "$wheels"/horovod-*.whl
 }
 
 # Build the wheel in the folder $1; all else there is removed.
@@ -223,15 +239,17 @@ choose() {
   if read -r before after _ 2>/dev/null <"$venv/.chexspark" && [ -f "conf/spark-$before.lock" ]; then
     spark=$before gpu=$after
   fi
+  [ ! -f "$venv/.offline" ] || offline=yes
   while [ $# -gt 0 ]; do
     case $1 in
       --gpu) gpu=yes ;;
+      --offline) offline=yes ;;
       --spark)
         [ -f "conf/spark-${2:-}.lock" ] || fail "--spark is 3.5 or 4, not '${2:-}'"
         spark=$2
         shift
         ;;
-      *) fail "setup knows --spark and --gpu, not '$1'" ;;
+      *) fail "setup knows --spark, --gpu and --offline, not '$1'" ;;
     esac
     shift
   done
@@ -246,6 +264,11 @@ setup() {
     configure_spark
     activate
   else
+    if [ $offline = yes ]; then
+      check_wheelhouse
+      # Where pip looks, for a lock as for the package's own build.
+      export PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheelhouse
+    fi
     check_machine
     install_stack
     install_package
@@ -256,6 +279,63 @@ setup() {
     echo "$wanted" >"$venv/.chexspark"
     say "set up; activate it with: . $venv/bin/activate"
   fi
+  [ $offline = no ] || touch "$venv/.offline"
+}
+
+# --- a machine that reaches no registry ----------------------------------------------------
+
+# The folder of Horovod's wheel in a wheelhouse: whichever compiler built it, for the machine has none.
+horovod_kind() { echo "horovod-$([ $gpu = no ] && echo gloo || echo nccl)-$(horovod_key)"; }
+stack_name() { echo "spark-$spark$([ $gpu = no ] || echo -gpu)"; }
+# The list of a stack's wheels, with their digests: by its name it is told whether they are this checkout's.
+wheel_list() { echo "$(stack_name)-$({ cat $(locks); horovod_kind; } | sha256sum | cut -c1-12).sha256"; }
+wheels_are_whole() {
+  local list
+  list=$(wheel_list)
+  (cd "$wheelhouse" && sha256sum --check --status "$list") 2>/dev/null
+}
+
+make_wheelhouse() {
+  setup "$@"
+  if [ -f "$wheelhouse/$(wheel_list)" ] && wheels_are_whole; then
+    say "$wheelhouse has all for $(stack_name)"
+    return
+  fi
+  [ $offline = no ] || fail "wheelhouse takes wheels from PyPI; $venv was set up with --offline"
+  local aside=$wheelhouse.making lock list
+  list=$(wheel_list)
+  rm -rf "$aside"
+  mkdir -p "$aside/$(horovod_kind)" "$wheelhouse/$(horovod_kind)"
+  for lock in $(locks); do
+    say "wheels of $lock"
+    pip wheel --no-deps --wheel-dir "$aside" -r "$lock"
+  done
+  build_horovod_wheel
+  cp "$horovod_wheels"/horovod-*.whl "$aside/$(horovod_kind)"
+  (cd "$aside" && find . -name '*.whl' -exec sha256sum {} + | sort -k 2 >"$list")
+  # The list last: what is interrupted is not whole. What no list names is of an earlier checkout.
+  rm -f "$wheelhouse/$(stack_name)"-????????????.sha256
+  mv "$aside"/*.whl "$wheelhouse"
+  mv "$aside/$(horovod_kind)"/*.whl "$wheelhouse/$(horovod_kind)"
+  mv "$aside/$list" "$wheelhouse"
+  rm -rf "$aside"
+  (cd "$wheelhouse" && find . -name '*.whl' | while read -r wheel; do
+    grep -qF "  $wheel" ./*.sha256 || rm "$wheel"
+  done && find . -mindepth 1 -type d -empty -delete)
+  say "$wheelhouse is there, $(du -sh "$wheelhouse" | cut -f1): copy it into a checkout, and ./build.sh setup --offline"
+}
+
+# Before anything is removed.
+check_wheelhouse() {
+  local remedy words=
+  [ "$spark" = 4 ] || words+=" --spark $spark"
+  [ $gpu = no ] || words+=" --gpu"
+  remedy="run ./build.sh wheelhouse$words where PyPI is reached, and copy $wheelhouse"
+  [ -d "$wheelhouse" ] || fail "there is no $wheelhouse: $remedy"
+  compgen -G "$wheelhouse/$(stack_name)-????????????.sha256" >/dev/null ||
+    fail "$wheelhouse has nothing for $(stack_name): $remedy"
+  [ -f "$wheelhouse/$(wheel_list)" ] || fail "$wheelhouse is of another version of chexspark than this checkout: $remedy"
+  wheels_are_whole || fail "$wheelhouse is not whole: $remedy"
 }
 
 # --- what it is for -----------------------------------------------------------------------
@@ -318,6 +398,7 @@ case ${1:-help} in
   test) shift; run_tests "$@" ;;
   test-cluster) shift; run_tests -m cluster "$@" ;;
   pack) shift; pack "$@" ;;
+  wheelhouse) shift; make_wheelhouse "$@" ;;
   configure-gpu) configure_gpu ;;
   lint) lint ;;
   help | -h | --help) help ;;

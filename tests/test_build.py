@@ -3,13 +3,16 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
+import sys
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SEEN_BY_GIT = shutil.ignore_patterns(".*", "*.egg-info", "demo", "__pycache__", "dist")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_the_horovod_that_is_installed_is_the_one_that_is_changed():
 @pytest.mark.parametrize(
     "arguments, message",
     [(["--spark", "5"], "--spark is 3.5 or 4, not '5'"), (["--spark"], "--spark is 3.5 or 4, not ''"),
-     (["--gpus"], "setup knows --spark and --gpu, not '--gpus'")],
+     (["--gpus"], "setup knows --spark, --gpu and --offline, not '--gpus'")],
 )  # fmt: skip
 def test_set_up_refuses_what_it_does_not_know(tmp_path, arguments, message):
     done = subprocess.run(
@@ -64,3 +67,82 @@ def test_set_up_refuses_what_it_does_not_know(tmp_path, arguments, message):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (2, f"build.sh: {message}\n")
     assert not (tmp_path / "venv").exists()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what set-up reads, without a wheelhouse: a function that gives build.sh words."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    for name in ("build.sh", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tmp_path)
+
+    def call(*words):
+        done = subprocess.run([tmp_path / "build.sh", *words], capture_output=True, text=True,
+                              env=os.environ | {"CHEXSPARK_VENV": ""})  # fmt: skip
+        return done.returncode, done.stderr
+
+    call.folder = tmp_path
+    return call
+
+
+def test_set_up_without_a_registry_refuses_a_wheelhouse_that_is_not_the_right_one(checkout):
+    remedy = "run ./build.sh wheelhouse where PyPI is reached, and copy dist/wheelhouse"
+    house = checkout.folder / "dist/wheelhouse"
+
+    def refused(what):
+        return 2, f"build.sh: {what}: {remedy}\n"
+
+    assert checkout("setup", "--offline") == refused("there is no dist/wheelhouse")
+    house.mkdir(parents=True)
+    assert checkout("setup", "--offline") == refused("dist/wheelhouse has nothing for spark-4")
+    (house / "spark-4-gpu-000000000000.sha256").touch()
+    assert checkout("setup", "--offline") == refused("dist/wheelhouse has nothing for spark-4")
+    (house / "spark-4-000000000000.sha256").touch()
+    assert checkout("setup", "--offline") == refused(
+        "dist/wheelhouse is of another version of chexspark than this checkout"
+    )
+    right = subprocess.run(["bash", "-c", ". ./build.sh help >/dev/null; wheel_list"], text=True,
+                           cwd=checkout.folder, capture_output=True, check=True)  # fmt: skip
+    digest = "0" * 64
+    (house / right.stdout.strip()).write_text(f"{digest}  ./absl_py-2.5.1-py3-none-any.whl\n")
+    assert checkout("setup", "--offline") == refused("dist/wheelhouse is not whole")
+    (house / "absl_py-2.5.1-py3-none-any.whl").write_text("half of it")
+    assert checkout("setup", "--offline") == refused("dist/wheelhouse is not whole")
+    remedy = remedy.replace("wheelhouse where", "wheelhouse --spark 3.5 --gpu where")
+    words = ("setup", "--offline", "--spark", "3.5", "--gpu")
+    assert checkout(*words) == refused("dist/wheelhouse has nothing for spark-3.5-gpu")
+    assert not (checkout.folder / ".venv").exists()
+
+
+COMPILERS = re.compile(r".*(gcc|g\+\+|clang).*|cc|c\+\+|cpp|make|cmake|(python|pip).*")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_set_up_without_network_and_compiler(tmp_path):
+    """Wheels are gathered here; another checkout gets them, a host with Java and a Python 3.11 alone."""
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
+        pytest.skip("a network namespace cannot be made here: it is root who may")
+    for name in ("here", "there"):
+        shutil.copytree(ROOT, tmp_path / name, ignore=SEEN_BY_GIT)
+    done = subprocess.run([tmp_path / "here/build.sh", "wheelhouse"], capture_output=True, text=True,
+                          env=os.environ | {"CHEXSPARK_VENV": sys.prefix})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "there/dist").mkdir()
+    (tmp_path / "here/dist/wheelhouse").rename(tmp_path / "there/dist/wheelhouse")
+    for name in ("bin", "home"):
+        (tmp_path / name).mkdir()
+    for path in (path for folder in ("/usr/bin", "/usr/sbin") for path in Path(folder).iterdir()):
+        if not COMPILERS.fullmatch(path.name) and not (tmp_path / "bin" / path.name).exists():
+            (tmp_path / "bin" / path.name).symlink_to(path)
+    (tmp_path / "bin/python3.11").symlink_to(f"{sys.base_prefix}/bin/python3.11")
+    stack = "3.5" if distribution("pyspark").version.startswith("3.5") else "4"
+    for command in (f"setup --offline --spark {stack}", "test tests/test_config.py"):
+        done = subprocess.run(
+            ["unshare", "--net", "sh", "-c", f"ip link set lo up && ./build.sh {command}"],
+            cwd=tmp_path / "there", capture_output=True, text=True,
+            env={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path / "home"),
+                 **{k: v for k, v in os.environ.items() if k == "JAVA_HOME"}},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout and "installing" not in done.stderr

@@ -20,7 +20,7 @@ LEFT_OUT = shutil.ignore_patterns(
     "__pycache__", "site-packages", "dist-packages", "sitecustomize.py", "EXTERNALLY-MANAGED",
     "test", "tests", "_test*.so", "_ctypes_test*.so", "_xxtestfuzz*.so", "xxlimited*.so",
     "idlelib", "tkinter", "turtledemo", "turtle.py", "_tkinter*.so", "nis.*.so",
-    "config-*", "ensurepip", "pydoc_data", "lib2to3/tests",
+    "config-*", "ensurepip", "pydoc_data",
 )  # fmt: skip
 
 STARTS_PYTHON = """\
