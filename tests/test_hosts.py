@@ -294,7 +294,7 @@ def test_the_page_s_commands_on_hosts_without_python(packed, release, tmp_path):
 @pytest.fixture(scope="module")
 def larger(unpacked, release, tmp_path_factory):
     """A cluster of three workers, one more than there are ranks; its store; the weights of an undisturbed run."""
-    with Cluster(3, tmp_path_factory.mktemp("larger"), release, unpacked, "300m") as cluster:
+    with Cluster(3, tmp_path_factory.mktemp("larger"), release, unpacked, "1g") as cluster:
         ingest = next(line for line in cluster.page_lines() if " ingest " in line)
         cluster.run(f"{ingest} --size 32")
         seconds = train_disturbed(cluster, "undisturbed", lambda: None)[0]

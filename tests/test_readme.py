@@ -20,7 +20,7 @@ DOCUMENTS = [
 ]
 OTHERS = {"--help", "--recipe", "--gpu", "--master", "--executor-cores", "--conf", "--logdir",
           "--no-build-isolation", "--no-cache-dir", "--no-deps", "--no-binary", "--spark",
-          "--py-files", "--no-prune", "--properties-file", "--archives"}  # fmt: skip
+          "--py-files", "--no-prune", "--offline", "--properties-file", "--archives"}  # fmt: skip
 
 
 def flags_of(name: str) -> set[str]:
