@@ -37,7 +37,7 @@ LEVEL = 3  # of compression, the highest: zlib's 6 takes twice as long, for a tw
 WRITTEN = 315_532_800  # every file's time, 1980: the same contents make the same archive
 
 IMPORTED = (
-    "chexspark", "chexspark.commands", "tensorflow", "tf_keras", "horovod.tensorflow", "pyspark", "py4j",
+    "chexspark", "chexspark.commands", "tensorflow", "tensorboard.plugins.image", "tf_keras", "horovod.tensorflow", "pyspark", "py4j",
     "chexspark.ingestion.petastorm_metadata", "pyarrow.parquet", "fsspec", "numpy.testing", "pandas", "sklearn.metrics",
     "scipy.stats", "cv2", "PIL.Image", "h5py", "isal", "matplotlib.pyplot", "jinja2", "onnx",
     "onnxruntime", "tf2onnx", "pydicom", "gdcm", "mlflow", "optuna",
