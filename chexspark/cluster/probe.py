@@ -33,7 +33,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
-PACKAGES = ("tensorflow", "tf-keras", "horovod", "petastorm", "numpy", "pyarrow", "psutil")
+PACKAGES = (
+    "tensorflow",
+    "tf-keras",
+    "tensorboard",
+    "horovod",
+    "petastorm",
+    "numpy",
+    "pyarrow",
+    "psutil",
+)
 CONNECT_SECONDS = (
     2.0  # from one rank to another, or to the driver: the systems do that, however busy
 )
