@@ -251,28 +251,15 @@ class Host:
         stop, go = signal.SIGSTOP, signal.SIGCONT
         return self.for_a_while(seconds, lambda: self.each(stop), lambda: self.each(go))
 
-    @contextlib.contextmanager
-    def slow(self, rate):
-        """Inside, it sends no more than ``20mbit``, say."""
+    def slow(self, rate, seconds):
+        """A context manager: it sends no more than ``20mbit``, say, for so many seconds."""
         queue = ["netns", "exec", self.name, "tc", "qdisc"]
-        ip(
-            *queue,
-            "add",
-            "dev",
-            "eth0",
-            "root",
-            "tbf",
-            "rate",
-            rate,
-            "burst",
-            "32kbit",
-            "latency",
-            "400ms",
+        limit = ["dev", "eth0", "root", "tbf", "rate", rate, "burst", "32kbit", "latency", "400ms"]
+        return self.for_a_while(
+            seconds,
+            lambda: ip(*queue, "add", *limit),
+            lambda: ip(*queue, "del", "dev", "eth0", "root"),
         )
-        try:
-            yield
-        finally:
-            ip(*queue, "del", "dev", "eth0", "root")
 
     def cut_off(self, seconds):
         """A context manager: its cable is out for so many seconds."""

@@ -368,7 +368,7 @@ def test_a_fault_of_a_host_leaves_the_undisturbed_weights(larger, what, capfd):
         host = ranks_hosts(cluster)[-1]
         hit.append(host)
         return {
-            "cut-off": lambda: host.cut_off(60), "bandwidth": lambda: host.slow("4mbit"),
+            "cut-off": lambda: host.cut_off(60), "bandwidth": lambda: host.slow("50mbit", 60),
             "frozen": lambda: host.frozen(20), "store": lambda: store_away(cluster, 10), "disk": host.full,
             "down": lambda: down_for_good(host),
         }[what]()  # fmt: skip
