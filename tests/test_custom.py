@@ -243,6 +243,7 @@ def test_a_run_tells_the_name_and_the_digest_of_its_network(run, there):
     assert yaml.safe_load(run.settings.read_text())["model"] == NAME
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_when_its_network_is_named_again(spark, store, run, there, release):
     place = str(run)
     sys.modules.pop("mynet", None)

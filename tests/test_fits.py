@@ -213,6 +213,7 @@ def test_nih_s_images_are_stretched_and_others_padded():
     assert find_form("nih").name == NIH
 
 
+@pytest.mark.slow
 def test_a_run_and_its_model_tell_how_images_are_made(spark, stores, run_of, tmp_path, capsys):
     manifest = read_manifest(stores["pad"])
     run = run_folder(run_of())

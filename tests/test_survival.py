@@ -234,6 +234,7 @@ def python_worker_of(worker):
                 return process
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_an_executor_and_a_python_worker_are_killed_on_a_cluster(store, tmp_path, clean, cluster):
     run, (address, workers) = tmp_path / "run", cluster

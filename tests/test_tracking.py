@@ -132,6 +132,7 @@ def test_a_finished_training_is_told_once(trained, logged):
     assert steps == [1, 2]
 
 
+@pytest.mark.slow
 def test_spark_udf_gives_the_figures_of_predict(spark, trained, release, tmp_path):
     run = trained[0]
     files = sorted((release / "images").glob("*.png"))[:9]
