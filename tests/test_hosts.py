@@ -384,6 +384,8 @@ def test_a_fault_of_a_host_leaves_the_undisturbed_weights(larger, what, capfd):
 
 SHELL = """
 import os, signal, threading, time
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.getOrCreate()  # which a shell that is no terminal has not made
 from chexspark import train
 from chexspark.errors import StoppedError, UserError
 from chexspark.training.events import Step
