@@ -39,6 +39,7 @@ spark.stop()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_each_rank_has_the_gpu_that_spark_assigned(tmp_path):
     script = tmp_path / "gpus.sh"
