@@ -129,6 +129,11 @@ def test_an_environment_for_a_newer_linux(look, spark, monkeypatch, tmp_path):
 
 
 def test_what_a_newer_java_says_of_a_python_that_is_not_there():
+    assert spark_failure(
+        'java.io.IOException: Cannot run program "python3": Exec failed, error: 2'
+    ).startswith(
+        "python3 on the executors cannot be run: set spark.pyspark.python, or PYSPARK_PYTHON"
+    )
     said = 'java.io.IOException: Cannot run program "./env/bin/python": Exec failed, error: %s \n\tat java'
     assert spark_failure(said % "2 (No such file or directory)").startswith(
         "there is no ./env/bin/"

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -361,3 +362,17 @@ def test_horovod_is_as_it_was_afterwards():
     with adapted_horovod.adapted_horovod(DOOR, set(), [], JOBS):
         assert all(a is not b for a, b in zip(parts(), before, strict=True))
     assert parts() == before
+
+
+def test_who_stops_waits_for_the_last_checkpoint(wait_for):
+    """The step that is told is the checkpoint's, also where Spark was ended by the same Ctrl-C."""
+    with events.EventServer(DOOR, 2, print) as server:
+        ranks = launch.Ranks(None, server, 2, 300, jobs=JOBS)
+        ranks.wait_for_ends()  # none has come
+        with EventSender(server.address, 0):
+            wait_for(lambda: server.ranks)
+            waiting = threading.Thread(target=ranks.wait_for_ends)
+            waiting.start()
+            assert server.still_there() and waiting.is_alive()
+        waiting.join()
+        assert not server.still_there()

@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chexspark import ingest, phantom
+from chexspark import ingest
+from chexspark.phantom import write_release
 
 ROOT = Path(__file__).parent.parent
 RANKS = (1, 2, 4, 8, 16)
@@ -66,7 +67,7 @@ def test_cost_by_the_number_of_ranks(spark, tmp_path, capfd):
     rows = []
     for ranks in RANKS:
         folder, count = tmp_path / str(ranks), ranks * BATCH * STEPS
-        phantom(out=str(folder / "nih"), images=count + 20, size=32, seed=1)
+        write_release(out=str(folder / "nih"), images=count + 20, size=32, seed=1)
         splits = ["patient,split"]
         names = sorted(path.name for path in (folder / "nih/images").iterdir())
         # A few patients to validate and to test on, whatever the number of the others.

@@ -48,7 +48,7 @@ class Door:
         except OSError as error:
             if not self.ports:
                 raise
-            raise RunFailedError(f"{error}: widen {PORTS}") from error
+            raise RunFailedError(str(error)) from error
 
 
 def door_of(spark: SparkSession) -> Door:
@@ -71,7 +71,7 @@ def ports_of(text: str) -> tuple[int, ...]:
         if numbers and numbers[0] >= 1024 and numbers[-1] < 65536:
             return tuple(numbers)
     raise UserError(
-        f"{PORTS}={text} must be FIRST-LAST, of ports from 1024 to 65535: 40000-40063, say"
+        f"{PORTS}={text} must be FIRST-LAST, of ports from 1024 to 65535: 20000-20063, say"
     )
 
 

@@ -147,6 +147,10 @@ class EventServer:
         with self.lock:
             self.handle(0, event)
 
+    def still_there(self) -> bool:
+        """Whether a rank that has come has neither ended nor hung up."""
+        return any(not (rank.done or rank.lost) for rank in list(self.ranks.values()))
+
     def lost(self) -> ConnectedRank | None:
         """A rank whose connection ended before its work did."""
         return next((rank for rank in list(self.ranks.values()) if rank.lost), None)

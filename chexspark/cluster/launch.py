@@ -174,6 +174,12 @@ class Ranks:
             lost.address,
         )
 
+    def wait_for_ends(self) -> None:
+        """Until all have written their checkpoint and hung up, also where Spark itself was ended meanwhile."""
+        until = time.monotonic() + STOP_SECONDS
+        while self.events.still_there() and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
+
     def known_fault(self) -> RanksLost | None:
         """The first fault that was found, or what is known by now of a rank that has died."""
         return self.fault or self.find_lost()
@@ -256,6 +262,7 @@ def why(error: Exception, ranks: Ranks, failures: list[Failed], said: str) -> Ex
     `failures`: of ranks that failed; `said`: what ranks wrote that failed before.
     """
     if ranks.stopping.is_set():
+        ranks.wait_for_ends()
         return StoppedError("stopped")
     if ranks.jobs.cancelled:
         return StoppedError(CANCELLED)

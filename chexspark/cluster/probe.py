@@ -357,7 +357,9 @@ def first_free(make: Callable[[int], Any], ports: list[int]) -> Any:
         with contextlib.suppress(OSError):
             return make(port)
     if ports:
-        raise OSError(f"no port from {ports[0]} to {ports[-1]} is free on {socket.gethostname()}")
+        raise OSError(
+            f"no port from {ports[0]} to {ports[-1]} is free on {socket.gethostname()}: widen spark.chexspark.ports"
+        )
     return make(0)
 
 

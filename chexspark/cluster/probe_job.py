@@ -29,6 +29,7 @@ from chexspark.session import ENDED, has_ended
 AFTER_SECONDS = probe.CHECK_SECONDS + probe.ALIKE_SECONDS  # for tasks that met to answer
 LAST_SECONDS = 2.0  # for the job to end by itself after all that is known is known
 LOOK_SECONDS = 0.1  # between two looks at the tasks
+NAME_PYTHON = "set spark.pyspark.python, or PYSPARK_PYTHON for a shell, to the environment's (./env/bin/python)"
 BRING = "give spark-submit --archives FILE#env with the file that ./build.sh pack made"
 BY_VALUE = threading.Lock()
 
@@ -172,6 +173,8 @@ def spark_failure(text: str) -> str:
         r'Cannot run program "([^"]+)"(?:.*?error[=:] *(\d+)\W+(\w[\w ]*))?', text
     ):
         program, number, reason = found.groups()
+        if "/" not in program:  # nobody has said which: a host's own, which need not be there
+            return f"{program} on {place} cannot be run: {NAME_PYTHON}, or {diagnosis.SAME_ENVIRONMENT}"
         if number not in (None, "2"):
             return f"{program} on {place} cannot be run ({reason}): {diagnosis.SAME_ENVIRONMENT}"
         remedy = diagnosis.SAME_ENVIRONMENT if program.startswith("/") else BRING

@@ -231,6 +231,7 @@ def main() -> None:
         f"  --conf spark.pyspark.driver.python={sys.prefix}/bin/python \\\n"
         "  $(chexspark script) train --data STORE --run RUN …"
     )
+    say("Settings, and a page per cluster manager, are in conf/clusters")
     say(
         "With --deploy-mode cluster the driver runs in it too: leave spark.pyspark.driver.python out"
     )
