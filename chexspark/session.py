@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 
 import psutil
-from py4j.protocol import Py4JError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -27,7 +27,7 @@ def start_session(
 ) -> SparkSession:
     """Return `spark` itself, or a new session under ``spark-submit``'s settings.
 
-    `settings` hold where ``spark-submit`` has none.
+    `settings` hold where ``spark-submit`` has none. Raises UserError where Spark does not start.
     """
     if spark is not None:
         return spark
@@ -37,7 +37,27 @@ def start_session(
         given = SparkConf()
         for key, value in settings.items():
             builder = builder.config(key, given.get(key, value))
-    return builder.getOrCreate()
+    try:
+        return builder.getOrCreate()
+    except Py4JJavaError as error:
+        raise UserError(f"Spark does not start: {reason_of(error)}") from error
+
+
+def reason_of(error: Py4JJavaError) -> str:
+    """What the innermost exception of Java says, in one line.
+
+    A master that does not take the application stops Spark as it starts, which is what is said then.
+    """
+    cause = error.java_exception
+    while cause.getCause() is not None:
+        cause = cause.getCause()
+    said = str(cause.getMessage() or cause.toString()).splitlines()[0]
+    if "stopped SparkContext" in said:
+        return (
+            "its master does not answer, or takes another spark.authenticate.secret than the one given here: "
+            "Spark's own lines above say which"
+        )
+    return said
 
 
 def has_session() -> bool:

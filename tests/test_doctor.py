@@ -1,6 +1,7 @@
 """Examinations of a real session, with real faults; and the job."""
 
 import dataclasses
+import os
 import platform
 import re
 import socket
@@ -315,3 +316,22 @@ def test_the_job_says_how_many_can_start(store):
 def test_the_notebook_s_function_gives_the_table(spark, store):
     table = doctor(spark, data=store.path, num_proc=2, model="densenet121", batch_size=2)
     assert table["rank"].tolist() == [0, 1] and table["device"].tolist() == ["CPU", "CPU"]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ("--master spark://127.0.0.1:1 --conf spark.authenticate=true", "A secret key must be specified"),
+        pytest.param("--master spark://127.0.0.1:1", "its master does not answer", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_a_spark_that_does_not_start_is_one_line(store, settings, message):
+    command = [sys.executable, str(JOB), "--data", store.path, "--num-proc", "1"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=600,
+        env=os.environ | {"PYSPARK_SUBMIT_ARGS": f"{settings} pyspark-shell"},
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("chexspark: Spark does not start: ") and message in line
+    assert "Traceback" not in result.stderr
