@@ -51,13 +51,14 @@ def reason_of(error: Py4JJavaError) -> str:
     cause = error.java_exception
     while cause.getCause() is not None:
         cause = cause.getCause()
-    said = str(cause.getMessage() or cause.toString()).splitlines()[0]
-    if "stopped SparkContext" in said:
+    if (
+        cause.getClass().getName() == "java.lang.IllegalStateException"
+    ):  # of a context that has ended
         return (
             "its master does not answer, or takes another spark.authenticate.secret than the one given here: "
             "Spark's own lines above say which"
         )
-    return said
+    return str(cause.getMessage() or cause.toString()).splitlines()[0]
 
 
 def has_session() -> bool:

@@ -16,7 +16,7 @@ import pyspark.cloudpickle
 import pytest
 
 from chexspark import doctor
-from chexspark.cluster import diagnosis, probe, probe_job, slots
+from chexspark.cluster import diagnosis, place, probe, probe_job, slots
 from chexspark.cluster.doctor import examine, settings_warnings
 from chexspark.cluster.doors import Door
 from chexspark.cluster.probe_job import sent_by_value, spark_failure
@@ -75,14 +75,14 @@ def test_a_run_that_cannot_be_written(look, parent):
 
 
 def test_a_package_that_no_executor_has(look, monkeypatch):
-    monkeypatch.setattr(probe, "PACKAGES", (*probe.PACKAGES, "no-such-package"))
+    monkeypatch.setattr(place, "PACKAGES", (*place.PACKAGES, "no-such-package"))
     (fault,) = look().faults
     assert fault.startswith(f"no-such-package is missing on {socket.gethostname()}: give ")
 
 
 def test_the_probe_runs_where_chexspark_is_missing(look):
-    with sent_by_value(probe):
-        sent = pyspark.cloudpickle.dumps(probe.look_around)
+    with sent_by_value(place):
+        sent = pyspark.cloudpickle.dumps(place.look_around)
     look()
     assert pyspark.cloudpickle.list_registry_pickle_by_value() == set(), "it is undone"
     there = "import pickle, sys; sys.modules['chexspark'] = None; " \
@@ -156,10 +156,10 @@ def test_what_a_task_sees_of_its_host(look, monkeypatch, tmp_path):
     assert {r["glibc"] for r in found.ranks} == {platform.libc_ver()[1]}
     assert found.ranks[0]["glibc_needed"] is None and found.ranks[0]["open_files"] > 200
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    (tmp_path / probe.PACKED).write_text('{"glibc": "2.28"}')
-    assert probe.glibc_needed() == "2.28"
-    (tmp_path / probe.PACKED).write_text("[]")
-    assert probe.glibc_needed() is None
+    (tmp_path / place.PACKED).write_text('{"glibc": "2.28"}')
+    assert place.glibc_needed() == "2.28"
+    (tmp_path / place.PACKED).write_text("[]")
+    assert place.glibc_needed() is None
 
 
 def test_settings_are_looked_at_on_a_cluster_alone(look, spark, monkeypatch):

@@ -21,7 +21,7 @@ from chexspark import train
 from chexspark.cluster import doors, horovod_services
 from chexspark.cluster.doors import Door, GuardedServer
 from chexspark.cluster.view import EpochTable
-from chexspark.errors import RunFailedError, UserError
+from chexspark.errors import UserError
 from chexspark.training.events import Step
 
 HERE = "127.0.0.1"
@@ -94,9 +94,7 @@ def test_ports_are_of_the_range_and_a_full_one_is_told():
     assert doors.ports_of("40000") == (40000,)
     with socket.create_server((HERE, 0)) as taken:
         (port,) = ports = (taken.getsockname()[1],)
-        with pytest.raises(
-            RunFailedError, match=f"no port from {port} to {port} is free on .*widen"
-        ):
+        with pytest.raises(UserError, match=f"no port from {port} to {port} is free on .*widen"):
             Door(HERE, HERE, ports).open(lambda address: GuardedServer(address, Echo))
     with Door(HERE, HERE, ports).open(lambda address: GuardedServer(address, Echo)) as server:
         assert server.server_address == (HERE, port)

@@ -18,17 +18,18 @@ import pytest
 from chexspark.run.checkpoint import latest
 from chexspark.storage import locate
 
-WHY_NOT = hosts.missing()
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.timeout(2400),
-    pytest.mark.skipif(bool(WHY_NOT), reason=f"hosts cannot be made here: {WHY_NOT}"),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 PAGE = hosts.ROOT / "conf/clusters/standalone/README.md"
 # What makes the page's training small, and the same each time.
 SMALL = ("--model vgg16 --epochs 12 --batch-size 4 --threads 1 --checkpoint-steps 3 --learning-rate 1e-4 "
          "--deterministic")  # fmt: skip
 STEP = re.compile(r"epoch (\d+)/\d+, step (\d+)/")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def possible():
+    if reason := hosts.missing():
+        pytest.skip(f"hosts cannot be made here: {reason}")
 
 
 def commands(heading):

@@ -64,7 +64,7 @@ class Watcher:
 @pytest.mark.timeout(2400)
 def test_cost_by_the_number_of_ranks(spark, tmp_path, capfd):
     """Each rank has the same work, whatever their number: a step has more images where there are more ranks."""
-    rows = []
+    rows, drivers = [], []
     for ranks in RANKS:
         folder, count = tmp_path / str(ranks), ranks * BATCH * STEPS
         write_release(out=str(folder / "nih"), images=count + 20, size=32, seed=1)
@@ -94,10 +94,13 @@ def test_cost_by_the_number_of_ranks(spark, tmp_path, capfd):
         seconds = {kind: watcher.of(kind, watcher.seconds) for kind in EACH}
         memory = {kind: max(watcher.of(kind, watcher.memory)) / 2**20 for kind in EACH}
         assert len(seconds["ranks"]) == ranks
+        drivers.append(memory["driver"] + memory["java"])
         rows.append(
             f"{ranks:>5}{sum(seconds['ranks']) / ranks:>12.1f}{sum(seconds['driver']):>12.1f}"
             f"{sum(seconds['java']):>10.1f}" + "".join(f"{memory[kind]:>12.0f}" for kind in EACH)
         )
+    # Events, results and addresses of sixteen ranks are small beside Python and Spark.
+    assert max(drivers) < 1.5 * drivers[0], drivers
     with capfd.disabled():
         print("\nranks   CPU s/rank  CPU s driver  CPU s Java  MiB a rank  MiB driver  MiB Java")
         print("\n".join(rows))

@@ -6,7 +6,7 @@ Out: lines of text.
 
 from collections import Counter
 
-from chexspark.cluster.probe import PlaceFacts
+from chexspark.cluster.place import PlaceFacts
 from chexspark.models.cost import NetworkCost
 
 PROCESS_BYTES = 700 << 20  # resident memory of a rank with TensorFlow and Horovod, without a model

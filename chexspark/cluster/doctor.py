@@ -17,8 +17,9 @@ from pyarrow import fs
 from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
-from chexspark.cluster import conf_diagnosis, diagnosis, host_diagnosis, probe
-from chexspark.cluster.probe import Asked, PlaceFacts
+from chexspark.cluster import conf_diagnosis, diagnosis, host_diagnosis, place
+from chexspark.cluster.place import PlaceFacts
+from chexspark.cluster.probe import Asked
 from chexspark.cluster.probe_job import look
 from chexspark.cluster.slots import WAIT_SECONDS, check_ranks, is_dynamic
 from chexspark.config import DoctorConfig
@@ -148,7 +149,7 @@ def examine(
     if failure:
         faults.append(failure)
     else:
-        expected = probe.versions()
+        expected = place.versions()
         faults += diagnosis.spark_faults(expected["pyspark"], spark.version)
         faults += host_diagnosis.glibc_faults(ranks)
         faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], network)

@@ -18,7 +18,7 @@ import psutil
 from pyspark.sql import SparkSession
 
 from chexspark.cluster.probe import LOOPBACK, address_towards, first_free
-from chexspark.errors import RunFailedError, UserError
+from chexspark.errors import UserError
 from chexspark.session import is_local
 
 PORTS = "spark.chexspark.ports"
@@ -42,13 +42,13 @@ class Door:
         return Door(self.host, address_towards(self.host), self.ports)
 
     def open(self, make: Callable[[tuple[str, int]], Any]) -> Any:
-        """Make a server of an address and a port. Raises RunFailedError where none is free."""
+        """Make a server of an address and a port. Raises UserError where none is free."""
         try:
             return first_free(lambda port: make((self.bind, port)), list(self.ports))
         except OSError as error:
             if not self.ports:
                 raise
-            raise RunFailedError(str(error)) from error
+            raise UserError(str(error)) from error
 
 
 def door_of(spark: SparkSession) -> Door:

@@ -3,7 +3,7 @@
 In: what tasks found (`probe.PlaceFacts`), one per rank. Out: lines of text.
 """
 
-from chexspark.cluster.probe import PlaceFacts
+from chexspark.cluster.place import PlaceFacts
 
 CLOCK_SECONDS = 60.0  # that a host's clock may differ from the driver's
 # Open files of a rank: Python, TensorFlow and the reader's; and Gloo's to each other rank, measured.

@@ -15,11 +15,12 @@ import pyspark.cloudpickle
 from pyspark import RDD
 from pyspark.sql import SparkSession
 
-from chexspark.cluster import diagnosis, probe
+from chexspark.cluster import diagnosis, place, probe
 from chexspark.cluster.doors import door_of
 from chexspark.cluster.host_diagnosis import PACK_ON_OLDEST, numbers
 from chexspark.cluster.job_group import JobGroup
-from chexspark.cluster.probe import Asked, Meeting, PlaceFacts
+from chexspark.cluster.place import PlaceFacts
+from chexspark.cluster.probe import Asked, Meeting
 from chexspark.cluster.rendezvous import Rendezvous
 from chexspark.cluster.slots import busy, supply
 from chexspark.errors import StoppedError
@@ -35,19 +36,21 @@ BY_VALUE = threading.Lock()
 
 
 @contextlib.contextmanager
-def sent_by_value(module: ModuleType) -> Iterator[None]:
-    """Inside, functions of `module` are sent to executors as they are, not by their name.
+def sent_by_value(*modules: ModuleType) -> Iterator[None]:
+    """Inside, functions of `modules` are sent to executors as they are, not by their name.
 
     Registered for the whole process: it is held for as long as a function is pickled, and undone.
     """
     with BY_VALUE:
-        before = module.__name__ in pyspark.cloudpickle.list_registry_pickle_by_value()
-        pyspark.cloudpickle.register_pickle_by_value(module)
+        before = pyspark.cloudpickle.list_registry_pickle_by_value()
+        for module in modules:
+            pyspark.cloudpickle.register_pickle_by_value(module)
         try:
             yield
         finally:
-            if not before:
-                pyspark.cloudpickle.unregister_pickle_by_value(module)
+            for module in modules:
+                if module.__name__ not in before:
+                    pyspark.cloudpickle.unregister_pickle_by_value(module)
 
 
 class ProbeJob:
@@ -64,7 +67,7 @@ class ProbeJob:
         self.not_met = time.time()
         tasks = self.jobs.context.range(0, num_proc, numSlices=num_proc)
         job = tasks.mapPartitionsWithIndex(probe.make_probe(asked, meeting))
-        with sent_by_value(probe):  # chexspark may be what an executor lacks
+        with sent_by_value(probe, place):  # chexspark may be what an executor lacks
             self.pickled = job._jrdd  # which pickles the function now, and once
         self.thread = threading.Thread(target=self._run, args=(job,), daemon=True)
         self.thread.start()
@@ -114,8 +117,8 @@ def look(
         if error:
             return [], spark_failure(str(error))
         found = job.places or rendezvous.values("end")
-        for place in found:
-            place["driver_clock"] = job.not_met, time.time()
+        for facts in found:
+            facts["driver_clock"] = job.not_met, time.time()
         if started < num_proc:
             return found, busy(supply(spark), started, num_proc, wait_seconds)
         return found, None
