@@ -4,21 +4,27 @@ In: a session or none. Out: a session, and what the rooms need to know of it.
 """
 
 import contextlib
+import os
 import socket
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import psutil
 from py4j.protocol import Py4JError, Py4JJavaError
-from pyspark import SparkConf, SparkContext
+from pyspark import SparkConf, SparkContext, TaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from chexspark import object_stores
 from chexspark.errors import RunFailedError, UserError
 
 ENDED = "Spark's application was ended on the cluster"
 GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"  # of Spark 4.1 and newer
 BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
+SAID_SECONDS = 2.0  # that Hadoop's settings count as known: every place asks for them
+HADOOPS_OWN = "core-default.xml"  # the source of settings that nobody has made
 UNBOUNDED = 2**31 - 1  # slots, as Spark's own default of spark.dynamicAllocation.maxExecutors
 
 
@@ -30,6 +36,7 @@ def start_session(
     `settings` hold where ``spark-submit`` has none. Raises UserError where Spark does not start.
     """
     if spark is not None:
+        hand_settings(spark)
         return spark
     builder = SparkSession.builder.appName(f"chexspark {name}")
     if settings and SparkSession.getActiveSession() is None:
@@ -38,9 +45,92 @@ def start_session(
         for key, value in settings.items():
             builder = builder.config(key, given.get(key, value))
     try:
-        return builder.getOrCreate()
+        spark = builder.getOrCreate()
     except Py4JJavaError as error:
         raise UserError(f"Spark does not start: {reason_of(error)}") from error
+    hand_settings(spark)
+    return spark
+
+
+def hand_settings(spark: SparkSession) -> None:
+    """Let the tasks of a session know what it says of object stores, if it says anything."""
+    if not is_connect(spark) and TaskContext.get() is None:
+        object_stores.settings()
+
+
+def hand_to_tasks(name: str, value: str | None) -> None:
+    """Put a variable into the environment of tasks that begin from now on, where there is a session.
+
+    Spark sends it with the tasks' functions, and shows it nowhere. None: there is no such variable.
+    """
+    context = SparkContext._active_spark_context
+    if context is not None and value is None:
+        context.environment.pop(name, None)
+    elif context is not None:
+        context.environment[name] = value
+
+
+@dataclass
+class Said:
+    """What Hadoop's settings were, by `time.monotonic` when, and of which session."""
+
+    settings: dict[str, str]
+    when: float
+    context: SparkContext | None
+
+
+last_said: Said | None = None
+
+
+def hadoop_settings(
+    secrets: tuple[str, ...], names: tuple[str, ...], prefixes: tuple[str, ...]
+) -> dict[str, str]:
+    """Hadoop's settings as this driver's session has them, or ``spark-submit``'s: those of these names, and all that
+    begin so. None of Hadoop's defaults, and none where there is no Java.
+
+    `secrets` are looked for where Hadoop keeps passwords too. Raises UserError where that cannot be read.
+    """
+    global last_said
+    if TaskContext.get() is not None:
+        return {}
+    submitted = ("PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS")
+    if SparkContext._gateway is None and not any(name in os.environ for name in submitted):
+        return {}
+    now, context = time.monotonic(), SparkContext._active_spark_context
+    if last_said and last_said.context is context and now - last_said.when < SAID_SECONDS:
+        return last_said.settings
+    try:
+        last_said = Said(read_hadoop_settings(secrets, names, prefixes), now, context)
+    except Py4JJavaError as error:
+        raise UserError(f"Hadoop's settings cannot be read: {reason_of(error)}") from error
+    except (Py4JError, OSError):  # Java has ended, and what is known is still to be written
+        return last_said.settings if last_said else {}
+    return last_said.settings
+
+
+def read_hadoop_settings(
+    secrets: tuple[str, ...], names: tuple[str, ...], prefixes: tuple[str, ...]
+) -> dict[str, str]:
+    """See `hadoop_settings`."""
+    SparkContext._ensure_initialized()
+    context, java = SparkContext._active_spark_context, SparkContext._jvm
+    if context is not None:
+        hadoop = context._jsc.hadoopConfiguration()
+    else:
+        made = java.org.apache.spark.deploy.SparkHadoopUtil.get()
+        hadoop = made.newConfiguration(SparkConf()._jconf)
+    found = {}
+    for name in secrets:
+        if (letters := hadoop.getPassword(name)) is not None:
+            found[name] = java.java.lang.String.valueOf(letters)
+    for name in names:
+        sources = hadoop.getPropertySources(name)
+        if sources is not None and list(sources) != [HADOOPS_OWN]:
+            found[name] = hadoop.get(name)
+    for prefix in prefixes:
+        rest = dict(hadoop.getPropsWithPrefix(prefix))
+        found |= {prefix + name: value for name, value in rest.items()}
+    return {name: value for name, value in found.items() if value}
 
 
 def reason_of(error: Py4JJavaError) -> str:

@@ -1,8 +1,8 @@
 """Parquet tables of Spark, whatever their folders are called. Runs on the driver and in Spark tasks.
 
 Spark's own reader takes a path for a pattern, and Hadoop refuses some letters; Java reads names in the
-letters of its locale. Tables are therefore written by pyarrow in the tasks, each row where it comes up,
-and read by Spark where it takes the name, else by pyarrow.
+letters of its locale, and knows object stores only where more has been installed. Tables are therefore written by
+pyarrow in the tasks, each row where it comes up, and read by Spark where it takes the name, else by pyarrow.
 """
 
 import contextlib
@@ -31,7 +31,9 @@ def read_parquet(spark: SparkSession, places: list[Location]) -> DataFrame:
 
     Raises OSError, and ValueError for what is no Parquet.
     """
-    if all(spark_takes(place.spark_uri) for place in places):
+    if not any(place.is_object_store for place in places) and all(
+        spark_takes(place.spark_uri) for place in places
+    ):
         return spark.read.parquet(*(place.spark_uri for place in places))
     uris = [uri for place in places for uri in parquet_files(place)]
     first = locate(uris[0])

@@ -1,6 +1,6 @@
 """Paths and URIs through pyarrow file systems. Runs on driver and ranks.
 
-In: a plain path (``/data/store``) or a URI (``hdfs://…``, ``s3://…``, ``file://…``).
+In: a plain path (``/data/store``) or a URI (``hdfs://…``, ``file://…``, those of `object_stores`).
 Out: a `Location`, with the few operations that the rooms need, the same on every file system.
 """
 
@@ -9,7 +9,6 @@ import os
 import posixpath
 import stat
 import tempfile
-import threading
 import urllib.parse
 import uuid
 from collections.abc import Iterator
@@ -20,12 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from chexspark import object_stores
 from chexspark.errors import UserError
+from chexspark.object_stores import check_no_keys, scheme_of, told
 
-SCHEMES = ("hdfs", "viewfs", "s3")
+SCHEMES = ("hdfs", "viewfs")  # and object_stores.SCHEMES
+DBFS = "/dbfs"  # where Databricks mounts dbfs:/
 URI_LETTERS = "%:/?=&@+,;!$'()*~"  # that a URI has as they are
 UNFINISHED = ".unfinished"  # how names of files end that are being written
-ONE_AT_A_TIME = threading.Lock()  # two threads that come first to S3 crash in Arrow
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,15 @@ class Location:
         """The form that Spark takes whatever its default file system is: local paths get file://."""
         return self.uri if "://" in self.uri else "file://" + self.path
 
+    @property
+    def is_object_store(self) -> bool:
+        """Whether folders are but the beginnings of names here: none is renamed, and a file is whole or not there."""
+        return self.filesystem.type_name in object_stores.TYPES
+
     def type(self) -> fs.FileType:
         """What is there: a file, a directory, nothing. Raises OSError where that cannot be known."""
-        return self.filesystem.get_file_info(self.path).type
+        with told(self):
+            return self.filesystem.get_file_info(self.path).type
 
     def is_file(self) -> bool:
         """Whether a file is there. Raises OSError, as `type` does."""
@@ -90,7 +97,10 @@ class Location:
             self.filesystem.delete_dir(self.path)
 
     def move_to(self, target: "Location") -> None:
-        """Rename this file, in place of `target` if that is there (HDFS does not do so by itself)."""
+        """Rename this file, in place of `target` if that is there (HDFS does not do so by itself).
+
+        An object store copies it.
+        """
         try:
             self.filesystem.move(self.path, target.path)
         except OSError:
@@ -113,7 +123,8 @@ class Location:
     def entries(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
         """What is below this place. Raises UserError where a name is not UTF-8."""
         try:
-            found = self.filesystem.get_file_info(selector)
+            with told(self):
+                found = self.filesystem.get_file_info(selector)
             return [
                 info for info in found if info.path
             ]  # Arrow decodes a name when it is asked for
@@ -124,11 +135,18 @@ class Location:
 
     def read_bytes(self, most: int | None = None) -> bytes:
         """The file's content, or its first `most` bytes. Raises OSError."""
-        with self.filesystem.open_input_file(self.path) as file:
+        with told(self), self.filesystem.open_input_file(self.path) as file:
             return file.read(most)
 
     def write_bytes(self, content: bytes) -> None:
-        """Write aside, then rename, so that the file is there whole or not at all."""
+        """Write aside, then rename, so that the file is there whole or not at all.
+
+        An object store does so by itself.
+        """
+        if self.is_object_store:
+            with told(self), self.filesystem.open_output_stream(self.path) as stream:
+                stream.write(content)
+            return
         aside = self.hidden_name()
         try:
             with self.filesystem.open_output_stream(aside.path) as stream:
@@ -158,6 +176,9 @@ class Location:
             return True
         if self.exists():
             return False
+        if self.is_object_store:
+            self.write_bytes(content)
+            return True
         aside = self.hidden_name()
         with self.filesystem.open_output_stream(aside.path) as stream:
             stream.write(content)
@@ -200,13 +221,17 @@ class Location:
 
         A reader never sees both. One file gives way to one in a single step; where other files
         were, the whole folder gives way: there is none between two renames, or, on an object
-        store, which has no folders to rename, until the new file is written.
+        store, which has no folders to rename, from the first deletion until the new file is written.
         """
         self.make_directory()
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, write_page_checksum=True)
         content, name = sink.getvalue().to_pybytes(), "part-00000.parquet"
         there = {file.path for file in self.list_files() if file.base_name[0] not in "._"}
+        if self.is_object_store:
+            for path in there - {(self / name).path}:
+                self.filesystem.delete_file(path)
+            there.clear()
         if there <= {(self / name).path}:
             (self / name).write_bytes(content)
             return
@@ -244,12 +269,18 @@ class Location:
 def absolute(uri: str) -> str:
     """The same path or URI, whatever folder a process works in; ranks and tasks work in others.
 
-    Relative paths and ``~`` are of this process; other schemes than ``file://`` stay as they are.
+    Relative paths and ``~`` are of this process; of other schemes than ``file://`` only ``dbfs:`` becomes a path.
+    Raises UserError for a URI with keys in it, which are not to get any further, and for ``dbfs:`` where it is not.
     """
+    check_no_keys(uri)
     if uri.startswith("file://"):
         uri = urllib.parse.unquote(uri.removeprefix("file://"))
     elif uri.startswith("file:/"):  # as Hadoop writes a path, with all letters as they are
         uri = uri.removeprefix("file:")
+    elif uri.startswith("dbfs:/"):
+        if not os.path.isdir(DBFS):
+            raise UserError(f"{uri}: there is no {DBFS} here, where Databricks mounts it")
+        uri = f"{DBFS}/{uri.removeprefix('dbfs:').lstrip('/')}"
     return uri if "://" in uri or not uri else os.path.abspath(os.path.expanduser(uri))
 
 
@@ -262,13 +293,19 @@ def locate(uri: str) -> Location:
         raise UserError(f"{as_text(uri)}: the name is not UTF-8: rename it")
     if "://" not in uri:
         return Location(fs.LocalFileSystem(), uri, uri)
+    scheme = scheme_of(uri)
+    if scheme in object_stores.SCHEMES:
+        filesystem, path = object_stores.resolve(uri)
+        return Location(filesystem, path, uri.rstrip("/"))
     # Others, which pyarrow may know too, hang for minutes where they are not set up.
-    if uri.partition("://")[0] not in SCHEMES:
-        raise UserError(f"{uri}: no file system for it; use a path, file://, hdfs:// or s3://")
+    if scheme not in SCHEMES:
+        raise UserError(
+            f"{object_stores.without_user(uri)}: no file system for it; use a path, or file://, hdfs://, s3://, s3a://, "
+            "gs:// or abfss://"
+        )
     try:
-        with ONE_AT_A_TIME:
-            # A URI has %20 for a space and the like; what is written with % already stays.
-            filesystem, path = fs.FileSystem.from_uri(urllib.parse.quote(uri, URI_LETTERS))
+        # A URI has %20 for a space and the like; what is written with % already stays.
+        filesystem, path = fs.FileSystem.from_uri(urllib.parse.quote(uri, URI_LETTERS))
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{uri} cannot be reached: {' '.join(str(error).split())}") from error
     return Location(filesystem, path, uri.rstrip("/"))

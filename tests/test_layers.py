@@ -89,11 +89,12 @@ def test_every_command_is_a_job_that_says_how_to_run_it():
         assert f"spark-submit jobs/{job.name}" in ast.get_docstring(ast.parse(text))
 
 
-# Where sleeping is the point: `wait_for` itself, work that holds a slot, a rank that waits for a file.
+# Where sleeping is the point: `wait_for` itself, work that holds a slot, a rank that waits for a file, a slow server.
 SLEEPERS = {
     ("conftest.py", "wait"),
     ("test_doctor.py", "hold"),
     ("test_turn.py", "stay_until"),
+    ("s3_server.py", "__call__"),
     ("test_lock.py", "enter_often"),
 }
 

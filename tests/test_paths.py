@@ -53,11 +53,12 @@ def test_what_is_there_goes_before_what_a_glob_would_mean(tmp_path):
             find_sources((f"{tmp_path}/{nothing}",))
 
 
-def test_a_file_uri_has_its_letters_escaped_and_a_path_has_not(tmp_path):
+def test_a_file_uri_has_its_letters_escaped_and_a_path_has_not(monkeypatch):
     assert locate("file:///a%20b/%23%5B1%5D").path == "/a b/#[1]"
     assert locate("/a%20b/#[1]").path == "/a%20b/#[1]"
-    place = locate("s3://bucket/a b [1]?region=us-east-1")
-    assert place.path == "bucket/a b [1]"
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    place = locate("s3://bucket//a%20b [1]?#/")
+    assert (place.path, place.uri) == ("bucket/a%20b [1]?#", "s3://bucket//a%20b [1]?#")
 
 
 def test_links_are_followed_once_and_what_they_lead_nowhere_is_named(tmp_path):

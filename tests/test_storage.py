@@ -1,6 +1,7 @@
 """Places on file systems."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -24,12 +25,13 @@ from chexspark.storage import locate
 together = threading.Barrier(8)
 def come():
     together.wait()
-    locate("s3://bucket/store?region=us-east-1")
+    locate("s3://bucket/store")
 threads = [threading.Thread(target=come) for _ in range(8)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    environment = os.environ | {"AWS_REGION": "us-east-1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 

@@ -32,7 +32,7 @@ from chexspark.ingestion.summary import patients_of
 from chexspark.ingestion.task import Label, TaskResult
 from chexspark.ingestion.workplace import Workplace, holds_other_things
 from chexspark.preparation import PAD, Preparation
-from chexspark.session import small_batches
+from chexspark.session import hand_settings, small_batches
 from chexspark.spark_progress import watched
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import FILE_NAME, SPLITS, Manifest, read_manifest
@@ -138,6 +138,7 @@ def key_column(frame: DataFrame, config: FrameConfig) -> Column:
 
 def read_facts(frame: DataFrame, config: FrameConfig) -> Facts:
     """One pass of the frame. Raises UserError for columns and values that cannot be."""
+    hand_settings(frame.sparkSession)
     image, kind = image_column(frame, config)
     labels = columns.label_columns(frame, config.labels)
     findings = columns.findings_of(config.labels, config.findings, labels.together)

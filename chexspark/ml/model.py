@@ -49,7 +49,7 @@ from chexspark.run.history import read_history
 from chexspark.run.lineage import Lineage, preparation_of, read_lineage
 from chexspark.run.seen_patients import read_seen_patients
 from chexspark.run.settings import check_run
-from chexspark.session import BATCH_BYTES, BATCH_ROWS
+from chexspark.session import BATCH_BYTES, BATCH_ROWS, hand_settings
 from chexspark.settings import check_value
 
 KINDS = get_args(columns.Kind)
@@ -159,6 +159,7 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
         image, kind = self.image(dataset)
         patient = self.patient(dataset)
         scoring = self.scoring(kind, ask_seen=patient is not None and bool(self.value("seen")))
+        hand_settings(dataset.sparkSession)
         lower_batches(dataset.sparkSession)
         unknown = F.lit(None).cast("string") if patient is None else patient
         kept = [columns.quoted(name) for name in dataset.columns]
@@ -234,6 +235,7 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
         check_value(BOOTSTRAP, bootstrap, "bootstrap")
         image, kind = self.image(dataset)
         patient = self.patient(dataset)
+        hand_settings(dataset.sparkSession)
         lower_batches(dataset.sparkSession)
         names, given = tuple(self.label_columns()), tuple(self.value("findings") or ())
         scoring = self.scoring(kind, ask_seen=patient is not None)

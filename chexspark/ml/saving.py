@@ -19,11 +19,14 @@ from chexspark.run.folder import METRICS, RunFolder
 from chexspark.run.settings import check_run
 from chexspark.session import is_connect
 from chexspark.storage import Location, locate
+from chexspark.text_files import read_json
 
 if TYPE_CHECKING:
     from chexspark.ml.model import ChestXrayModel
 
 RUN = "run"  # the folder of the run in that of the Model
+METADATA, PART, DONE = "metadata", "part-00000", "_SUCCESS"  # a folder of text files, as Spark ML's own
+REMEDY = "copy the Model again"
 
 
 class ModelWriter(MLWriter):
@@ -52,8 +55,13 @@ class ModelWriter(MLWriter):
                 target = place / RUN / name
                 (place / RUN / posixpath.dirname(name)).make_directory()
                 target.write_bytes(content)
-            writer = context_of(self.sparkSession)
-            DefaultParamsWriter.saveMetadata(self.model, place.spark_uri, writer)
+            # Spark's own writer knows object stores only where more has been installed.
+            said = DefaultParamsWriter._get_metadata_to_save(
+                self.model, context_of(self.sparkSession)
+            )
+            (place / METADATA).make_directory()
+            (place / METADATA / PART).write_text(said + "\n")
+            (place / METADATA / DONE).write_bytes(b"")
 
     def saveImpl(self, path: str) -> None:
         """What Spark ML asks of a writer."""
@@ -73,9 +81,7 @@ class ModelReader(MLReader):
             place = place_of(self.sparkSession, path)
             check_is_model(place)
             name = f"{self.cls.__module__}.{self.cls.__name__}"
-            metadata = DefaultParamsReader.loadMetadata(
-                place.spark_uri, context_of(self.sparkSession)
-            )
+            metadata = read_metadata(place)
             if metadata.get("class") != name:
                 raise UserError(f"{place} is a {metadata.get('class')}, and no {name}")
             model = self.cls(str(place / RUN))
@@ -85,6 +91,15 @@ class ModelReader(MLReader):
             model._resetUid(metadata["uid"])
             DefaultParamsReader.getAndSetParams(model, metadata)
             return model
+
+
+def read_metadata(place: Location) -> dict[str, Any]:
+    """What Spark ML says of a Model in its folder. Raises UserError where that is damaged."""
+    for info in (place / METADATA).list_files():
+        if info.base_name.startswith("part-") and info.size:
+            part = place / METADATA / info.base_name
+            return read_json(part, str(part), REMEDY)
+    raise UserError(f"{place} is damaged: its metadata has nothing in it; {REMEDY}")
 
 
 def context_of(spark: SparkSession) -> Any:

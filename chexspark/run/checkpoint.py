@@ -164,7 +164,7 @@ def save(folder: Location, step: int, arrays: list[np.ndarray], state: State) ->
     content = buffer.getvalue()
     place = folder / f"step-{step}"
     # An object store cannot rename folders: there the state, written last, makes it whole.
-    aside = place if folder.filesystem.type_name == "s3" else folder / f"{UNFINISHED}{step}"
+    aside = place if folder.is_object_store else folder / f"{UNFINISHED}{step}"
     aside.delete_directory()
     checksum = xxhash.xxh3_64_hexdigest(content)
     whole = with_checksum({"layout_version": LAYOUT_VERSION, **state, "arrays": checksum})
