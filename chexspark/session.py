@@ -7,8 +7,10 @@ import contextlib
 import os
 import socket
 import time
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 from py4j.protocol import Py4JError, Py4JJavaError
@@ -16,7 +18,7 @@ from pyspark import SparkConf, SparkContext, TaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from chexspark import object_stores
+from chexspark import hdfs, object_stores
 from chexspark.errors import RunFailedError, UserError
 
 ENDED = "Spark's application was ended on the cluster"
@@ -24,7 +26,8 @@ GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"  # of Spark 4.1 and newer
 BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 SAID_SECONDS = 2.0  # that Hadoop's settings count as known: every place asks for them
-HADOOPS_OWN = "core-default.xml"  # the source of settings that nobody has made
+NAMENODE_PORT = 8020  # where a URI of HDFS has none
+HADOOPS_OWN = {"core-default.xml", "hdfs-default.xml"}  # the sources of settings that nobody has made
 UNBOUNDED = 2**31 - 1  # slots, as Spark's own default of spark.dynamicAllocation.maxExecutors
 
 
@@ -53,9 +56,10 @@ def start_session(
 
 
 def hand_settings(spark: SparkSession) -> None:
-    """Let the tasks of a session know what it says of object stores, if it says anything."""
+    """Let the tasks of a session know what it says of object stores and of HDFS, if it says anything."""
     if not is_connect(spark) and TaskContext.get() is None:
         object_stores.settings()
+        hdfs.hand_on()
 
 
 def hand_to_tasks(name: str, value: str | None) -> None:
@@ -79,7 +83,7 @@ class Said:
     context: SparkContext | None
 
 
-last_said: Said | None = None
+last_said: dict[tuple, Said] = {}  # by what was asked for
 
 
 def hadoop_settings(
@@ -90,22 +94,24 @@ def hadoop_settings(
 
     `secrets` are looked for where Hadoop keeps passwords too. Raises UserError where that cannot be read.
     """
-    global last_said
     if TaskContext.get() is not None:
         return {}
     submitted = ("PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS")
     if SparkContext._gateway is None and not any(name in os.environ for name in submitted):
         return {}
     now, context = time.monotonic(), SparkContext._active_spark_context
-    if last_said and last_said.context is context and now - last_said.when < SAID_SECONDS:
-        return last_said.settings
+    asked = (secrets, names, prefixes)
+    said = last_said.get(asked)
+    if said and said.context is context and now - said.when < SAID_SECONDS:
+        return said.settings
     try:
-        last_said = Said(read_hadoop_settings(secrets, names, prefixes), now, context)
+        said = Said(read_hadoop_settings(secrets, names, prefixes), now, context)
     except Py4JJavaError as error:
         raise UserError(f"Hadoop's settings cannot be read: {reason_of(error)}") from error
     except (Py4JError, OSError):  # Java has ended, and what is known is still to be written
-        return last_said.settings if last_said else {}
-    return last_said.settings
+        return said.settings if said else {}
+    last_said[asked] = said
+    return said.settings
 
 
 def read_hadoop_settings(
@@ -124,13 +130,73 @@ def read_hadoop_settings(
         if (letters := hadoop.getPassword(name)) is not None:
             found[name] = java.java.lang.String.valueOf(letters)
     for name in names:
-        sources = hadoop.getPropertySources(name)
-        if sources is not None and list(sources) != [HADOOPS_OWN]:
+        if is_made(hadoop, name):
             found[name] = hadoop.get(name)
     for prefix in prefixes:
-        rest = dict(hadoop.getPropsWithPrefix(prefix))
-        found |= {prefix + name: value for name, value in rest.items()}
+        for rest, value in dict(hadoop.getPropsWithPrefix(prefix)).items():
+            if is_made(hadoop, name := prefix + rest):
+                found[name] = value
     return {name: value for name, value in found.items() if value}
+
+
+def is_made(hadoop: Any, name: str) -> bool:
+    """Whether somebody has made a setting of Hadoop's, and it is not its default."""
+    sources = hadoop.getPropertySources(name)
+    return sources is not None and not HADOOPS_OWN & {str(source) for source in sources}
+
+
+def spark_settings(names: tuple[str, ...]) -> dict[str, str]:
+    """Spark's own settings of these names, as this driver's session has them, or ``spark-submit``; none in tasks."""
+    if TaskContext.get() is not None or SparkContext._gateway is None:
+        return {}
+    context = SparkContext._active_spark_context
+    try:
+        conf = context.getConf() if context is not None else SparkConf()
+        found = {name: conf.get(name) for name in names}
+    except (Py4JError, OSError):  # Java has ended
+        return {}
+    return {name: value for name, value in found.items() if value}
+
+
+def hadoop_tokens() -> bytes | None:
+    """Hadoop's tokens that Spark has at this moment, as their file; None where Hadoop is not secured, or has given none.
+
+    Spark gets them at its start, and new ones in time where it has a keytab (``--principal``, ``--keytab``), or
+    ``spark.kerberos.renewal.credentials=ccache`` and a ticket.
+    """
+    context, java = SparkContext._active_spark_context, SparkContext._jvm
+    if context is None or TaskContext.get() is not None:
+        return None
+    try:
+        security = java.org.apache.hadoop.security
+        users = security.UserGroupInformation
+        if not users.isSecurityEnabled():
+            return None
+        credentials = users.getCurrentUser().getCredentials()
+        if not credentials.numberOfTokens():
+            return None
+        name_by_host(credentials, context._jsc.hadoopConfiguration())
+        out = java.java.io.ByteArrayOutputStream()
+        credentials.writeTokenStorageToStream(java.java.io.DataOutputStream(out))
+        return bytes(out.toByteArray())
+    except (Py4JError, OSError):  # Java has ended
+        return None
+
+
+def name_by_host(credentials: Any, hadoop: Any) -> None:
+    """Add tokens of single NameNodes, which Hadoop names by their address, by the name in the default file system's URI."""
+    java = SparkContext._jvm
+    default = urllib.parse.urlparse(hadoop.get("fs.defaultFS", ""))
+    if default.scheme != "hdfs" or not default.hostname:
+        return
+    name = f"{default.hostname}:{default.port or NAMENODE_PORT}"
+    with contextlib.suppress(OSError):
+        address = f"{socket.gethostbyname(default.hostname)}:{default.port or NAMENODE_PORT}"
+        for token in java.java.util.ArrayList(credentials.getAllTokens()):
+            if token.getService().toString() == address:
+                named = token.copyToken()
+                named.setService(java.org.apache.hadoop.io.Text(name))
+                credentials.addToken(java.org.apache.hadoop.io.Text(name), named)
 
 
 def reason_of(error: Py4JJavaError) -> str:

@@ -19,13 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from chexspark import object_stores
+from chexspark import hdfs, object_stores
 from chexspark.errors import UserError
 from chexspark.object_stores import check_no_keys, scheme_of, told
 
-SCHEMES = ("hdfs", "viewfs")  # and object_stores.SCHEMES
 DBFS = "/dbfs"  # where Databricks mounts dbfs:/
-URI_LETTERS = "%:/?=&@+,;!$'()*~"  # that a URI has as they are
 UNFINISHED = ".unfinished"  # how names of files end that are being written
 
 
@@ -57,6 +55,11 @@ class Location:
     def is_object_store(self) -> bool:
         """Whether folders are but the beginnings of names here: none is renamed, and a file is whole or not there."""
         return self.filesystem.type_name in object_stores.TYPES
+
+    @property
+    def is_hdfs(self) -> bool:
+        """Whether it is on HDFS: files are renamed in one step, over others or not, and do not grow."""
+        return self.filesystem.type_name == f"py::{hdfs.TYPE}"
 
     def type(self) -> fs.FileType:
         """What is there: a file, a directory, nothing. Raises OSError where that cannot be known."""
@@ -97,17 +100,8 @@ class Location:
             self.filesystem.delete_dir(self.path)
 
     def move_to(self, target: "Location") -> None:
-        """Rename this file, in place of `target` if that is there (HDFS does not do so by itself).
-
-        An object store copies it.
-        """
-        try:
-            self.filesystem.move(self.path, target.path)
-        except OSError:
-            if not target.is_file():
-                raise
-            self.filesystem.delete_file(target.path)
-            self.filesystem.move(self.path, target.path)
+        """Rename this file in one step, in place of `target` if that is there; an object store copies it."""
+        self.filesystem.move(self.path, target.path)
 
     def list_files(self) -> list[fs.FileInfo]:
         """All files at or below this place, sorted by path."""
@@ -160,7 +154,7 @@ class Location:
     @property
     def creates_exclusively(self) -> bool:
         """Whether of two that `create` a file at the same moment one is told so: not on object stores."""
-        return self.filesystem.type_name in ("local", "hdfs")
+        return self.is_hdfs or self.filesystem.type_name == "local"
 
     def create(self, content: bytes) -> bool:
         """Write the file unless there is one; whether it was written. Raises OSError.
@@ -183,12 +177,10 @@ class Location:
         with self.filesystem.open_output_stream(aside.path) as stream:
             stream.write(content)
         try:
-            self.filesystem.move(aside.path, self.path)  # HDFS renames no file over another
-        except OSError:
+            self.filesystem.handler.move_new(aside.path, self.path)
+        except FileExistsError:
             aside.filesystem.delete_file(aside.path)
-            if self.exists():
-                return False
-            raise
+            return False
         return True
 
     def clear_unfinished(self) -> None:
@@ -297,17 +289,12 @@ def locate(uri: str) -> Location:
     if scheme in object_stores.SCHEMES:
         filesystem, path = object_stores.resolve(uri)
         return Location(filesystem, path, uri.rstrip("/"))
-    # Others, which pyarrow may know too, hang for minutes where they are not set up.
-    if scheme not in SCHEMES:
+    if scheme not in hdfs.SCHEMES:
         raise UserError(
             f"{object_stores.without_user(uri)}: no file system for it; use a path, or file://, hdfs://, s3://, s3a://, "
             "gs:// or abfss://"
         )
-    try:
-        # A URI has %20 for a space and the like; what is written with % already stays.
-        filesystem, path = fs.FileSystem.from_uri(urllib.parse.quote(uri, URI_LETTERS))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{uri} cannot be reached: {' '.join(str(error).split())}") from error
+    filesystem, path = hdfs.resolve(uri)
     return Location(filesystem, path, uri.rstrip("/"))
 
 

@@ -211,33 +211,6 @@ def test_of_those_that_come_at_the_same_moment_one_enters(tmp_path, left):
     assert most.value == 1
 
 
-def test_a_file_system_that_renames_no_file_over_another(folder, monkeypatch):
-    """HDFS: of two files that are given one name at the same moment, one gets it."""
-
-    class Hdfs:
-        type_name = "hdfs"
-
-        def __getattr__(self, name):
-            return getattr(folder.filesystem, name)
-
-        def move(self, source, target):
-            try:
-                os.link(source, target)
-            except FileExistsError as error:
-                raise OSError("rename failed") from error
-            os.unlink(source)
-
-    place = Location(Hdfs(), folder.path, folder.uri)
-    looks = iter([False, False, True])
-    assert (place / "a").create(b"1")
-    assert not (place / "a").create(b"2")
-    monkeypatch.setattr(Location, "exists", lambda _: next(looks))
-    next(looks)
-    assert not (place / "a").create(b"3"), "it came between the look and the renaming"
-    assert (place / "a").read_bytes() == b"1"
-    assert os.listdir(folder.path) == ["a"]
-
-
 def test_an_object_store_says_that_it_has_no_lock(folder, monkeypatch, caplog):
     monkeypatch.setattr(Location, "creates_exclusively", False)
     with lock_of(folder):

@@ -20,6 +20,7 @@ from chexspark.cluster.doors import Door, GuardedServer
 from chexspark.training.events import (
     BEAT_SECONDS,
     STOP,
+    TOKENS,
     Alive,
     Beat,
     Connected,
@@ -74,6 +75,7 @@ class EventServer:
         self.lock = threading.Lock()
         self.num_proc = num_proc
         self.handle, self.stopping, self.over = handle, False, False
+        self.tokens: bytes | None = None  # the last that were told
         outer = self
 
         class Connection(socketserver.StreamRequestHandler):
@@ -124,9 +126,11 @@ class EventServer:
                 rank.lost = True
 
     def take_up(self, event: Connected, connection: Any) -> ConnectedRank:
-        """Note a rank that has come; tell it where it is to stop."""
+        """Note a rank that has come; tell it what it has missed."""
         rank = ConnectedRank(event.rank, event.host, connection, time.monotonic())
         self.ranks[rank.rank] = rank
+        if self.tokens:
+            connection.wfile.write(TOKENS + self.tokens + b"\n")
         if self.stopping and not self.over:
             connection.wfile.write(STOP + b"\n")
         return rank
@@ -177,6 +181,11 @@ class EventServer:
         """Ask all ranks, those too that are yet to come, to end after a step, with a checkpoint."""
         self.stopping = True
         self._each(lambda rank: rank.connection.wfile.write(STOP + b"\n"))
+
+    def tell_tokens(self, sealed: bytes) -> None:
+        """Give all ranks, those too that are yet to come, new tokens of Hadoop's."""
+        self.tokens = sealed
+        self._each(lambda rank: rank.connection.wfile.write(TOKENS + sealed + b"\n"))
 
     def hang_up(self) -> None:
         """End all connections: ranks that still run, or start now, end themselves."""

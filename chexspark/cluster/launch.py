@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import horovod.spark
 from pyspark.sql import SparkSession
 
+from chexspark import hdfs
 from chexspark.cluster.adapted_horovod import adapted_horovod
 from chexspark.cluster.doors import door_of
 from chexspark.cluster.events import FIRST_STEP_SECONDS, EventServer
@@ -21,7 +22,7 @@ from chexspark.cluster.job_group import CANCELLED, JobGroup
 from chexspark.cluster.slots import WAIT_SECONDS, Supply, busy, slots_text, supply
 from chexspark.cluster.turn import signals_to, turn
 from chexspark.errors import RunFailedError, StoppedError, UserError
-from chexspark.session import ENDED, has_ended
+from chexspark.session import ENDED, hadoop_tokens, has_ended
 from chexspark.training.events import Event, Failed, Placed, Problem, Waiting
 
 Result = TypeVar("Result")
@@ -37,6 +38,7 @@ ENVIRONMENT = {
 START_TIMEOUT = 86_400  # of Horovod: `Ranks.find_absent` knows more
 LAST_WORDS = 20  # lines of a rank that ended before it could say why
 LOOK_SECONDS = 0.2  # between two looks at the ranks
+TOKEN_SECONDS = 10.0  # between two looks at Hadoop's tokens
 START_LOOK_SECONDS = 1.0  # between two looks at tasks and slots while ranks start
 STOP_SECONDS = 6.0  # for a step, and its checkpoint, after a signal
 CANCEL_SECONDS = 6.0  # for ranks to end by themselves, before their Spark job is cancelled
@@ -67,7 +69,8 @@ class Ranks:
         self.jobs = jobs or JobGroup(spark, "ranks")
         self.run_lost, self.stop_asked = run_lost, stop_asked
         self.stall_seconds, self.wait_seconds = stall_seconds, wait_seconds
-        self.begun = self.looked = time.monotonic()
+        self.begun = self.looked = self.tokens_looked = time.monotonic()
+        self.tokens = hadoop_tokens()
         self.supply: Supply | None = None  # Spark's, at the last look while ranks start
         self.tasks = 0  # that ran then
         self.short_since: float | None = None  # of task slots
@@ -84,6 +87,7 @@ class Ranks:
             while not self.over.wait(LOOK_SECONDS):
                 if self.stop_asked and self.stop_asked.is_set() and not self.stopping.is_set():
                     self.stop()
+                self.renew_tokens()
                 if self.stopping.is_set():
                     self.over.wait(STOP_SECONDS)
                 elif self.run_lost and self.run_lost.is_set():
@@ -97,6 +101,16 @@ class Ranks:
             self.fault = RanksLost(f"the ranks could not be watched: {error!r}")
         if not self.over.is_set():
             self.end()
+
+    def renew_tokens(self) -> None:
+        """Hand Hadoop's tokens to the ranks where Spark has got new ones."""
+        if not self.tokens or time.monotonic() - self.tokens_looked < TOKEN_SECONDS:
+            return
+        self.tokens_looked = time.monotonic()
+        tokens = hadoop_tokens()
+        if tokens and tokens != self.tokens:
+            self.tokens = tokens
+            self.events.tell_tokens(hdfs.seal(tokens))
 
     def note(self, fault: RanksLost | None) -> RanksLost | None:
         """Keep the first fault that is found; return it."""

@@ -1,9 +1,10 @@
 """What a rank and the driver tell each other while it works. Runs on ranks and the driver.
 
 In: events, dataclasses of plain values. Out: JSON lines to the driver, and events again there; the
-driver's word to stop. Who speaks is known by the connection, from its first event, `Connected`.
+driver's words: to stop, and Hadoop's tokens when there are new ones. Who speaks is known by the connection, from its first event, `Connected`.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,10 +15,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, get_type_hints
 
+from chexspark.hdfs import take_sealed
 from chexspark.json_types import fits
 
 CONNECT_SECONDS = 30
 STOP = b"stop"
+TOKENS = b"tokens "  # and sealed tokens of Hadoop's
+LONGEST_WORD = 1 << 20  # bytes of a line of the driver's
 GRACE_SECONDS = 3.0  # for a last checkpoint, when the driver is gone or has hung up
 BEAT_SECONDS = 1.0  # between two signs that the process itself runs, whatever it waits for
 LONGEST_TEXT = 10_000  # characters of one value
@@ -252,12 +256,13 @@ class EventSender:
             time.sleep(BEAT_SECONDS)
 
     def _listen(self) -> None:
-        try:
-            while heard := self.socket.recv(64):
-                if STOP in heard:
+        with contextlib.suppress(OSError), self.socket.makefile("rb") as words:
+            while word := words.readline(LONGEST_WORD):
+                if word.strip() == STOP:
                     self.stopping.set()
-        except OSError:
-            pass
+                elif word.startswith(TOKENS):
+                    with contextlib.suppress(ValueError):  # not of this run's driver
+                        take_sealed(word.removeprefix(TOKENS).strip())
         if not self.done:
             self.stopping.set()
             time.sleep(GRACE_SECONDS)
