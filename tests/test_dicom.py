@@ -8,6 +8,7 @@ import sys
 import zlib
 
 import cv2
+import gdcm
 import numpy as np
 import pydicom
 import pytest
@@ -29,6 +30,7 @@ from pydicom.uid import (
 )
 
 from chexspark.ingestion import dicom as reading
+from chexspark.ingestion import dicom_colours
 from chexspark.ingestion.images import BadImageError, decode, prepare
 from chexspark.ingestion.kinds import HEAD, kind_of
 from chexspark.ingestion.sources import SourceFile
@@ -331,6 +333,8 @@ def test_colours_become_gray_as_those_of_a_png():
     assert decode(content)[1] == "RGB"
     deep = {"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11}
     check(dicom(PAINTED * 16, **COLOUR | deep), LUMA * 16 / 4095 * 255)
+    # Bits beyond the stored ones are no values, here too.
+    check(dicom(PAINTED * 16 + 0xA000, **COLOUR | deep), LUMA * 16 / 4095 * 255)
 
 
 def test_luma_and_chroma_become_the_luma():
@@ -338,10 +342,10 @@ def test_luma_and_chroma_become_the_luma():
     check(dicom(full, **COLOUR | {"PhotometricInterpretation": "YBR_FULL"}), STORED // 16)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_palettes(bits):
+@pytest.mark.parametrize("bits, words", [(8, 1), (16, 2), (8, 2), (16, "2 of 8 bits")])
+def test_palettes(bits, words):
     eight = STORED // 16
-    levels = np.arange(256) * (257 if bits == 16 else 1)
+    levels = np.arange(256) * (257 if words == 2 and bits == 16 else 1)
     curves = [levels[::-1], levels, levels // 2]
     more = {
         "PhotometricInterpretation": "PALETTE COLOR",
@@ -351,9 +355,10 @@ def test_palettes(bits):
     }
     for colour, curve in zip(("Red", "Green", "Blue"), curves, strict=True):
         more[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
-        more[f"{colour}PaletteColorLookupTableData"] = curve.astype(f"<u{bits // 8}").tobytes()
+        more[f"{colour}PaletteColorLookupTableData"] = curve.astype("u1" if words == 1 else "<u2").tobytes()  # fmt: skip
     expected = sum(w * c[eight] for w, c in zip((0.299, 0.587, 0.114), curves, strict=True))
-    check(dicom(eight, **more), expected * 255 / (2**bits - 1))
+    # PS3.3, C.7.6.3.1.6: entries of 8 bits are found in words of 16.
+    check(dicom(eight, **more), expected * 255 / levels[-1])
     assert decode(dicom(eight, **more))[1] == "PALETTE COLOR"
 
 
@@ -368,14 +373,16 @@ def test_files_without_preamble_or_meta():
         for content in (whole, whole[128:], whole[132:], bare):
             assert kind_of(content[:HEAD]) == "DICOM"
             check(content, expected)
+        if syntax == ImplicitVRLittleEndian:  # an empty SpecificCharacterSet comes first
+            check(struct.pack("<HHI", 8, 5, 0) + bare, expected)
     check(dicom(STORED, DeflatedExplicitVRLittleEndian, **WINDOW), expected)
 
 
 @pytest.mark.parametrize(
     "content",
     [b"", b"\x08\x00", b"image,patient\n1,2\n", b"\x08\x00\x08\x00" + b"\xff" * 40, bytes(200),
-     b"II*\x00\x08\x00\x00\x00" + bytes(100), b"BM" + bytes(100)],
-    ids=["empty", "short", "text", "length", "zeros", "TIFF", "BMP"],
+     b"\x08" + bytes(100), b"II*\x00\x08\x00\x00\x00" + bytes(100), b"BM" + bytes(100)],
+    ids=["empty", "short", "text", "length", "zeros", "an eight", "TIFF", "BMP"],
 )  # fmt: skip
 def test_what_is_no_dicom(content):
     assert kind_of(content) is None
@@ -562,6 +569,15 @@ def test_a_file_that_says_that_annotations_are_burned_in(said, burned_in):
         assert prepare(content, Preparation(32), "chest.dcm").burned_in is burned_in
 
 
+def test_an_element_of_annotations_that_cannot_be_read_ends_nothing():
+    whole = dicom(BurnedInAnnotation="YES")
+    tag = b"\x28\x00\x01\x03"
+    for kind in (b"XX", b"FL", b"FD"):  # no type, and two whose values have more bytes
+        content = whole.replace(tag + b"CS\x04\x00YES ", tag + kind + b"\x02\x00YE")
+        assert len(content) == len(whole) - 2
+        assert prepare(content, Preparation(32), "chest.dcm").burned_in is False
+
+
 def test_other_files_say_nothing_of_annotations():
     png = cv2.imencode(".png", np.arange(4096, dtype=np.uint8).reshape(64, 64))[1].tobytes()
     assert prepare(png, Preparation(32)).burned_in is False
@@ -593,6 +609,43 @@ def test_a_stream_larger_than_its_data_set_says_is_not_decoded():
             decode(dicom(encapsulate([stream]), syntax, **facts))
 
 
+def test_a_stream_of_other_colours_than_its_data_set_says_is_refused():
+    painted = PAINTED.astype(np.uint8).repeat(4, axis=0).repeat(4, axis=1)
+    gray = cv2.imencode(".jpg", painted[..., 0])[1].tobytes()
+    size = {"Rows": 4 * ROWS, "Columns": 4 * COLUMNS}
+    facts = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7} | size
+    for end, syntax in ((".jpg", JPEGBaseline8Bit), (".jp2", JPEG2000Lossless)):
+        stream = cv2.imencode(end, painted)[1].tobytes()
+        with pytest.raises(BadImageError, match="pixel has 3 values, and SamplesPerPixel is 1"):
+            decode(dicom(encapsulate([stream]), syntax, **facts))
+    colour = COLOUR | size | {"PhotometricInterpretation": "YBR_FULL"}
+    with pytest.raises(BadImageError, match="pixel has 1 value, and SamplesPerPixel is 3"):
+        decode(dicom(encapsulate([gray]), JPEGBaseline8Bit, **colour))
+
+
+@pytest.mark.parametrize("said", [0, 1])
+@pytest.mark.parametrize("first", [0, -2048])
+def test_whether_values_are_signed_is_what_a_jpeg_2000_stream_says(tmp_path, first, said):
+    values = STORED + first
+    place = str(tmp_path / "x.dcm")
+    (tmp_path / "x.dcm").write_bytes(dicom(values, PixelRepresentation=int(first < 0)))
+    reader, change = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax()
+    writer = gdcm.ImageWriter()
+    reader.SetFileName(place)
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEG2000Lossless))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(place)
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    dataset = pydicom.dcmread(place)
+    dataset.PixelRepresentation = said
+    dataset.save_as(place)
+    check((tmp_path / "x.dcm").read_bytes(), stretched(values))
+
+
 def test_runs_that_unpack_to_more_than_the_image_are_not_unpacked():
     eight = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "Rows": ROWS, "Columns": COLUMNS}
     header = struct.pack("<16I", 1, 64, *[0] * 14)
@@ -611,8 +664,8 @@ def test_pixels_of_more_bytes_than_a_task_has_are_not_decoded():
 
 def test_colours_by_strips_are_those_of_the_whole():
     random = np.random.default_rng(0)
-    words = random.integers(0, 256, (2 * reading.STRIP + 7, 33, 3)).astype(np.uint8)
+    words = random.integers(0, 256, (2 * dicom_colours.STRIP + 7, 33, 3)).astype(np.uint8)
     whole = convert_color_space(words, "YBR_FULL", "RGB")
-    expected = reading.gray_of_colours(whole, 255)
+    expected = dicom_colours.gray_of_colours(whole, 255)
     more = COLOUR | {"PhotometricInterpretation": "YBR_FULL"}
     np.testing.assert_array_equal(shown(dicom(words, **more)), expected)

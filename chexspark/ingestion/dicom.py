@@ -6,7 +6,6 @@ photometric interpretation. What a stored value means is in `dicom_display`.
 
 import io
 import zlib
-from collections.abc import Callable
 
 import numpy as np
 import pydicom
@@ -24,16 +23,15 @@ from pydicom.uid import (
 )
 
 from chexspark.ingestion.apart import Apart, EndedError
+from chexspark.ingestion.dicom_colours import painted, palette_bits
 from chexspark.ingestion.dicom_display import Display, Values, integer
-from chexspark.ingestion.dicom_streams import check_rle, check_stream_size
+from chexspark.ingestion.dicom_streams import check_rle, check_stream, stream_facts
 from chexspark.ingestion.image_errors import BadImageError
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 PALETTE = "PALETTE COLOR"
 CHROMA = ("YBR_FULL", "YBR_FULL_422")  # what a decoder may leave as it is
 COLOURS = ("RGB", *CHROMA, "YBR_ICT", "YBR_RCT")
-STRIP = 64  # rows whose colours are calculated at a time: in floats, they take some eight times the memory
-LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue: ITU-R BT.601, as PNG and JPEG here
 PREAMBLE, MARK = bytes(128), b"DICM"
 META_LENGTH = slice(140, 144)  # the value of (0002,0000): bytes of file meta after it
 MOST_INFLATED = 1 << 28  # bytes; the largest image has fewer
@@ -62,13 +60,16 @@ def read_dicom(content: bytes) -> pydicom.Dataset:
 
 
 def says_burned_in(content: bytes) -> bool:
-    """Whether a file says that annotations are drawn in its pixels. Raises what pydicom raises."""
+    """Whether a file says that annotations are drawn in its pixels, where that can be read."""
     if content.startswith(MARK):
         content = PREAMBLE + content
-    said = pydicom.dcmread(
-        io.BytesIO(content), force=True, stop_before_pixels=True, specific_tags=[BURNED_IN]
-    )
-    return str(said.get(BURNED_IN) or "").strip().upper() == "YES"
+    try:
+        said = pydicom.dcmread(
+            io.BytesIO(content), force=True, stop_before_pixels=True, specific_tags=[BURNED_IN]
+        )
+        return str(said.get(BURNED_IN) or "").strip().upper() == "YES"
+    except Exception:  # whatever pydicom raises, it is about this element alone
+        return False
 
 
 def check_inflated(content: bytes) -> None:
@@ -137,7 +138,7 @@ def dicom_pixels(dataset: pydicom.Dataset, content: bytes) -> tuple[np.ndarray, 
         raise ValueError(
             f"HighBit is {high} and BitsStored {stored}: retired, where the values lie is not sure"
         )
-    signed = bool(integer(dataset, "PixelRepresentation"))
+    signed = is_signed(dataset)
     words, shown = decoded_words(dataset, content, stored)
     if colours:
         if shown in CHROMA:
@@ -146,13 +147,13 @@ def dicom_pixels(dataset: pydicom.Dataset, content: bytes) -> tuple[np.ndarray, 
             ), interpretation
         if shown != "RGB":
             raise ValueError(f"DICOM of photometric interpretation {shown}")
-        return painted(words, lambda strip: strip, stored), interpretation
+        return painted(words, lambda strip: strip & (2**stored - 1), stored), interpretation
     if interpretation == PALETTE:
 
         def looked_up(strip: np.ndarray) -> np.ndarray:
             return apply_color_lut(strip & (2**stored - 1), dataset)[..., :3]
 
-        return painted(words, looked_up, 8 * looked_up(words[:1]).itemsize), interpretation
+        return painted(words, looked_up, palette_bits(looked_up, stored)), interpretation
     syntax = dataset.file_meta.TransferSyntaxUID
     whole = syntax in JPEG2000TransferSyntaxes or syntax in JPEGLSTransferSyntaxes
     values = Values(8 * words.itemsize if whole else stored, allocated, signed)
@@ -263,23 +264,24 @@ def check_compressed(dataset: pydicom.Dataset) -> None:
         frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
         check_rle(frame, width * height * pixel_bytes(dataset))
         return
+    samples = integer(dataset, "SamplesPerPixel", 1)
+    check_stream(first_fragment(dataset), width, height, samples)
+
+
+def first_fragment(dataset: pydicom.Dataset) -> bytes:
+    """The first fragment of compressed pixels; of none, nothing."""
     fragments = generate_fragments(dataset.PixelData)
     next(fragments, b"")  # the offset table
-    check_stream_size(next(fragments, b""), width, height)
+    return next(fragments, b"")
 
 
-def painted(words: np.ndarray, paint: Callable[[np.ndarray], np.ndarray], bits: int) -> np.ndarray:
-    """Words (height, width, …), painted strip by strip in red, green, blue of `bits`, as gray.
+def is_signed(dataset: pydicom.Dataset) -> bool:
+    """Whether stored values may be negative: of JPEG 2000 the stream says it (PS3.5, 8.2.4), else the data set.
 
-    Returns uint8 (height, width). Raises what `paint` raises.
+    Raises ValueError where neither does.
     """
-    strips = (words[top : top + STRIP] for top in range(0, len(words), STRIP))
-    return np.concatenate([gray_of_colours(paint(strip), 2**bits - 1) for strip in strips])
-
-
-def gray_of_colours(colours: np.ndarray, most: int) -> np.ndarray:
-    """Red, green, blue (height, width, 3) of 0 to `most` as gray: uint8 (height, width)."""
-    gray = np.empty(colours.shape[:2], np.uint8)
-    for row, out in zip(colours, gray, strict=True):  # by rows: floats take eight times the memory
-        out[:] = np.clip(np.round(row @ (LUMA * (255 / most))), 0, 255)
-    return gray
+    said = bool(integer(dataset, "PixelRepresentation"))
+    if dataset.file_meta.TransferSyntaxUID not in JPEG2000TransferSyntaxes:
+        return said
+    stream = stream_facts(first_fragment(dataset))
+    return said if stream is None or stream.signed is None else stream.signed

@@ -52,12 +52,17 @@ def kind_of(content: bytes) -> str | None:
 def begins_as_data_set(content: bytes) -> bool:
     """Whether the bytes are DICOM without preamble: an element of group 2 or 8, with a type or a length.
 
-    Source: DICOM PS3.5, 7.1.
+    One that is empty and has no type is known by the next element. Source: DICOM PS3.5, 7.1.
     """
     for order in ("little", "big"):
-        group, element = (int.from_bytes(content[i : i + 2], order) for i in (0, 2))
+        (group, element), (group_2, element_2) = (
+            [int.from_bytes(content[i : i + 2], order) for i in (at, at + 2)] for at in (0, 8)
+        )
         length = int.from_bytes(content[4:8], order)
-        known = content[4:6] in VALUE_TYPES or (length % 2 == 0 and 0 < length <= LONGEST_FIRST)
-        if group in (2, 8) and element < 0x100 and len(content) > 8 and known:
+        if not (group in (2, 8) and element < 0x100 and len(content) > 8):
+            continue
+        if content[4:6] in VALUE_TYPES or (length % 2 == 0 and 0 < length <= LONGEST_FIRST):
+            return True
+        if length == 0 and group == group_2 and element < element_2 < 0x100:
             return True
     return False
