@@ -22,6 +22,9 @@ UNKNOWN = -1
 MOST = 200
 LONGEST = 100  # characters of a name
 
+DOUBT = re.compile(r"[?¿~±]|\+\s*/?\s*[-−–—]")
+DENIAL = re.compile(r"[¬≠]|^\W*[-−–—!]|[-−–—]\W*$")  # a dash inside a word is none
+
 # Another name → NIH's, for the same finding; case, spaces and signs need no entry. Infiltrate is of NIH's
 # box file, the others are of CheXpert, VinDr-CXR, PadChest and the headings of MeSH.
 ALIASES = {
@@ -87,6 +90,20 @@ def find(name: str, findings: Sequence[str]) -> int | None:
 def plain_spelling(name: str) -> str:
     """A name without case, spaces and signs: two that agree in it are one, spelled in two ways."""
     return re.sub(r"[\W_]", "", name.casefold())
+
+
+def word_spelling(word: str) -> str:
+    """The plain spelling of a word that says what was found, with a sign where it says doubt, or that it was not.
+
+    ``effusion?`` of ``Effusion (?)``, ``effusion-`` of ``¬Effusion`` and ``Effusion (-)``.
+    """
+    doubt = "?" * (DOUBT.search(word) is not None)
+    return plain_spelling(word) + doubt + "-" * (DENIAL.search(word) is not None)
+
+
+def is_plain_word(word: str) -> bool:
+    """Whether a word has no sign of doubt or denial."""
+    return word_spelling(word) == plain_spelling(word)
 
 
 def same_name(name: str) -> str:

@@ -479,6 +479,32 @@ def test_a_word_that_a_form_does_not_know_is_never_a_negative(tmp_path, asked, w
     )
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["Erguss?", "(?) Erguss", "Effusion -", "-Erguss", "¬Effusion", "Effusion (-)", "Effusion (+/-)", "o.B.?",
+     "nicht beurteilbar?", "-", "0", "Effusion/Nodule", "Erguss;Rundherd"],
+)  # fmt: skip
+@pytest.mark.parametrize("more", ["", "other_findings: any\n"])
+def test_a_word_with_a_sign_of_doubt_or_denial_is_neither_a_finding_nor_its_absence(
+    tmp_path, word, more
+):
+    form = write(tmp_path, "form.yaml", GERMAN + more)
+    rows = f"bild,fall,befund\na.png,1,{word}\nb.png,2,Erguss!\nc.png,3,Pleura-Erguss (+)\n"
+    found = read_labels(write(tmp_path, "l.csv", rows), ("Effusion", "Nodule"), form.path)
+    assert found.problems == [(word, "unknown finding")]
+    assert [labels.tolist() for labels in found.rows["labels"]] == [[-1, -1], [1, 0], [1, 0]]
+
+
+def test_a_form_may_say_what_a_word_with_a_sign_means(tmp_path):
+    more = GERMAN.replace("nicht beurteilbar", "['Erguss?', '?']")
+    more = more.replace("no_finding: [o.B., unauffällig]", "no_finding: ['Erguss -']")
+    form = write(tmp_path, "form.yaml", more)
+    rows = "bild,fall,befund\na.png,1,Erguss ?\nb.png,2,Erguss (-)\nc.png,3,Erguss\nd.png,4,?\n"
+    found = read_labels(write(tmp_path, "l.csv", rows), (), form.path)
+    assert not found.problems
+    assert [labels.tolist() for labels in found.rows["labels"]] == [[-1, -1], [0, 0], [1, 0], [-1, -1]]  # fmt: skip
+
+
 def test_where_any_word_is_a_finding_a_misspelled_synonym_is_none(tmp_path):
     form = write(tmp_path, "form.yaml", GERMAN + "other_findings: any\n")
     rows = "bild,fall,befund\na.png,1,Plueraerguss\nb.png,2,Skoliose\nc.png,3,unaufällig\n"

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import pandas as pd
 
 from chexspark.errors import UserError
-from chexspark.findings import find, plain_spelling
+from chexspark.findings import find, is_plain_word, plain_spelling
 from chexspark.ingestion.boxes import COLUMNS, Boxes, BoxFault, box_of, check_faults
 from chexspark.ingestion.image_names import label_name, plain_path
 from chexspark.ingestion.label_findings import is_similar
@@ -57,7 +57,7 @@ def nih_boxes(rows: Rows, findings: tuple[str, ...], where: str) -> Boxes:
         if len(cells) < 4 or not row[0].strip():
             raise UserError(f"{where}, line {line}: not an image, a finding and four numbers")
         name, finding = row[1].strip(), find(row[1], findings)
-        if finding is None and is_similar(name, findings):
+        if not is_plain_word(name) or (finding is None and is_similar(name, findings)):
             raise UserError(f"{where}, line {line}: {name!r} is no finding: mend it")
         try:
             box = box_of(cells)

@@ -18,8 +18,10 @@ from chexspark.findings import (
     FINDINGS,
     UNKNOWN,
     find,
+    is_plain_word,
     names_fault,
     plain_spelling,
+    word_spelling,
 )
 from chexspark.ingestion.label_facts import is_empty
 from chexspark.ingestion.label_form import BLANK, DEFAULT_VALUES, LabelForm, column_finder
@@ -29,6 +31,7 @@ COLUMNS = ("columns",)  # asked for all columns of a file
 UNKNOWN_FINDING = "unknown finding"
 SIMILAR = 0.88  # of two spellings: Masss and Mass are, empyema and emphysema are not
 NUMBER = re.compile(r"([+-]?[0-9]+)[.,]0*")  # 1.0, as tables write a whole number
+BETWEEN = re.compile(r"[;|,/\n]")  # what may stand between words, whatever the form says
 AROUND = " \t\r\n[]'\""  # what is around the words of a list as text
 
 
@@ -64,7 +67,9 @@ class Words:
     def positions(self, word: str) -> tuple[int, ...]:
         """The positions of the findings that a word stands for: of its name, and of its synonyms."""
         if word not in self.known:
-            names = (word, *(self.form.synonyms or {}).get(plain_spelling(word), ()))
+            names = (self.form.synonyms or {}).get(word_spelling(word), ())
+            if is_plain_word(word) or word in self.findings:
+                names = (word, *names)
             found = {find(name, self.findings) for name in names}
             self.known[word] = tuple(sorted(p for p in found if p is not None))
         return self.known[word]
@@ -72,7 +77,7 @@ class Words:
 
 def says_nothing_was_found(word: str, form: LabelForm) -> bool:
     """Whether a word or a column is the form's ``no finding``."""
-    return plain_spelling(word) in map(plain_spelling, form.no_finding)
+    return word_spelling(word) in map(word_spelling, form.no_finding)
 
 
 def named_findings(header: list[str], rows: Rows, form: LabelForm, where: str) -> tuple[str, ...]:
@@ -81,13 +86,13 @@ def named_findings(header: list[str], rows: Rows, form: LabelForm, where: str) -
         return tuple(dict.fromkeys(finding_columns(header, form, where).values()))
     words = words_of(rows, Words(form, position_of_words(header, form, where), ()))
     named = tuple(form.findings or FINDINGS)
-    skipped = set(map(plain_spelling, form.unknown_words))
+    skipped = set(map(word_spelling, form.unknown_words))
     others = [
         word
         for word in words
         if find(word, named) is None
         and not says_nothing_was_found(word, form)
-        and plain_spelling(word) not in skipped
+        and word_spelling(word) not in skipped
     ]
     return (*named, *others)
 
@@ -265,10 +270,11 @@ def from_words(
     check_speaks(lacking, findings, where)
     without = [findings.index(finding) for finding in lacking]
     healthy = {w for w in every if says_nothing_was_found(w, form)}
-    silent = {w for w in every if plain_spelling(w) in map(plain_spelling, form.unknown_words)}
+    silent = {w for w in every if word_spelling(w) in map(word_spelling, form.unknown_words)}
     others = [w for w in every if not words.positions(w) and w not in healthy | silent]
     # One that nobody knows may be one that is misspelled, or a synonym that the form forgot: where the form
-    # says that any word is a finding, only if it is nearly one that is known.
+    # says that any word is a finding, only if it is nearly one that is known, or has no letters. And one that
+    # a sign says not to be there, or doubts, is not that finding.
     synonyms = form.synonyms or {}
     others_of_findings = (
         name for name, finding in ALIASES.items() if find(finding, findings) is not None
@@ -277,9 +283,9 @@ def from_words(
     wrong = tuple(
         w
         for w in others
-        if find(w, known) is None
-        and plain_spelling(w) not in synonyms
-        and (not form.any_words or is_similar(w, near))
+        if (find(w, known) is None or not is_plain_word(w))
+        and word_spelling(w) not in synonyms
+        and (not form.any_words or may_be_near(w, near))
     )
     left_alone = tuple(w for w in others if w not in wrong)
     doubtful = silent | set(wrong)
@@ -300,14 +306,26 @@ def from_words(
     return LabelledFindings(findings, says, wrong, left_alone, lacking)
 
 
+def may_be_near(word: str, near: Iterable[str]) -> bool:
+    """Whether a word, where any may be a finding, is likely one of `near`, or several of them, or none at all."""
+    near = list(near)
+    spellings = set(map(plain_spelling, near))
+    several = [part for part in BETWEEN.split(word) if part != word]
+    return (
+        is_similar(word, near)
+        or any(plain_spelling(part) in spellings for part in several)
+        or not any(map(str.isalpha, word))
+    )
+
+
 def is_similar(word: str, names: Iterable[str]) -> bool:
-    """Whether a word is nearly the name of a finding, so that it is likely misspelled.
+    """Whether a word is nearly the name of a finding, so that it is likely misspelled, or that name with a doubt.
 
     The name of one of NIH's is not: it is that finding, where nobody asked for it.
     """
+    names, spelling = list(names), plain_spelling(word)
     if find(word, FINDINGS) is not None:
-        return False
-    spelling = plain_spelling(word)
+        return not is_plain_word(word) and spelling in map(plain_spelling, names)
     return any(
         difflib.SequenceMatcher(None, spelling, plain_spelling(name)).ratio() >= SIMILAR
         for name in names

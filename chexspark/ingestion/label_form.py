@@ -67,7 +67,7 @@ class LabelForm:
     unknown_words: tuple[str, ...] = ()  # words after which nothing is known of the other findings
     other_findings: tuple[str, ...] = ()  # words that are findings, and are not taken by default
     any_words: bool = False  # whether every other word is a finding too
-    synonyms: Mapping[str, tuple[str, ...]] | None = None  # word in plain spelling → findings
+    synonyms: Mapping[str, tuple[str, ...]] | None = None  # word in `word_spelling` → findings
     values: Mapping[str, int] | None = None  # text → 1, 0, `UNKNOWN`, `UNCERTAIN`
     # Finding or `DEFAULT` → 0 or `UNKNOWN`; 1, 0 or `UNKNOWN`.
     blank: Mapping[str, int] = field(default_factory=lambda: {DEFAULT: UNKNOWN})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chexspark.errors import UserError, closest, listed
-from chexspark.findings import UNKNOWN, names_fault, plain_spelling
+from chexspark.findings import UNKNOWN, names_fault, plain_spelling, word_spelling
 from chexspark.ingestion.label_form import (
     ANY,
     DEFAULT,
@@ -238,14 +238,14 @@ def findings_of(values: Mapping[str, Any], where: str) -> dict[str, str] | None:
 
 
 def synonyms_of(values: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
-    """Word in plain spelling → the findings that it stands for. Raises UserError."""
+    """Word in `word_spelling` → the findings that it stands for. Raises UserError."""
     given = values.get("synonyms", {})
     if not isinstance(given, dict):
         raise UserError(f"{where}: synonyms must be lines of finding: [words]")
     found: dict[str, tuple[str, ...]] = {}
     for finding, words in given.items():
         for word in texts_of(words, f"{where}: synonyms: {finding}"):
-            spelling = plain_spelling(word)
+            spelling = word_spelling(word)
             found[spelling] = (*found.get(spelling, ()), text_of(finding, f"{where}: synonyms"))
     return found
 
