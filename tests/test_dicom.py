@@ -592,7 +592,7 @@ def test_a_task_counts_kept_files_with_annotations_burned_in(tmp_path):
         sources.append(SourceFile(str(tmp_path / name), name, len(content), ""))
     label = Label("1", "train", bytes([1]), (None,) * 11)
     task = WriteTask(str(tmp_path / "out"), 0, Preparation(32), 4, tuple(sources))
-    done = write_task(task, Known(dict.fromkeys(files, label), {}, frozenset(), frozenset()))
+    done = write_task(task, Known(dict.fromkeys(files, label), {}, frozenset()))
     assert [kept.name for kept in done.kept] == ["a.dcm", "b.dcm"], "the third is blank"
     assert done.burned_in == 1
 

@@ -188,7 +188,7 @@ def test_a_task_refuses_passes_over_and_goes_on(mixed, tmp_path, monkeypatch):
     labels = dict.fromkeys([*KNOWN, *OTHERS, "gone.png"], label)
     done = write_task(
         WriteTask(str(tmp_path), 0, Preparation(32), 4, (gone, archive)),
-        Known(labels, {}, frozenset(), frozenset()),
+        Known(labels, {}, frozenset()),
     )
     assert {kept.name for kept in done.kept} == {"IM000001", "photo.jfif", "1.2.840.77"}
     assert {path.rsplit("/", 1)[1] for path in done.passed_over} == OTHERS
@@ -199,7 +199,7 @@ def test_a_task_refuses_passes_over_and_goes_on(mixed, tmp_path, monkeypatch):
     monkeypatch.setattr(Location, "read_bytes", lambda place, most=None: 1 / 0)
     done = write_task(
         WriteTask(str(tmp_path), 1, Preparation(32), 4, (gone,)),
-        Known(labels, {}, frozenset(), frozenset()),
+        Known(labels, {}, frozenset()),
     )
     assert [row[1] for row in done.quarantined] == ["cannot be read: division by zero"]
 

@@ -237,11 +237,14 @@ def test_a_plain_name_of_another_patient_is_refused(clinic):
         UserError, match=r"scan.png is of another patient in the store than it would be now"
     ):
         ingest(None, labels="m.csv", **given)
-    # Of the same patient, the pixels tell.
+    # Of the same patient, the pixels tell, also where the labels are the same.
     picture(folder / "plain" / "scan.png", 301)
     (folder / "m.csv").write_text("image,patient,Mass\nscan.png,A,0\n")
     manifest = ingest(None, labels="m.csv", **given, max_bad=1.0)
     assert manifest.quarantined == {"name taken": 1}
+    (folder / "m.csv").write_text("image,patient,Mass\nscan.png,A,1\n")
+    with pytest.raises(UserError, match=r"1 of 1 images were refused \(1 name taken\)"):
+        ingest(None, labels="m.csv", **given)
 
 
 def test_a_store_that_is_split_by_date_says_why_it_takes_no_more(spark, tmp_path):
@@ -257,3 +260,13 @@ def test_a_store_that_is_split_by_date_says_why_it_takes_no_more(spark, tmp_path
         UserError, match=r"--append: the store .* is split by date, and with more images"
     ):
         ingest(spark, **given, append=True)
+    (tmp_path / "l.csv").write_text("\n".join(rows[:2]) + "\n")  # of one date
+    with pytest.raises(UserError, match=r"--append: the store .* is split by date, and with more"):
+        ingest(spark, **given, append=True)
+    with pytest.raises(UserError, match="have the same, 2014-01-01: a store that is split by date"):
+        ingest(spark, **given, append=True, split_by="date")
+    given["out"] = str(tmp_path / "by-patient")
+    (tmp_path / "l.csv").write_text("\n".join(rows) + "\n")
+    ingest(spark, **given)
+    with pytest.raises(UserError, match=r"--split-by.date: the store .* is split by patient"):
+        ingest(spark, **given, append=True, split_by="date")

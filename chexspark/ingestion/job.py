@@ -86,6 +86,8 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         facts = asked_facts(config.dicom_columns)
         return read_headers(spark, sources.files, sources.archives, facts)
 
+    if before and config.append:
+        check_same_split(before, config, out)
     inputs = read_inputs(config, asked_findings(config, before), before, headers)
     config = with_preparation(config, before, inputs.label_form)
     for note in inputs.notes:
@@ -111,7 +113,7 @@ def ingest(spark: SparkSession | None, config: IngestConfig) -> Manifest:
         stored = read_stored(out, before)
         check_known_patients(stored, inputs)
         known = what_is_known(inputs, stored)
-        tasks = plan_tasks(inputs, config, workplace.folder, before, known.same)
+        tasks = plan_tasks(inputs, config, workplace.folder, before)
         results = run_tasks(spark, tasks, inputs, known, config.size)
         results.append(unreadable_files(inputs))
         return complete(workplace, inputs, config, results, stored, before, started)
@@ -207,14 +209,27 @@ def cannot_be_added_to(out: Location, by: str) -> str:
     )
 
 
+def check_same_split(before: Manifest, config: IngestConfig, out: Location) -> None:
+    """Raise UserError where a store is added to that is split by other things than what is asked for.
+
+    Before the labels are read: what is to be added alone may not be split so at all.
+    """
+    by = before.settings.get("split_by", "patient")
+    if by == config.split_by:
+        return
+    if by != "patient":
+        raise UserError(f"--append: {cannot_be_added_to(out, by)}")
+    raise UserError(
+        f"--split-by={config.split_by}: the store {out} is split by patient, and what is added to it must be, "
+        "too: leave --split-by out, or ingest all into a new folder"
+    )
+
+
 def check_same_settings(
     before: Manifest, config: IngestConfig, findings: tuple[str, ...], out: Location
 ) -> None:
     """Raise UserError when a store that is there was written with other settings or findings."""
     asked = layout_settings(config)
-    by = before.settings.get("split_by", "patient")
-    if config.append and by != "patient" and asked["split_by"] != by:
-        raise UserError(f"--append: {cannot_be_added_to(out, by)}")
     made = before.settings | {
         "fit": before.fit,
         "bit_depth": before.bit_depth,
@@ -271,8 +286,8 @@ def read_stored(out: Location, before: Manifest | None) -> list[Kept]:
 def what_is_known(inputs: IngestInputs, stored: list[Kept]) -> Known:
     """What the tasks know of labels, and of the images of their set that the store has.
 
-    An image is there for sure where its label gives no more than its name, and says what the store says.
-    Raises UserError where the store has that name for another patient.
+    Which images are there, their pixels tell: names repeat. Raises UserError where the store has a name for
+    another patient.
     """
     this = inputs.image_set
     there = {
@@ -280,7 +295,7 @@ def what_is_known(inputs: IngestInputs, stored: list[Kept]) -> Known:
         for kept in stored
         if kept.source == this.name
     }
-    same, relabelled = set(), []
+    relabelled = []
     for name in there.keys() & inputs.labels.keys():
         label, kept = inputs.labels[name], there[name]
         if label.path != name:
@@ -290,15 +305,13 @@ def what_is_known(inputs: IngestInputs, stored: list[Kept]) -> Known:
                 f"{name} is of another patient in the store than it would be now: if these are other images, "
                 "give their set another name, --source"
             )
-        if label.labels == kept.labels:
-            same.add(name)
-        else:
+        if label.labels != kept.labels:
             relabelled.append(name)
     if relabelled:
         log.warning(f"note: {len(relabelled):,} images that the store has have other labels there, which "
                     f"stay: {listed(sorted(relabelled), 3)}")  # fmt: skip
     digests = {name: kept.pixel_digest for name, kept in there.items()}
-    return Known(inputs.labels, digests, frozenset(same), inputs.left_out)
+    return Known(inputs.labels, digests, inputs.left_out)
 
 
 def check_known_patients(stored: list[Kept], inputs: IngestInputs) -> None:
@@ -317,16 +330,18 @@ def plan_tasks(
     config: IngestConfig,
     folder: Location,
     before: Manifest | None,
-    same: frozenset[str],
 ) -> list[WriteTask]:
     """Deal the images of each split to tasks of nearly equal length, and an archive to each task.
 
-    `same`: names of labels whose image the store has. The same input gives the same tasks, whatever the cluster.
+    The same input gives the same tasks, whatever the cluster.
     """
     groups = []
     for split in SPLITS:
-        files = [f for f in inputs.files if f.name not in same and f.name in inputs.labels
-                 and inputs.labels[f.name].split == split]  # fmt: skip
+        files = [
+            f
+            for f in inputs.files
+            if f.name in inputs.labels and inputs.labels[f.name].split == split
+        ]
         groups += dealt(files, lambda file: file.name)
     groups += [(archive,) for archive in inputs.archives]
     files_before = [f.path for s in before.splits.values() for f in s.files] if before else []
@@ -361,7 +376,7 @@ def run_tasks(
     if not tasks:
         return []
     context = spark.sparkContext
-    wanted = {f.name for f in inputs.files} - known.same
+    wanted = {f.name for f in inputs.files}
     labels = {n: v for n, v in known.labels.items() if inputs.archives or n in wanted}
     shared = context.broadcast(dataclasses.replace(known, labels=labels))
     total = None if inputs.archives else len(wanted & labels.keys())

@@ -17,8 +17,11 @@ COLUMNS = {"institution": "institution", "manufacturer": "manufacturer", "device
 UNKNOWN_VALUE = "unknown"
 
 
-def check_known(rows: pd.DataFrame, by: str) -> None:
-    """Raise UserError where the fact of `by` is known of no image, or has one value only."""
+def check_known(rows: pd.DataFrame, by: str, append: bool = False) -> None:
+    """Raise UserError where the fact of `by` is known of no image, or has one value only.
+
+    `append`: the images are to be added to others.
+    """
     values = rows[COLUMNS[by]].dropna().nunique()
     if values == 0:
         raise UserError(
@@ -28,6 +31,8 @@ def check_known(rows: pd.DataFrame, by: str) -> None:
     if values == 1:
         raise UserError(
             f"--split-by={by}: all images have the same, {rows[COLUMNS[by]].dropna().iloc[0]}"
+            + f": a store that is split by {by} takes no more, so ingest all into a new folder"
+            * append
         )
 
 

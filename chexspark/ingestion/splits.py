@@ -58,7 +58,7 @@ def assign_splits(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
 
 def splits_by(labels: pd.DataFrame, config: IngestConfig) -> dict[str, str]:
     """The split of each patient after `--split-by`: test is of others, or later. Raises UserError."""
-    check_known(labels, config.split_by)
+    check_known(labels, config.split_by, config.append)
     if config.split_by == "date":
         return by_date(labels, SHARES)
     values = values_for_test(labels, config.split_by, SHARES[2], config.split_seed)

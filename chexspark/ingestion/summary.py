@@ -190,7 +190,7 @@ def refused_images(results: list[TaskResult]) -> list[tuple[str, str, int]]:
 def too_many_refused(results: list[TaskResult], max_bad: float) -> str | None:
     """What is wrong when a larger share than `max_bad` was refused, else None."""
     refused = refused_images(results)
-    images = len(refused) + sum(len(result.kept) for result in results)
+    images = len(refused) + sum(len(result.kept) + result.stored_before for result in results)
     if len(refused) / max(1, images) <= max_bad:
         return None
     return (

@@ -193,7 +193,6 @@ class Known:
 
     labels: dict[str, Label]
     stored: dict[str, int]  # name → digest of its pixels
-    same: frozenset[str]  # labels whose image is in the store for sure
     left_out: frozenset[str]  # labels that are not asked for
 
 
@@ -214,9 +213,6 @@ def write_task(task: WriteTask, known: Known) -> TaskResult:
             continue
         label = known.labels.get(name)
         result.labelled += [name] * (label is not None)
-        if name in known.same:
-            result.stored_before += 1
-            continue
         try:
             if isinstance(content, BadImageError):
                 raise content
