@@ -242,6 +242,8 @@ def test_a_split_of_one_s_own(spark, release, tmp_path):
         ("patient,split\n1,train\n", "93 of 96 images have no split there, the first 00000002"),
         ("image,split\n00000001_000.png,train\n", "95 of 96 images have no split there"),
         ("who,where\n1,train\n", "must have rows under patient"),
+        ("patient,split,split\n1,train,test\n", "has 2 columns of split: keep one"),
+        ("image,image,split\n1,2,train\n", "has 2 columns of image: keep one"),
     ],
 )
 def test_a_wrong_split_file_is_one_clear_line(release, tmp_path, text, message):

@@ -144,6 +144,21 @@ def test_keys_that_are_missing_or_there_twice():
         read_scores(scores().drop(columns="image_index"), "predictions", FINDINGS)
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("image_index,prob_Mass,prob_Mass\na.png,0.9,0.1\n", "has 2 columns prob_Mass: keep one"),
+        ("image_index,prob_Effusion,prob_Pleural_Effusion\na.png,0.9,0.1\n", "two columns of Effusion"),
+        ("image_index,Image Index,prob_Mass\na.png,b.png,0.9\n", "two columns of an image's name"),
+        ("image_index,prob_Mass,label_Mass\na.png,0.9,1,\n", "rows have more cells than its header"),
+    ],
+)  # fmt: skip
+def test_which_of_two_columns_holds_is_not_guessed(tmp_path, text, message):
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_scores(str(tmp_path / "s.csv"), "--scores", ("Mass", "Effusion"))
+
+
 def test_scores_are_numbers():
     keys = pd.Series(["a", "b"])
     assert numbers(pd.Series(["0.5", "1e-3"]), keys, "it").tolist() == [0.5, 1e-3]

@@ -6,6 +6,7 @@ Index``) and a column per finding, with or without ``prob_``; a label CSV, unles
 both labels and scores, and what to say of the others.
 """
 
+import csv
 import difflib
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,7 +116,10 @@ def read_keyed(given: Scores, option: str) -> tuple[pd.DataFrame, pd.Series]:
     table = read_table(locate(given), name) if isinstance(given, str) else as_pandas(given)
     if not len(table.columns) or not len(table):
         raise UserError(f"{name} has no rows")
-    key = next((column for column in KEYS if column in table), None)
+    keyed = [column for column in KEYS if column in table]
+    if len(keyed) > 1:
+        raise UserError(f"{name} has two columns of an image's name, {listed(keyed)}: keep one")
+    key = next(iter(keyed), None)
     if key is None:
         raise UserError(f"{name} has no column {' or '.join(KEYS)}; it has {shown(table.columns)}")
     keys = table[key].astype(str).str.strip()
@@ -156,11 +160,25 @@ def read_table(place: Location, name: str) -> pd.DataFrame:
         if place.is_directory() or is_parquet(place):
             return place.read_table().to_pandas()
         text = decoded(read_content(place, name), fault)
-        return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        check_columns_once(next(csv.reader(io.StringIO(text, newline=None)), []), name)
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes their first cells for names
+            raise UserError(
+                f"{name}: its rows have more cells than its header: end all lines alike"
+            )
+        return table
     except pd.errors.EmptyDataError as error:
         raise UserError(f"{name} is empty") from error
-    except (pd.errors.ParserError, *DAMAGE) as error:
+    except (pd.errors.ParserError, csv.Error, *DAMAGE) as error:
         raise UserError(f"{fault}: {' '.join(str(error).split())[:200]}") from error
+
+
+def check_columns_once(header: Sequence[str], name: str) -> None:
+    """Raise UserError for a column that a CSV has twice: which of them holds, nobody knows."""
+    spelled = [cell.strip() for cell in header]
+    again = next((cell for cell in spelled if cell and spelled.count(cell) > 1), None)
+    if again is not None:
+        raise UserError(f"{name} has {spelled.count(again)} columns {again}: keep one")
 
 
 def is_parquet(place: Location) -> bool:
@@ -192,9 +210,11 @@ def score_columns(table: pd.DataFrame, labelled: Sequence[str], name: str) -> Sc
     spelled = {str(column).strip(): column for column in table.columns}
     names = {finding: spellings(finding) for finding in labelled}
     for prefix in (PROBABILITY, ""):
-        found = {
-            f: next((prefix + n for n in names[f] if prefix + n in spelled), None) for f in names
-        }
+        fitting = {f: [prefix + n for n in names[f] if prefix + n in spelled] for f in names}
+        found = {f: next(iter(each), None) for f, each in fitting.items()}
+        for finding, each in fitting.items():
+            if len(each) > 1:
+                raise UserError(f"{name} has two columns of {finding}, {listed(each)}: keep one")
         if any(found.values()):
             break
     columns = {finding: spelled[column] for finding, column in found.items() if column}

@@ -15,6 +15,8 @@ from chexspark.ingestion.labels import read_labels
 from chexspark.storage import Location
 
 HEADER = ("Image Index", "Finding Label")
+# Of the columns after these, in plain spelling; all in one, and without a name.
+SPELLED = (("x", "xywh", ""), ("y", ""), ("w", "width", ""), ("h", "height", ""))
 STRANGE = "of images without a label"
 
 
@@ -29,6 +31,7 @@ def read_boxes(
     where = f"--boxes={place}"
     header, rows = read_rows(place, where)
     if list(map(plain_spelling, header[:2])) == list(map(plain_spelling, HEADER)):
+        check_sides(header, where)
         found = nih_boxes(rows, findings, where)
     elif not (form := form_of_header(header)) or not form.boxes:
         raise UserError(
@@ -45,8 +48,20 @@ def read_boxes(
     return Boxes(boxes.dropna(), found.left_alone | ({STRANGE: strange} if strange else {}))
 
 
+def check_sides(header: list[str], where: str) -> None:
+    """Raise UserError unless the columns after the finding are x, y, width and height, as far as they are named.
+
+    NIH's own are called ``Bbox [x``, ``y``, ``w`` and ``h]``.
+    """
+    named = [plain_spelling(cell).removeprefix("bbox") for cell in header[2:6]]
+    if any(name not in known for name, known in zip(named, SPELLED, strict=False)):
+        raise UserError(
+            f"{where}: after {HEADER[1]} there must be the columns x, y, w, h; there are {', '.join(header[2:6])}"
+        )
+
+
 def nih_boxes(rows: Rows, findings: tuple[str, ...], where: str) -> Boxes:
-    """The boxes of NIH's file: the four columns that follow the finding, whatever the header makes of them.
+    """The boxes of NIH's file: the four columns that follow the finding.
 
     Raises UserError naming the lines of what is no box.
     """

@@ -139,6 +139,9 @@ def file_splits(labels: pd.DataFrame, place: Location) -> dict[str, str]:
     key = next((name for name in ("patient", "image") if name in header), None)
     if key is None or "split" not in header or len(rows) < 2:
         raise UserError(f"{where} must have rows under patient (or image) and split")
+    for name in (key, "split"):
+        if header.count(name) > 1:
+            raise UserError(f"{where} has {header.count(name)} columns of {name}: keep one")
     listed: dict[str, str] = {}
     images = set(labels["image_index"])
     for line, row in rows[1:]:
