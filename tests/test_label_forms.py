@@ -407,6 +407,44 @@ def test_boxes_that_are_none_are_refused_with_their_lines(tmp_path, cells, fault
         read_labels(place)
 
 
+@pytest.mark.parametrize("sides", ["w,h,x,y", "x_min,y_min,x_max,y_max", "id,x,y,w,h"])
+def test_boxes_whose_columns_are_others_than_nih_s_are_refused(tmp_path, sides):
+    place = write(tmp_path, "b.csv", f"Image Index,Finding Label,{sides}\na.png,Mass,1,2,3,4\n")
+    with pytest.raises(UserError, match="after Finding Label there must be the columns x, y, w, h"):
+        read_boxes(place, FINDINGS)
+    for named in ("x,y,w,h", "Bbox [x,y,w,h],,,", "X,Y,Width,Height", '"Bbox [x,y,w,h]",,,'):
+        text = f"Image Index,Finding Label,{named}\na.png,Mass,1,2,3,4\nb.png,Mass,5,6,7,8\n"
+        found = read_boxes(write(tmp_path, "b.csv", text), FINDINGS).rows
+        assert found.to_numpy().tolist() == [["a.png", "Mass", 1, 2, 3, 4], ["b.png", "Mass", 5, 6, 7, 8]]  # fmt: skip
+
+
+def test_a_box_with_a_sign_of_doubt_is_refused(tmp_path):
+    text = "Image Index,Finding Label,Bbox\na.png,Mass?,1,2,3,4\n"
+    with pytest.raises(UserError, match=r"line 2: 'Mass[?]' is no finding"):
+        read_boxes(write(tmp_path, "b.csv", text), FINDINGS)
+
+
+def test_a_row_that_breaks_off_is_refused_where_blank_is_negative(tmp_path):
+    header = f"Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,{','.join(CHEXPERT)}\n"
+    whole = "train/patient1/study1/v.jpg,Male,60,Frontal,AP,," + "1," * (len(CHEXPERT) - 1) + "\n"
+    found = read_labels(write(tmp_path, "l.csv", header + whole))
+    assert found.rows["labels"].iloc[0].tolist() == [1] * (len(CHEXPERT) - 1) + [0]
+    with pytest.raises(UserError, match="line 3 has 7 cells, and the header 19: it breaks off"):
+        read_labels(
+            write(tmp_path, "l.csv", header + whole + whole[:46].replace("1/v", "2/v") + ",0,1")
+        )
+
+
+def test_keys_of_a_join_that_say_nothing_have_no_partner(tmp_path):
+    form = write(tmp_path, "f.yaml", "name: H\nimage: file\npatient: p\nfindings: [Mass]\n"
+                 "joins: [{file: '*meta.csv', key: [p, s]}]\n")  # fmt: skip
+    write(tmp_path, "meta.csv", "p,s,file\n1,5,a.png\n2,,b.png\n,,c.png\n")
+    found = read_labels(write(tmp_path, "l.csv", "p,s,Mass\n1,5,1\n2,,1\n3,,0\n"), (), form.path)
+    assert found.rows["image_index"].tolist() == ["a.png"]
+    assert [name for name, _ in found.problems] == ["line 3", "line 4"]
+    assert found.notes == ("meta.csv has no partner for 2 of 3 rows",)
+
+
 def test_boxes_of_images_without_a_label_are_counted(tmp_path):
     text = "Image Index,Finding Label,Bbox\nx/a.png,Mass,1,1,2,2\nb.png,Mass,1,1,2,2\n"
     found = read_boxes(write(tmp_path, "b.csv", text), FINDINGS, {"a.png"})

@@ -136,6 +136,50 @@ def test_counts(text, number):
     assert parse_count(text) == number
 
 
+def test_a_line_that_goes_on_past_the_others_may_have_its_cells_in_the_wrong_columns(tmp_path):
+    # A comma within 58,0: what is blank at the end of the first row hides that it has one cell too many.
+    rows = "image,patient,age,Mass,Edema\na.png,1,58,0,1,\nb.png,2,61,0,1\n"
+    with pytest.raises(UserError, match="line 2 has 6 cells, and the header 5: put cells"):
+        read_labels(write(tmp_path, rows), ("Mass", "Edema"))
+    alike = "image,patient,Mass,Edema\na.png,1,1,,,\nb.png,2,0,1,,\n"
+    found = read_labels(write(tmp_path, alike), ("Mass", "Edema"))
+    assert [labels.tolist() for labels in found.rows["labels"]] == [[1, -1], [0, 1]]
+
+
+def test_of_a_cell_that_is_not_there_nothing_is_known(tmp_path):
+    rows = "image,patient,No Finding,Mass,Edema\na.png,1,1,0\nb.png,2,1,,\n"
+    found = read_labels(write(tmp_path, rows), ("Mass", "Edema"))
+    assert [labels.tolist() for labels in found.rows["labels"]] == [[0, -1], [0, 0]]
+
+
+def test_a_whole_number_that_has_become_a_fraction_names_one_patient_and_study(tmp_path):
+    rows = "image,patient,study_id,Mass\na.png,7.0,12.0,1\nb.png,7,12,0\n3.0,x1.0,s,0\n"
+    found = read_labels(write(tmp_path, rows), ("Mass",)).rows
+    assert found[["image_index", "patient_id", "study_id"]].to_numpy().tolist() == [
+        ["3", "x1.0", "s"],
+        ["a.png", "7", "12"],
+        ["b.png", "7", "12"],
+    ]
+
+
+def test_one_number_of_a_patient_in_two_ways_is_refused(tmp_path):
+    rows = "image,patient,Mass\na.png,7,1\nb.png,10,1\nc.png,007,0\n"
+    with pytest.raises(
+        UserError, match="of line 2 and of line 4 have one number, with leading"
+    ) as e:
+        read_labels(write(tmp_path, rows), ("Mass",))
+    assert "007" not in str(e.value), "who it is, is not said"
+    assert len(read_labels(write(tmp_path, rows.replace("007", "A7")), ("Mass",)).rows) == 3
+
+
+@pytest.mark.parametrize("column", ["image", "patient", "study"])
+def test_numbers_that_a_table_program_has_shortened_are_refused(tmp_path, column):
+    cells = {"image": "a.png", "patient": "1", "study": "s", column: "1.23457E+12"}
+    rows = f"image,patient,study,Mass\n{','.join(cells.values())},1\nb.png,2,1E5,0\n"
+    with pytest.raises(UserError, match=f"line 2: the {column} is a number that a table program"):
+        read_labels(write(tmp_path, rows), ("Mass",))
+
+
 def test_lines_are_those_of_the_file(tmp_path):
     rows = "\n\nimage,patient,Mass\n\n\na.png,1,yes\n"
     with pytest.raises(UserError, match="line 6: Mass is 'yes'"):

@@ -27,6 +27,7 @@ from chexspark.ingestion.inputs import (
     read_inputs,
 )
 from chexspark.ingestion.label_findings import COLUMNS
+from chexspark.ingestion.label_records import check_one_spelling
 from chexspark.ingestion.petastorm_metadata import write_petastorm_metadata
 from chexspark.ingestion.sources import Sources, is_archive
 from chexspark.ingestion.summary import (
@@ -317,6 +318,14 @@ def what_is_known(inputs: IngestInputs, stored: list[Kept]) -> Known:
 def check_known_patients(stored: list[Kept], inputs: IngestInputs) -> None:
     """Raise UserError when the new labels would move a patient that the store has."""
     where = {kept.patient_id: kept.split for kept in stored}
+    this = inputs.image_set
+    there = {k.patient_id for k in stored if k.source == this.name}
+    new = {label.patient_id for label in inputs.labels.values()}
+    check_one_spelling(
+        (patient.removeprefix(this.prefix), at)
+        for patients, at in ((there, "of the store"), (new, "of what is added"))
+        for patient in patients
+    )
     for name, label in inputs.labels.items():
         if label.split and where.get(label.patient_id, label.split) != label.split:
             raise UserError(

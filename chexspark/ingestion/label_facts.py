@@ -28,6 +28,8 @@ DATES = [
     ),
     re.compile(r"(?P<day>[0-9]{1,2})\.(?P<month>[0-9]{1,2})\.(?P<year>[0-9]{4})"),
 ]
+SHORTENED = re.compile(r"[0-9](?:[.,][0-9]+)?[Ee]\+[0-9]+")
+WHOLE = re.compile(r"([0-9]+)\.0+")
 ONLY_YEAR = re.compile(r"([0-9]{4})(?:[.,]0*)?")
 
 
@@ -52,6 +54,17 @@ def parse_count(text: str) -> int | None:
     """A whole number of 0 or more, also as ``1.0``; None for what is none, or is larger than is stored."""
     match = re.fullmatch(r"([0-9]{1,9})(?:[.,]0*)?", short(text))
     return int(match[1]) if match and int(match[1]) <= LARGEST_COUNT else None
+
+
+def parse_name(text: str) -> str:
+    """The name of an image, a patient or a study; a whole number that a table has made ``12.0`` is 12.
+
+    Raises ValueError for a number that a table has shortened, and which may be many: ``1.2E+10``.
+    """
+    if SHORTENED.fullmatch(text):
+        raise ValueError("a number that a table program has shortened, as 1.2E+10: save it as text")
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text
 
 
 def parse_sex(text: str) -> str | None:

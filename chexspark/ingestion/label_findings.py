@@ -176,8 +176,9 @@ def from_columns(
         said = np.full(len(findings), UNKNOWN, np.int8)
         blank = 0 if healthy is not None and value_of(row, healthy) == 1 else BLANK
         for i, column in positions.items():
-            value = value_of(row, column)
-            said[i] = blank if value == BLANK else value
+            if column < len(row):  # of a cell that is not there, nothing is known
+                value = value_of(row, column)
+                said[i] = blank if value == BLANK else value
         return said
 
     return LabelledFindings(findings, says, left_alone=left_alone, lacking=lacking)

@@ -3,8 +3,9 @@
 In: a table of cells, its form, and what it says of findings. Out: a dict per row.
 """
 
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from chexspark.errors import UserError
@@ -14,6 +15,7 @@ from chexspark.ingestion.label_facts import (
     parse_age,
     parse_count,
     parse_date,
+    parse_name,
     parse_sex,
     parse_text,
     years_between,
@@ -23,6 +25,7 @@ from chexspark.ingestion.label_form import LabelForm, column_finder
 from chexspark.ingestion.label_rows import LabelRows, cell_of
 from chexspark.store.manifest import SPLITS
 
+NUMBER = re.compile("[0-9]+")  # of a patient
 # Fact → the column of the table, which is the store's too, and what reads its text.
 PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
     "view": ("view_position", parse_text),
@@ -37,6 +40,7 @@ PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
     "date": ("study_date", parse_date),
     "split": ("split", lambda text: text if text in SPLITS else None),
 }
+NAMES = ("image", "patient", "study", "series")  # facts by which rows belong together
 
 
 def read_records(
@@ -68,10 +72,14 @@ def read_records(
         if len(row) < fewest:
             raise UserError(f"{at}: {len(row)} cells are too few")
 
-        def text_of(name: str, row: list[str] = row) -> str:
+        def text_of(name: str, row: list[str] = row, at: str = at) -> str:
             if name not in form.facts:
                 return ""
-            return form.facts[name].text([cell_of(row, p) for p in positions[name]])
+            text = form.facts[name].text([cell_of(row, p) for p in positions[name]])
+            try:
+                return parse_name(text) if name in NAMES else text
+            except ValueError as error:
+                raise UserError(f"{at}: the {name} is {error}") from error
 
         image, patient = text_of("image"), unicodedata.normalize("NFC", text_of("patient"))
         if not image and positions["image"][0] >= table.own:
@@ -95,7 +103,24 @@ def read_records(
         records.append(record)
     if not records:
         raise UserError(f"{where}: no row has an image in the files that are joined to it")
+    check_one_spelling((r["patient_id"], f"of line {r['line']}") for r in records)
     return records, without_image
+
+
+def check_one_spelling(patients: Iterable[tuple[str, str]]) -> None:
+    """Raise UserError where a number of a patient is written with leading zeros and without: 1 and 01.
+
+    `patients`: each with where it is. They would be two, and may be one that training and test share.
+    """
+    spelled: dict[str, tuple[str, str]] = {}
+    for patient, at in patients:
+        if NUMBER.fullmatch(patient):
+            other, there = spelled.setdefault(patient.lstrip("0"), (patient, at))
+            if other != patient:
+                raise UserError(
+                    f"--labels: the patients {there} and {at} have one number, with leading zeros and without: "
+                    "write it in one way if they are one, and else give one another name"
+                )
 
 
 def years_of_dates(text: str) -> int | None:

@@ -39,12 +39,28 @@ def read_rows(place: Location, name: str) -> tuple[list[str], Rows]:
 
 
 def check_widths(header: list[str], rows: Rows, name: str) -> None:
-    """Raise UserError for a row that goes on past the header: its cells may be of other columns."""
+    """Raise UserError for a row that goes on past the header: its cells may be of other columns.
+
+    Unless all rows do so, as far, and say nothing there.
+    """
+    widths = {len(row) for _, row in rows}
     for line, row in rows:
-        if any(cell.strip() for cell in row[len(header) :]):
+        if len(row) > len(header) and (len(widths) > 1 or any(map(str.strip, row[len(header) :]))):
             raise UserError(
                 f"{name}, line {line} has {len(row)} cells, and the header {len(header)}: put cells "
-                "that hold the separator in quotes"
+                "that hold the separator in quotes, and end all lines alike"
+            )
+
+
+def check_whole(header: list[str], rows: Rows, form: LabelForm, name: str) -> None:
+    """Raise UserError for a row that breaks off before the header's end, where a blank cell is a negative."""
+    if 0 not in form.blank.values():
+        return
+    for line, row in rows:
+        if len(row) < len(header):
+            raise UserError(
+                f"{name}, line {line} has {len(row)} cells, and the header {len(header)}: it breaks off, and what "
+                f"is blank is negative in the form {form.name}; get a whole copy of the file"
             )
 
 
@@ -98,8 +114,8 @@ def add_file(table: LabelRows, join: Join, place: Location, used: set[str]) -> N
     width, lacking, result = len(table.header), 0, []
     for line, row in table.rows:
         key = key_of(row, keys[0])
-        others = partners.get(key, [])
-        lacking += not others and any(key)
+        others = partners.get(key, []) if all(key) else []  # two that say nothing are not the same
+        lacking += not others
         whole = row[:width] + [""] * (width - len(row))
         result += [(line, whole + other) for other in others or [[""] * len(taken)]]
     table.lacking[posixpath.basename(place.path)] = lacking, len(table.rows)

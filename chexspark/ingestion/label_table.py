@@ -11,7 +11,14 @@ from chexspark.errors import UserError, listed
 from chexspark.ingestion.label_findings import named_findings
 from chexspark.ingestion.label_form import LabelForm, column_finder
 from chexspark.ingestion.label_form_file import find_form, told_by_header
-from chexspark.ingestion.label_rows import LabelRows, cell_of, check_widths, joined, read_rows
+from chexspark.ingestion.label_rows import (
+    LabelRows,
+    cell_of,
+    check_whole,
+    check_widths,
+    joined,
+    read_rows,
+)
 from chexspark.storage import Location
 
 
@@ -60,6 +67,7 @@ def checked_rows(place: Location, given: str | None) -> tuple[LabelRows, LabelFo
     header, rows = read_rows(place, where)
     form = find_form(given) if given else told_by_header(header, where)
     check_widths(header, rows, where)
+    check_whole(header, rows, form, where)
     table = joined(place, header, rows, form)
     find_column = column_finder(table.header, where)
     needed = {fact: form.facts[fact].columns for fact in ("image", "patient") if fact in form.facts}
