@@ -9,10 +9,12 @@ import pytest
 
 from chexspark import ingest
 from chexspark.errors import UserError
+from chexspark.ingestion.job import check_known_patients
 from chexspark.ingestion.label_facts import parse_date, years_between
 from chexspark.ingestion.labels import read_labels
-from chexspark.ingestion.sets import image_set
+from chexspark.ingestion.sets import ImageSet, image_set
 from chexspark.ingestion.split_by import by_date, check_known, patients_of_values, values_for_test
+from chexspark.ingestion.task import Kept, Label
 from chexspark.ingestion.views import is_view, of_views
 from chexspark.phantom import draw_anatomy, draw_phantom, generator, png
 from chexspark.storage import locate
@@ -245,6 +247,24 @@ def test_a_plain_name_of_another_patient_is_refused(clinic):
     (folder / "m.csv").write_text("image,patient,Mass\nscan.png,A,1\n")
     with pytest.raises(UserError, match=r"1 of 1 images were refused \(1 name taken\)"):
         ingest(None, labels="m.csv", **given)
+
+
+def test_a_patient_of_the_store_with_other_zeros_is_refused():
+    def added(patient, name="Clinic"):
+        label = Label(f"{name}/{patient}", "train", b"\1", (None,) * 11)
+        inputs = SimpleNamespace(image_set=ImageSet(name, f"{name}/"), labels={"b.png": label})
+        check_known_patients([stored], inputs)
+
+    stored = Kept(
+        "Clinic/a.png", "Clinic/0012", "train", b"\1", "L", False, "", 1, (9, 9), "Clinic"
+    )
+    with pytest.raises(
+        UserError, match="patients of the store and of what is added have one number"
+    ):
+        added("12")
+    added("0012")
+    added("112")
+    added("12", "Other")
 
 
 def test_a_store_that_is_split_by_date_says_why_it_takes_no_more(spark, tmp_path):
