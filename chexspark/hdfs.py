@@ -127,10 +127,12 @@ def take_tokens(content: bytes) -> None:
     with TokenFile.lock:
         if TokenFile.descriptor is None:
             TokenFile.descriptor = fresh
-            os.environ[TOKEN_FILE] = f"/proc/{os.getpid()}/fd/{fresh}"
         else:  # in one step: a reader has the old ones or the new ones
             os.dup2(fresh, TokenFile.descriptor, inheritable=False)
             os.close(fresh)
+        place = f"/proc/{os.getpid()}/fd/{TokenFile.descriptor}"
+        if os.environ.get(TOKEN_FILE) != place:
+            os.environ[TOKEN_FILE] = place
 
 
 # --- the file system ------------------------------------------------------------------------
@@ -165,8 +167,8 @@ def told(place: str) -> Iterator[None]:
 def words_of(error: Exception, place: str) -> OSError:
     """An error of hdfs-native's as one of Python's kinds, in one line."""
     text = str(error)
-    if "GSS_S_NO_CRED" in text:
-        return DeniedError(f"{place}: {NO_TICKET}")
+    if found := re.search(r'GSSAPIError\(.*, "(?:.*?: )?(.*)"\)', text, re.S):
+        return DeniedError(f"{place}: {NO_TICKET} ({found[1]})")
     if found := re.search(r'RPCError\("(?:[\w$]+[.])*(?:\w+[$])*(\w+)", "(.*)"\)', text, re.S):
         kind, text = found[1], found[2].replace("\\n", "\n").replace("\\t", "\t").replace('\\"', '"')
     else:

@@ -4,6 +4,7 @@ In: a session or none. Out: a session, and what the rooms need to know of it.
 """
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -21,6 +22,11 @@ from pyspark.sql import SparkSession
 from chexspark import hdfs, object_stores
 from chexspark.errors import RunFailedError, UserError
 
+log = logging.getLogger(__name__)
+
+START_ATTEMPTS = 3
+# On YARN Spark puts pages into its web server in one thread and YARN's filter in another; this is what it then meets.
+RACED = "java.util.ConcurrentModificationException"
 ENDED = "Spark's application was ended on the cluster"
 GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"  # of Spark 4.1 and newer
@@ -47,12 +53,22 @@ def start_session(
         given = SparkConf()
         for key, value in settings.items():
             builder = builder.config(key, given.get(key, value))
-    try:
-        spark = builder.getOrCreate()
-    except Py4JJavaError as error:
-        raise UserError(f"Spark does not start: {reason_of(error)}") from error
+    spark = started(builder)
     hand_settings(spark)
     return spark
+
+
+def started(builder: Any) -> SparkSession:
+    """The session. Raises UserError where Spark does not start."""
+    for attempt in range(START_ATTEMPTS):
+        try:
+            return builder.getOrCreate()
+        except Py4JJavaError as error:
+            raced = innermost(error).getClass().getName() == RACED
+            if not raced or attempt == START_ATTEMPTS - 1:
+                raise UserError(f"Spark does not start: {reason_of(error)}") from error
+            log.warning("note: Spark's own start was disturbed by YARN's answer: starting it again")
+    raise AssertionError("unreachable")
 
 
 def hand_settings(spark: SparkSession) -> None:
@@ -204,9 +220,7 @@ def reason_of(error: Py4JJavaError) -> str:
 
     A master that does not take the application stops Spark as it starts, which is what is said then.
     """
-    cause = error.java_exception
-    while cause.getCause() is not None:
-        cause = cause.getCause()
+    cause = innermost(error)
     if (
         cause.getClass().getName() == "java.lang.IllegalStateException"
     ):  # of a context that has ended
@@ -215,6 +229,14 @@ def reason_of(error: Py4JJavaError) -> str:
             "Spark's own lines above say which"
         )
     return str(cause.getMessage() or cause.toString()).splitlines()[0]
+
+
+def innermost(error: Py4JJavaError) -> Any:
+    """The exception of Java's that was there first."""
+    cause = error.java_exception
+    while cause.getCause() is not None:
+        cause = cause.getCause()
+    return cause
 
 
 def has_session() -> bool:

@@ -65,13 +65,14 @@ def jars():
 class Hadoop:
     """A context manager: HDFS and YARN over `hosts.Hosts`; host 1 is the master.
 
-    `kerberos`: all of it secured, the data on the wire too; `nameservice`: two NameNodes behind this name, of which
-    the first is active; `settings`: more for the site files; `environment`: what the workers have in ``/opt/env``.
+    `kerberos`: all of it secured, and encrypted on the wire; `nameservice`: two NameNodes behind this name, of which
+    the first is active; `settings`: more for the site files; `environment`: what the workers have in ``/opt/env``,
+    if they are `bare`.
     `conf`: the folder for HADOOP_CONF_DIR.
     """
 
-    def __init__(self, network, folder, kerberos=False, nameservice=None, settings=None, environment=None):
-        self.network, self.folder, self.environment = network, Path(folder), environment
+    def __init__(self, network, folder, kerberos=False, nameservice=None, settings=None, environment=None, bare=True):
+        self.network, self.folder, self.environment, self.bare = network, Path(folder), environment, bare
         self.kerberos, self.nameservice, self.more = kerberos, nameservice, settings or {}
         self.shared = network.shared
         self.conf, self.java = self.shared / "hadoop-conf", {}
@@ -104,7 +105,8 @@ class Hadoop:
         for n in range(2, self.network.number + 1):
             self.wait_for("Registered with ResourceManager|registered with RM", f"NodeManager-{n}")
         self.command(1, "hdfs.tools.DFSAdmin", "-safemode", "wait")
-        self.dfs("-mkdir", "-p", "/user/root", "/data")
+        self.dfs("-mkdir", "-p", "/user/root", "/user/chest", "/data")
+        self.dfs("-chmod", "777", "/user", "/user/root", "/user/chest", "/data")
         return self
 
     def __exit__(self, *exception):
@@ -127,7 +129,6 @@ class Hadoop:
         core = {
             "fs.defaultFS": self.uri,
             "hadoop.tmp.dir": "${env.HADOOP_DISK}",
-            "fs.permissions.umask-mode": "077",
         }
         hdfs = {
             "dfs.replication": "2", "dfs.namenode.name.dir": "file://${env.HADOOP_DISK}/${env.NAMENODE_DIR}",
@@ -163,7 +164,7 @@ class Hadoop:
             "yarn.scheduler.capacity.maximum-am-resource-percent": "0.5",
             "yarn.scheduler.capacity.resource-calculator": "org.apache.hadoop.yarn.util.resource.DominantResourceCalculator",
             "yarn.application.classpath": str(self.shared / "hadoop/*"),
-            "yarn.nodemanager.env-whitelist": "JAVA_HOME,JAVA_TOOL_OPTIONS,LANG,TZ",
+            "yarn.nodemanager.env-whitelist": "JAVA_HOME,JAVA_TOOL_OPTIONS,KRB5_CONFIG,LANG,TZ",
             "yarn.log-aggregation-enable": "false",
         }  # fmt: skip
         if self.kerberos:
@@ -227,11 +228,12 @@ class Hadoop:
 
     def variables(self, n, name="nn1"):
         """What a command of Hadoop has on host n."""
-        disk = self.network[n].disk if n == 1 else "/tmp"
+        disk = self.network[n].disk if n == 1 or not self.bare else "/tmp"
         krb5 = f"-Djava.security.krb5.conf={self.conf}/krb5.conf" if self.kerberos else ""
         return {
             "HADOOP_DISK": str(disk), "HADOOP_HOST": f"host{n}", "HADOOP_CONF_DIR": str(self.conf),
             "NAMENODE": name, "NAMENODE_DIR": self.namenodes().get(name, "name1"), "KRB5_CONFIG": f"{self.conf}/krb5.conf",
+            "KRB5CCNAME": f"{self.folder}/tickets",
             "HADOOP_OPTIONS": "-Xmx300m -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
             "JAVA_HOME": str(Path(shutil.which("java")).resolve().parents[1]),
             "JAVA_TOOL_OPTIONS": f"-XX:-UsePerfData {krb5}",
@@ -249,7 +251,7 @@ class Hadoop:
         host = self.network[n]
         log = (self.folder / f"{name}.log").open("a")
         line, settings = self.java_line([java, *words]), self.variables(n, name)
-        if n == 1:
+        if n == 1 or not self.bare:
             return host.start_here(line, settings, log)
         return host.start(line, self.environment, settings=settings, log=log)
 
@@ -261,9 +263,14 @@ class Hadoop:
     def command(self, n, java, *words, name="nn1"):
         """Run a command of Hadoop's on host n; what it says."""
         line = self.java_line([f"org.apache.hadoop.{java}", *words])
-        if self.kerberos:
-            line = f"kinit -k -t {self.keytab} hdfs/host1@{REALM} && {line}"
+        if self.kerberos:  # with a ticket cache of its own: what users do is their own
+            cache = f"KRB5CCNAME={self.folder}/of-services"
+            line = f"export {cache}; kinit -k -t {self.keytab} hdfs/host1@{REALM} && {line}"
         return self.network[n].run(line, settings=self.variables(n, name))
+
+    def kinit(self, who):
+        """Get a ticket for a user on host 1."""
+        self.network[1].run(f"kinit -k -t {self.keytab} {who}@{REALM}", settings=self.variables(1))
 
     def dfs(self, *words):
         """``hdfs dfs`` with such words; what it says."""

@@ -176,8 +176,9 @@ DENIED = r"""RPCError("org.apache.hadoop.security.AccessControlException", "Perm
     [
         (RuntimeError(DENIED), PermissionError, '/x: Permission denied: user=eva, access=WRITE, inode="/":hdfs:drwx'),
         (FileNotFoundError("File does not exist: /x\n\tat org"), FileNotFoundError, "File does not exist: /x"),
-        (RuntimeError('GSSAPIError(GssMajorCodes { routine_error: "GSS_S_NO_CRED" }, 25)'), PermissionError,
-         f"/x: {hdfs.NO_TICKET}"),
+        (RuntimeError('GSSAPIError(GssMajorCodes { routine_error: "GSS_S_NO_CRED" }, 25, "No credentials: No Kerberos '
+                      'credentials available (default cache: FILE:/tmp/krb5cc_0)")'), PermissionError,
+         f"/x: {hdfs.NO_TICKET} (No Kerberos credentials available (default cache: FILE:/tmp/krb5cc_0))"),
         (RuntimeError('RPCError("org.apache.hadoop.security.token.SecretManager$InvalidToken", "token is expired")'),
          PermissionError, "/x: token is expired"),
         (ConnectionRefusedError(111, "Connection refused"), OSError, "/x: [Errno 111] Connection refused"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hosts
 import numpy as np
+import pages
 import psutil
 import pytest
 
@@ -19,7 +20,7 @@ from chexspark.run.checkpoint import latest
 from chexspark.storage import locate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
-PAGE = hosts.ROOT / "conf/clusters/standalone/README.md"
+PAGE = pages.Page("standalone")
 # What makes the page's training small, and the same each time.
 SMALL = ("--model vgg16 --epochs 12 --batch-size 4 --threads 1 --checkpoint-steps 3 --learning-rate 1e-4 "
          "--deterministic")  # fmt: skip
@@ -30,24 +31,6 @@ STEP = re.compile(r"epoch (\d+)/\d+, step (\d+)/")
 def possible():
     if reason := hosts.missing():
         pytest.skip(f"hosts cannot be made here: {reason}")
-
-
-def commands(heading):
-    """The commands of a section of the page, or before the first section."""
-    sections = re.split(r"^## ", PAGE.read_text(), flags=re.M)
-    (text,) = [s for s in sections[1:] if heading in s.splitlines()[0]] if heading else sections[:1]
-    lines = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
-    return "\n".join(line for line in lines if line)
-
-
-def with_values(block, **values):
-    """A block of ``NAME=value`` lines with other values; every name must stand there."""
-    for name, value in values.items():
-        block, number = re.subn(
-            rf"^((?:export )?{name})=.*$", rf"\1={shlex.quote(str(value))}", block, flags=re.M
-        )
-        assert number == 1, name
-    return block
 
 
 class Cluster:
@@ -75,7 +58,7 @@ class Cluster:
 
     def _begin(self):
         first = self.network[1]
-        first.run(f"{self.block(1)}\n{commands('2. Settings')}")
+        first.run(f"{self.block(1)}\n{PAGE.commands('2. Settings')}")
         self.start(1, "3. Master")
         for n in range(2, self.network.number):
             self.start(n, "4. Workers")
@@ -90,15 +73,15 @@ class Cluster:
             if self.environment and n > 1
             else Path(psutil.__file__).parents[1] / "pyspark"
         )
-        return with_values(
-            commands(""), SPARK_HOME=spark, HOST=self.network[n].address, MASTER=f"spark://{self.network[1].address}:7077",
+        return pages.with_values(
+            PAGE.commands(""), SPARK_HOME=spark, HOST=self.network[n].address, MASTER=f"spark://{self.network[1].address}:7077",
             CONF=self.shared / "chexspark.conf", ENVIRONMENT=self.environment or "none", RUN=self.shared / "run",
             STORE=self.shared / "store", IMAGES=self.shared / "nih/images", LABELS=self.shared / "nih/Data_Entry_2017.csv",
         )  # fmt: skip
 
     def start(self, n, heading):
         """Start what stands under a heading, on a host."""
-        command = f"{self.block(n)}\n{commands(heading)}\nwait"
+        command = f"{self.block(n)}\n{PAGE.commands(heading)}\nwait"
         log = (self.folder / f"host{n}.log").open("a")
         settings = {"SPARK_WORKER_DIR": "/tmp/work"}
         if self.environment and n > 1:
@@ -110,7 +93,7 @@ class Cluster:
 
     def text(self, *lines, **values):
         """The page's commands on host 1, with its function ``submit``, and then lines."""
-        page = commands("5. Ingest")
+        page = PAGE.commands("5. Ingest")
         if not self.archive:  # the environment is where the executors are already
             python = "/opt/env/bin/python" if self.environment else sys.executable
             page, number = re.subn(
@@ -120,12 +103,11 @@ class Cluster:
             )
             assert number == 1
         setup = page[: page.index("submit --conf")]
-        return "\n".join(["set -e", with_values(self.block(1), **values), setup, *lines])
+        return "\n".join(["set -e", pages.with_values(self.block(1), **values), setup, *lines])
 
     def page_lines(self):
         """The commands of the last section, one each."""
-        page = commands("5. Ingest").replace("\\\n", " ")
-        return re.findall(r"^(?:submit|chexspark) .*$", page, flags=re.M)
+        return PAGE.lines("5. Ingest")
 
     def run(self, line, **values):
         """Run a line of the page's; raises where it fails."""
@@ -136,36 +118,7 @@ class Cluster:
         ours, theirs = os.openpty()
         with os.fdopen(theirs, "w") as terminal:
             process = self.network[1].start_here(self.text(line, **values), log=terminal)
-        return Talk(process, ours)
-
-
-class Talk:
-    """What a command says on a terminal."""
-
-    def __init__(self, process, terminal):
-        self.process, self.terminal, self.said = process, terminal, []
-
-    def __iter__(self):
-        rest = ""
-        while True:
-            try:
-                rest += os.read(self.terminal, 1 << 16).decode(errors="replace")
-            except OSError:  # it has ended
-                break
-            *texts, rest = re.split(r"[\r\n]+", rest)
-            for text in texts:
-                self.said.append(text.strip())
-                yield text
-        self.process.wait()
-
-    def __str__(self):
-        return "\n".join(self.said)
-
-    def end(self):
-        """Hear it to its end, which must be a good one."""
-        for _ in self:
-            pass
-        assert self.process.returncode == 0, str(self)
+        return pages.Talk(process, ours)
 
 
 def listening(host):
