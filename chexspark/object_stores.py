@@ -38,7 +38,7 @@ BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 OPTIONS = re.compile(
     r"\?(access_key|secret_key|session_token|region|scheme|endpoint_override|allow_\w+|proxy_\w+)="
 )
-ATTEMPTS = 10  # of a request that fails, with longer and longer pauses
+ATTEMPTS = 6  # of a request that fails: with longer and longer pauses, some 15 s
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 60
 GIVE_UP = datetime.timedelta(seconds=60)  # of Google's client, which else tries for 15 minutes
 LOCK = threading.Lock()  # two threads that come first to S3 crash in Arrow

@@ -53,9 +53,11 @@ class S3:
     def __enter__(self):
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [server_python(), HERE / "s3_server.py", json.dumps(self.settings)],
+                [server_python(), HERE / "s3_server.py"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
+        self.process.stdin.write(json.dumps(self.settings) + "\n")
+        self.process.stdin.flush()
         self.endpoint = f"http://127.0.0.1:{int(self.process.stdout.readline())}"
         self.files = fs.S3FileSystem(
             access_key=KEY, secret_key=SECRET, endpoint_override=self.endpoint, region="us-east-1",

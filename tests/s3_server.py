@@ -1,7 +1,7 @@
 """An S3 server on loopback, run by a Python that has moto: it is started by `tests/s3.py`.
 
-In: JSON on the command line: the key and secret that it takes, which requests fail, how long each takes. Out: a line with its
-port, then a line per second of nothing: it ends with its standard input. Requests without the right signature
+In: a line of JSON: the key and secret that it takes, which requests fail, how long each takes. Out: a line with its
+port; on standard error a line per request. It ends with its standard input. Requests without the right signature
 get 403, so that what works has had the secret as it is.
 """
 
@@ -89,7 +89,7 @@ class Handler(WSGIRequestHandler):
 
 
 if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
+    settings = json.loads(sys.stdin.readline())
     server = make_server("127.0.0.1", 0, Guarded(**settings), threaded=True, request_handler=Handler)
     print(server.server_port, flush=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -74,8 +74,8 @@ def chexspark(*words):
 
 
 def command_lines():
-    """Of all processes of this machine."""
-    for process in psutil.process_iter():
+    """Of all processes below this one: Spark's, ranks, the server."""
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             yield " ".join(process.cmdline())
 
