@@ -102,11 +102,15 @@ class S3:
         with self.files.open_output_stream(f"{BUCKET}/{name}") as stream:
             stream.write(Path(path).read_bytes())
 
+    def names(self, below=""):
+        """The names of all objects, or of those below a folder."""
+        place = f"{BUCKET}/{below}".rstrip("/")
+        found = self.files.get_file_info(fs.FileSelector(place, recursive=True, allow_not_found=True))
+        return [i.path.removeprefix(f"{BUCKET}/") for i in found if i.type == fs.FileType.File]
+
     def objects(self, below=""):
         """The content of each object, by name."""
-        selector = fs.FileSelector(f"{BUCKET}/{below}".rstrip("/"), recursive=True, allow_not_found=True)
-        found = [i.path for i in self.files.get_file_info(selector) if i.type == fs.FileType.File]
-        return {path.removeprefix(f"{BUCKET}/"): self.read(path) for path in found}
+        return {name: self.read(f"{BUCKET}/{name}") for name in self.names(below)}
 
     def read(self, path):
         """The content of a file of the bucket, by its path."""

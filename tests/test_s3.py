@@ -226,7 +226,7 @@ def test_a_folder_that_grows_night_by_night(images, spark, tmp_path, wait_for):
         assert len(names) == 24
         night(1)
         at_work = begin(words, s3.variables(), tmp_path)
-        wait_for(lambda: any(name.endswith(".parquet") for name in s3.objects("store/_unfinished")))
+        wait_for(lambda: any(name.endswith(".parquet") for name in s3.names("store/_unfinished")))
         at_work.send_signal(signal.SIGSTOP)
         said = run(words, s3.variables(), tmp_path, code=2)
         (refused,) = [line for line in said.splitlines() if line.startswith("chexspark: ")]
@@ -241,8 +241,8 @@ def test_a_folder_that_grows_night_by_night(images, spark, tmp_path, wait_for):
         assert after.items() >= first.items() and len(names) == len(set(names)) == 48
         whole = json.loads(s3.read(f"{BUCKET}/store/dataset.json"))
         assert whole["fingerprint"] == local.fingerprint
-        there = s3.objects("store")
-        assert not [name for name in there if "_unfinished" in name or "_lock" in name]
+        there = s3.names("store")
+        assert there and not [name for name in there if "_unfinished" in name or "_lock" in name]
         assert "nothing to do" in run(words, s3.variables(), tmp_path)
 
 
