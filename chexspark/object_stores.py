@@ -19,10 +19,11 @@ import pyarrow as pa
 from pyarrow import fs
 
 from chexspark.errors import UserError
+from chexspark.patient_files import PatientHandler
 
 S3 = ("s3", "s3a")
 SCHEMES = (*S3, "gs", "abfss")
-TYPES = ("s3", "gcs", "abfs")  # what pyarrow calls such a file system
+TYPES = ("s3", "py::s3", "gcs", "abfs")  # what pyarrow calls such a file system
 VARIABLE = "CHEXSPARK_OBJECT_STORES"  # of a task's environment: settings, JSON
 SECRETS = ("fs.s3a.access.key", "fs.s3a.secret.key", "fs.s3a.session.token")
 PLAIN = ("fs.s3a.endpoint", "fs.s3a.endpoint.region", "fs.s3a.path.style.access",
@@ -91,7 +92,9 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     if scheme == "abfss":
         name, _, host = name.partition("@")
         if not re.fullmatch(r"[a-z0-9]+\.[a-z0-9.-]+", host):
-            raise UserError(f"{uri}: it must be abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH")
+            raise UserError(
+                f"{uri}: it must be abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH"
+            )
     if not BUCKET.fullmatch(name):
         raise UserError(f"{uri}: {scheme}:// is followed by no name of a bucket")
     place = "/".join([name, *filter(None, path.split("/"))])
@@ -104,7 +107,9 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
                 return of_azure(host, found.get(f"fs.azure.account.key.{host}")), place
             return of_s3(**arguments(name, found)), place
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise UnreachableError(f"{uri} cannot be reached: {' '.join(str(error).split())}") from error
+        raise UnreachableError(
+            f"{uri} cannot be reached: {' '.join(str(error).split())}"
+        ) from error
 
 
 def arguments(bucket: str, found: Settings) -> dict[str, Any]:
@@ -154,13 +159,14 @@ def of_s3(
     if not region:
         region = "us-east-1" if endpoint else fs.resolve_s3_region(bucket)
     key, secret, token = keys or (None, None, None)
-    return fs.S3FileSystem(
+    base = fs.S3FileSystem(
         access_key=key, secret_key=secret, session_token=token or None,
         anonymous=anonymous and not keys, region=region, scheme=scheme, endpoint_override=endpoint or None,
         force_virtual_addressing=virtual, connect_timeout=CONNECT_SECONDS, request_timeout=ANSWER_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=True,  # small files then take one request, and are there whole or not at all
     )  # fmt: skip
+    return fs.PyFileSystem(PatientHandler(base))
 
 
 @functools.cache
@@ -178,7 +184,9 @@ def of_azure(host: str, key: str | None) -> fs.FileSystem:
     Raises UserError where pyarrow lacks it.
     """
     if not hasattr(fs, "AzureFileSystem"):
-        raise UserError("abfss:// needs a pyarrow that has AzureFileSystem: install pyarrow from PyPI")
+        raise UserError(
+            "abfss:// needs a pyarrow that has AzureFileSystem: install pyarrow from PyPI"
+        )
     return fs.AzureFileSystem(account_name=host.partition(".")[0], account_key=key)
 
 
@@ -194,7 +202,9 @@ def settings() -> Settings:
         of_session = dict(hadoop_settings(SECRETS, PLAIN, PREFIXES))
         token, key = SECRETS[2], SECRETS[0]
         # Spark puts AWS_* among Hadoop's settings: such a token does not belong to another key.
-        if of_session.get(token) == found.get(KEYS[2]) and of_session.get(key) != found.get(KEYS[0]):
+        if of_session.get(token) == found.get(KEYS[2]) and of_session.get(key) != found.get(
+            KEYS[0]
+        ):
             of_session.pop(token, None)
         found |= of_session
         hand_to_tasks(VARIABLE, json.dumps(found) if found else None)

@@ -105,7 +105,9 @@ class S3:
     def names(self, below=""):
         """The names of all objects, or of those below a folder."""
         place = f"{BUCKET}/{below}".rstrip("/")
-        found = self.files.get_file_info(fs.FileSelector(place, recursive=True, allow_not_found=True))
+        found = self.files.get_file_info(
+            fs.FileSelector(place, recursive=True, allow_not_found=True)
+        )
         return [i.path.removeprefix(f"{BUCKET}/") for i in found if i.type == fs.FileType.File]
 
     def objects(self, below=""):

@@ -12,12 +12,13 @@ import json
 import sys
 import threading
 import time
-import urllib.parse
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-ERROR = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{0}</Code><Message>{0}</Message></Error>"
+ERROR = (
+    "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{0}</Code><Message>{0}</Message></Error>"
+)
 
 
 def digest(key, text):
@@ -90,7 +91,9 @@ class Handler(WSGIRequestHandler):
 
 if __name__ == "__main__":
     settings = json.loads(sys.stdin.readline())
-    server = make_server("127.0.0.1", 0, Guarded(**settings), threaded=True, request_handler=Handler)
+    server = make_server(
+        "127.0.0.1", 0, Guarded(**settings), threaded=True, request_handler=Handler
+    )
     print(server.server_port, flush=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()

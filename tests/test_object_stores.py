@@ -94,9 +94,9 @@ def test_keys_in_a_uri_are_refused_and_not_repeated(uri):
 @pytest.mark.parametrize(
     "uri, path, kind",
     [
-        ("s3://b/a b/ä%20#?", "b/a b/ä%20#?", "s3"),
-        ("s3a://b//x/", "b/x", "s3"),
-        ("s3a://b", "b", "s3"),
+        ("s3://b/a b/ä%20#?", "b/a b/ä%20#?", "py::s3"),
+        ("s3a://b//x/", "b/x", "py::s3"),
+        ("s3a://b", "b", "py::s3"),
         ("gs://b/x/y", "b/x/y", "gcs"),
         ("abfss://c@account.dfs.core.windows.net/x", "c/x", "abfs"),
         ("/Volumes/catalog/schema/x", "/Volumes/catalog/schema/x", "local"),
@@ -135,7 +135,7 @@ def test_dbfs_is_a_folder_where_it_is_mounted(tmp_path, monkeypatch):
 def test_what_a_store_answers_is_one_line_and_what_is_not_there_is_not_there(tmp_path):
     place = Location(Store(OSError("AWS Error\nACCESS_DENIED")), "b/x", "s3://b/x")
     for ask in (place.exists, place.read_bytes, place.list_folders, lambda: place.write_bytes(b"")):
-        with pytest.raises(UnreachableError, match="^s3://b/x cannot be reached: AWS Error ACCESS_DENIED$"):  # fmt: skip
+        with pytest.raises(UnreachableError, match=r"^s3://b/x cannot be reached: AWS Error ACCESS_DENIED$"):  # fmt: skip
             ask()
     with pytest.raises(FileNotFoundError):
         Location(Store(), str(tmp_path / "none"), "s3://b/none").read_bytes()
@@ -182,7 +182,9 @@ def test_tasks_have_what_the_session_says_and_hadoop_s_defaults_are_nothing(spar
         for name, value in AWS.items():
             monkeypatch.setenv(name, value)
         found = ask()[1]
-        assert "fs.s3a.session.token" not in found, "Spark took it from AWS_*, and it is another key's"
+        assert "fs.s3a.session.token" not in found, (
+            "Spark took it from AWS_*, and it is another key's"
+        )
         assert arguments("b", found)["keys"] == ("K", SECRET, "")
     finally:
         for name in (*given, "fs.s3a.endpoint"):

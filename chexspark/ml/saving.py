@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from chexspark.ml.model import ChestXrayModel
 
 RUN = "run"  # the folder of the run in that of the Model
-METADATA, PART, DONE = "metadata", "part-00000", "_SUCCESS"  # a folder of text files, as Spark ML's own
+METADATA, PART, DONE = (
+    "metadata",
+    "part-00000",
+    "_SUCCESS",
+)  # a folder of text files, as Spark ML's own
 REMEDY = "copy the Model again"
 
 
