@@ -41,6 +41,7 @@ OPTIONS = re.compile(
 )
 ATTEMPTS = 6  # of a request that fails: with longer and longer pauses, some 15 s
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 60
+EMULATOR = "STORAGE_EMULATOR_HOST"  # what all of Google's clients call it
 GIVE_UP = datetime.timedelta(seconds=60)  # of Google's client, which else tries for 15 minutes
 LOCK = threading.Lock()  # two threads that come first to S3 crash in Arrow
 
@@ -102,7 +103,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     try:
         with LOCK:
             if scheme == "gs":
-                return of_google(), place
+                return of_google(os.environ.get(EMULATOR, "")), place
             if scheme == "abfss":
                 return of_azure(host, found.get(f"fs.azure.account.key.{host}")), place
             return of_s3(**arguments(name, found)), place
@@ -170,11 +171,18 @@ def of_s3(
 
 
 @functools.cache
-def of_google() -> fs.FileSystem:
-    """Google Cloud Storage, with the credentials that Google's client finds. Raises UserError without it."""
+def of_google(emulator: str) -> fs.FileSystem:
+    """Google Cloud Storage, with the credentials that Google's client finds, or an emulator, which takes none.
+
+    Raises UserError where pyarrow lacks it.
+    """
     if not hasattr(fs, "GcsFileSystem"):
         raise UserError("gs:// needs a pyarrow that has GcsFileSystem: install pyarrow from PyPI")
-    return fs.GcsFileSystem(retry_time_limit=GIVE_UP)
+    scheme, _, host = emulator.rpartition("://")
+    return fs.GcsFileSystem(
+        anonymous=bool(host), endpoint_override=host or None, scheme=scheme or ("http" if host else None),
+        retry_time_limit=GIVE_UP,
+    )  # fmt: skip
 
 
 @functools.cache

@@ -118,7 +118,7 @@ def test_what_is_no_place_is_refused(uri):
 
 def test_what_pyarrow_lacks_is_named(monkeypatch):
     for name, uri in (("GcsFileSystem", "gs://b/x"), ("AzureFileSystem", "abfss://c@a.b.c/x")):
-        object_stores.of_google.cache_clear()
+        object_stores.of_google.cache_clear()  # of another test
         object_stores.of_azure.cache_clear()
         monkeypatch.delattr(fs, name)
         with pytest.raises(UserError, match=f"{name}: install pyarrow from PyPI"):

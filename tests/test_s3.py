@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from s3 import BUCKET, KEY, S3, SECRET, plain_environment
 
 from chexspark import ingest
 from chexspark.phantom import write_release
+from chexspark.storage import locate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -170,6 +172,21 @@ def test_all_jobs_on_a_server_that_fails_or_is_slow(spark, tmp_path, fault, few)
     assert scores.num_rows == few
 
 
+def test_reads_of_few_bytes_that_are_refused_are_tried_again(tmp_path, monkeypatch):
+    """A refusal is longer than they are, which Amazon's client does not take well."""
+    with S3(tmp_path, fails_every=4) as s3:
+        for name, value in s3.variables().items():
+            monkeypatch.setenv(name, value)
+        place = locate(f"s3://{BUCKET}/folder")
+        for number in range(8):
+            (place / "file").write_bytes(b"x" * number)
+            assert (place / "file").read_bytes() == b"x" * number
+        assert (place / "file").read_bytes(2) == b"xx"
+        place.write_table(pa.table({"n": [1]}))
+        assert place.read_table()["n"].to_pylist() == [1]
+        assert place.is_directory() and not (place / "none").exists()
+
+
 @pytest.mark.slow
 def test_the_other_commands_over_executors_of_their_own(s3, images, tmp_path):
     """On ``local-cluster``, whose executors are other processes; recipe, space, weights and an archive are in the bucket too."""
@@ -191,7 +208,7 @@ def test_the_other_commands_over_executors_of_their_own(s3, images, tmp_path):
         f"train --data {at}/store --run {at}/run-0 --recipe {at}/recipe.yaml --num-proc 2",
         f"train --data {at}/store --run {at}/run --recipe {at}/recipe.yaml --num-proc 2 --weights {at}/run-0",
         f"doctor --data {at}/store --run {at}/run --num-proc 2",
-        f"evaluate --data {at}/store --run {at}/run --bootstrap 50",
+        f"evaluate --data {at}/store --run {at}/run --bootstrap 100",
         f"predict --images {at}/images.tar.gz --run {at}/run --out {at}/scores.parquet",
         f"explain --data {at}/store --run {at}/run --images {some} --findings Mass",
         f"export --run {at}/run",
