@@ -138,7 +138,11 @@ class Location:
         An object store does so by itself.
         """
         if self.is_object_store:
-            with told(self), self.filesystem.open_output_stream(self.path) as stream:
+            with (
+                told(self),
+                # By itself it would pack what has a name that ends with .gz.
+                self.filesystem.open_output_stream(self.path, compression=None) as stream,
+            ):
                 stream.write(content)
             return
         aside = self.hidden_name()

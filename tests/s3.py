@@ -99,7 +99,7 @@ class S3:
 
     def put_file(self, path, name):
         """Copy a local file into the bucket."""
-        with self.files.open_output_stream(f"{BUCKET}/{name}") as stream:
+        with self.files.open_output_stream(f"{BUCKET}/{name}", compression=None) as stream:
             stream.write(Path(path).read_bytes())
 
     def names(self, below=""):
@@ -116,7 +116,7 @@ class S3:
 
     def read(self, path):
         """The content of a file of the bucket, by its path."""
-        with self.files.open_input_stream(path) as stream:
+        with self.files.open_input_stream(path, compression=None) as stream:
             return stream.read()
 
 

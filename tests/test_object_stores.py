@@ -146,15 +146,16 @@ def test_what_a_store_answers_is_one_line_and_what_is_not_there_is_not_there(tmp
 
 def test_a_file_of_an_object_store_is_written_in_place(tmp_path, monkeypatch):
     monkeypatch.setattr(Location, "move_to", lambda *_: pytest.fail("it was copied"))
-    place = Location(Store(), str(tmp_path / "a"), "s3://b/a")
+    place = Location(Store(), str(tmp_path / "a.gz"), "s3://b/a.gz")
     place.write_text("1")
+    assert (tmp_path / "a.gz").read_bytes() == b"1", "it was packed"
     assert place.create(b"2") is False and (Location(Store(), str(tmp_path / "c"), "s3://b/c")).create(b"2")  # fmt: skip
     table = Location(Store(), str(tmp_path / "t"), "s3://b/t")
     table.make_directory()
     (table / "old.parquet").write_bytes(b"")
     table.write_table(pa.table({"n": [1]}))
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
-        "a", "c", "t", "t/part-00000.parquet"
+        "a.gz", "c", "t", "t/part-00000.parquet"
     ]  # fmt: skip
 
 
