@@ -33,8 +33,15 @@ KEY = "CHEXSPARK_TOKEN_KEY"  # the same: what later tokens are sealed with
 TOKEN_FILE = "HADOOP_TOKEN_FILE_LOCATION"
 NAMES = ("fs.defaultFS", "dfs.nameservices", "hadoop.security.authentication", "dfs.data.transfer.protection",
          "hadoop.security.key.provider.path", "dfs.encryption.key.provider.uri")  # fmt: skip
-PREFIXES = ("dfs.ha.namenodes.", "dfs.namenode.rpc-address.", "dfs.client.", "fs.viewfs.mounttable.")
-NO_TICKET = "HDFS asks for Kerberos, and there is no valid ticket: kinit, or give --principal and --keytab"
+PREFIXES = (
+    "dfs.ha.namenodes.",
+    "dfs.namenode.rpc-address.",
+    "dfs.client.",
+    "fs.viewfs.mounttable.",
+)
+NO_TICKET = (
+    "HDFS asks for Kerberos, and there is no valid ticket: kinit, or give --principal and --keytab"
+)
 USUAL_CONF = "/etc/hadoop/conf"  # where it lies if HADOOP_CONF_DIR does not say
 PRINCIPAL, KEYTAB = "spark.kerberos.principal", "spark.kerberos.keytab"
 REPLACE = hdfs_native.WriteOptions(overwrite=True, create_parent=True)
@@ -170,7 +177,10 @@ def words_of(error: Exception, place: str) -> OSError:
     if found := re.search(r'GSSAPIError\(.*, "(?:.*?: )?(.*)"\)', text, re.S):
         return DeniedError(f"{place}: {NO_TICKET} ({found[1]})")
     if found := re.search(r'RPCError\("(?:[\w$]+[.])*(?:\w+[$])*(\w+)", "(.*)"\)', text, re.S):
-        kind, text = found[1], found[2].replace("\\n", "\n").replace("\\t", "\t").replace('\\"', '"')
+        kind, text = (
+            found[1],
+            found[2].replace("\\n", "\n").replace("\\t", "\t").replace('\\"', '"'),
+        )
     else:
         kind = type(error).__name__
     first = text.strip().partition("\n")[0].strip() or kind
@@ -191,7 +201,10 @@ class Handler(fs.FileSystemHandler):
         self.found: tuple[int, hdfs_native.Client] | None = None  # the process, and its client
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Handler) and (self.scheme, self.authority) == (other.scheme, other.authority)
+        return isinstance(other, Handler) and (self.scheme, self.authority) == (
+            other.scheme,
+            other.authority,
+        )
 
     def __hash__(self) -> int:
         return hash((self.scheme, self.authority))
@@ -205,7 +218,11 @@ class Handler(fs.FileSystemHandler):
         process = os.getpid()
         if self.found is None or self.found[0] != process:
             known = settings()
-            url = f"{self.scheme}://{self.authority}" if self.authority else known.get("fs.defaultFS", "")
+            url = (
+                f"{self.scheme}://{self.authority}"
+                if self.authority
+                else known.get("fs.defaultFS", "")
+            )
             self.found = process, client(process, url, tuple(sorted(known.items())))
         return self.found[1]
 
@@ -236,9 +253,16 @@ class Handler(fs.FileSystemHandler):
         if there.type == fs.FileType.NotFound and selector.allow_not_found:
             return []
         if there.type != fs.FileType.Directory:
-            raise FileNotFoundError(f"{base} is no folder") if there.type == fs.FileType.NotFound else NotADirectoryError(base)
+            raise (
+                FileNotFoundError(f"{base} is no folder")
+                if there.type == fs.FileType.NotFound
+                else NotADirectoryError(base)
+            )
         with told(base):
-            found = [info_of(status, status.path) for status in self.client.list_status(base, selector.recursive)]
+            found = [
+                info_of(status, status.path)
+                for status in self.client.list_status(base, selector.recursive)
+            ]
         return [one for one in found if one.path != base]
 
     def create_dir(self, path: str, recursive: bool) -> None:

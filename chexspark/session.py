@@ -33,7 +33,10 @@ BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"  # of Spark 4.1 and n
 BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 SAID_SECONDS = 2.0  # that Hadoop's settings count as known: every place asks for them
 NAMENODE_PORT = 8020  # where a URI of HDFS has none
-HADOOPS_OWN = {"core-default.xml", "hdfs-default.xml"}  # the sources of settings that nobody has made
+HADOOPS_OWN = {
+    "core-default.xml",
+    "hdfs-default.xml",
+}  # the sources of settings that nobody has made
 UNBOUNDED = 2**31 - 1  # slots, as Spark's own default of spark.dynamicAllocation.maxExecutors
 
 

@@ -71,8 +71,22 @@ class Hadoop:
     `conf`: the folder for HADOOP_CONF_DIR.
     """
 
-    def __init__(self, network, folder, kerberos=False, nameservice=None, settings=None, environment=None, bare=True):
-        self.network, self.folder, self.environment, self.bare = network, Path(folder), environment, bare
+    def __init__(
+        self,
+        network,
+        folder,
+        kerberos=False,
+        nameservice=None,
+        settings=None,
+        environment=None,
+        bare=True,
+    ):
+        self.network, self.folder, self.environment, self.bare = (
+            network,
+            Path(folder),
+            environment,
+            bare,
+        )
         self.kerberos, self.nameservice, self.more = kerberos, nameservice, settings or {}
         self.shared = network.shared
         self.conf, self.java = self.shared / "hadoop-conf", {}

@@ -16,7 +16,9 @@ class Page:
     def commands(self, heading):
         """The commands of a section, or before the first section."""
         sections = re.split(r"^## ", self.text, flags=re.M)
-        (text,) = [s for s in sections[1:] if heading in s.splitlines()[0]] if heading else sections[:1]
+        (text,) = (
+            [s for s in sections[1:] if heading in s.splitlines()[0]] if heading else sections[:1]
+        )
         lines = [line[4:] for line in text.splitlines() if line.startswith("    ") or not line]
         return "\n".join(line for line in lines if line)
 

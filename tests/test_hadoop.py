@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 import time
-from pathlib import Path
 
 import hadoop
 import hosts
@@ -17,9 +16,6 @@ import numpy as np
 import pages
 import psutil
 import pytest
-
-from chexspark.run.checkpoint import latest
-from chexspark.storage import locate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(2400)]
 PAGE = pages.Page("yarn")
@@ -54,7 +50,9 @@ class Cluster:
         self.archive = environment is not None and environment.is_file()
         self.network = hosts.Hosts(3, shared)
         unpacked = environment if environment and not self.archive else None
-        self.hadoop = hadoop.Hadoop(self.network, folder, environment=unpacked, bare=environment is not None, **more)
+        self.hadoop = hadoop.Hadoop(
+            self.network, folder, environment=unpacked, bare=environment is not None, **more
+        )
 
     def __enter__(self):
         self.network.__enter__()
@@ -108,7 +106,13 @@ class Cluster:
     @property
     def python(self):
         """The driver's in a container."""
-        return "./env/bin/python" if self.archive else "/opt/env/bin/python" if self.environment else sys.executable
+        return (
+            "./env/bin/python"
+            if self.archive
+            else "/opt/env/bin/python"
+            if self.environment
+            else sys.executable
+        )
 
     def run(self, line, **values):
         """Run a line of the page's; what it says. Raises where it fails."""
@@ -244,7 +248,11 @@ def no_ranks(cluster, seconds=60):
 def test_the_driver_in_a_container_and_its_client_gone(plain):
     """``--deploy-mode cluster``: the command is killed as soon as ranks work, and the run comes to its end."""
     run = f"{plain.hadoop.uri}/data/of-cluster-mode"
-    line = train_line("--epochs 4").replace("submit ", f"submit --deploy-mode cluster --conf spark.pyspark.driver.python={plain.python} ", 1)
+    line = train_line("--epochs 4").replace(
+        "submit ",
+        f"submit --deploy-mode cluster --conf spark.pyspark.driver.python={plain.python} ",
+        1,
+    )
     talk = plain.begin(line, RUN=run)
     wait_for(lambda: plain.ranks(), SECONDS)
     for child in psutil.Process(talk.process.pid).children(recursive=True):
@@ -274,7 +282,9 @@ def test_an_application_that_is_killed_and_a_driver_that_is_asked_to_end(plain):
             plain.hadoop.yarn("-kill", application)
         else:
             for process in psutil.Process(talk.process.pid).children(recursive=True):
-                if "__main__.py" in " ".join(process.cmdline()) and process.name().startswith("python"):
+                if "__main__.py" in " ".join(process.cmdline()) and process.name().startswith(
+                    "python"
+                ):
                     process.send_signal(signal.SIGTERM)
         code = hear_out(talk)
         assert no_ranks(plain)
@@ -297,7 +307,11 @@ def test_a_host_that_dies_with_its_node_manager_and_data_node(plain):
     finally:
         plain.hadoop.start_worker(3)
     assert code == 0 and "restart 1 of 3" in str(talk), str(talk)
-    print("a host died:", f"{time.monotonic() - began:.0f} s to the end", re.findall(r"training again.*", str(talk)))
+    print(
+        "a host died:",
+        f"{time.monotonic() - began:.0f} s to the end",
+        re.findall(r"training again.*", str(talk)),
+    )
     assert look(plain, CHECKPOINT, run)[2]
 
 
@@ -379,7 +393,9 @@ def secured(release, tmp_path_factory):
 
 def by_keytab(cluster, line):
     """The line with a principal and its keytab."""
-    return line.replace("submit ", f"submit --principal chest@{hadoop.REALM} --keytab {cluster.hadoop.keytab} ", 1)
+    return line.replace(
+        "submit ", f"submit --principal chest@{hadoop.REALM} --keytab {cluster.hadoop.keytab} ", 1
+    )
 
 
 def test_ranks_outlive_their_tokens_and_a_name_node(secured):
@@ -409,7 +425,9 @@ def test_ranks_outlive_their_tokens_and_a_name_node(secured):
 def test_a_driver_in_a_container_by_keytab(secured):
     run = f"{secured.hadoop.uri}/data/by-keytab"
     line = by_keytab(secured, train_line("--epochs 2")).replace(
-        "submit ", f"submit --deploy-mode cluster --conf spark.pyspark.driver.python={secured.python} ", 1
+        "submit ",
+        f"submit --deploy-mode cluster --conf spark.pyspark.driver.python={secured.python} ",
+        1,
     )
     secured.run(line, RUN=run)
     secured.hadoop.kinit("chest")

@@ -12,7 +12,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pyarrow import fs
 
 from chexspark import hdfs
 from chexspark.errors import UserError
@@ -56,12 +55,18 @@ class Double:
 
     def rename(self, source, target, overwrite=False):
         if not self.at(source).exists():
-            raise FileNotFoundError(f"rename source {source} is not found.\n\tat org.apache.hadoop.X(X.java:1)")
+            raise FileNotFoundError(
+                f"rename source {source} is not found.\n\tat org.apache.hadoop.X(X.java:1)"
+            )
         if self.at(target).exists():
             if not overwrite:
-                raise FileExistsError(f"rename destination {target} already exists\n\tat org.apache")
+                raise FileExistsError(
+                    f"rename destination {target} already exists\n\tat org.apache"
+                )
             if self.at(target).is_dir() and list(self.at(target).iterdir()):
-                raise RuntimeError('RPCError("java.io.IOException", "rename destination is not empty\\n\\tat X")')
+                raise RuntimeError(
+                    'RPCError("java.io.IOException", "rename destination is not empty\\n\\tat X")'
+                )
         os.replace(self.at(source), self.at(target))
 
     def delete(self, path, recursive=False):
@@ -121,7 +126,11 @@ def test_files_are_written_read_listed_and_deleted(double):
     assert (place / "b" / "x").read_bytes(4) == b"0123"
     assert [f.path for f in place.list_files()] == ["/data/b/x"]
     assert (place / "b").list_folders() == ["c"] and (place / "none").list_folders() == []
-    assert not (place / "none").exists() and (place / "b").is_directory() and (place / "b" / "x").is_file()
+    assert (
+        not (place / "none").exists()
+        and (place / "b").is_directory()
+        and (place / "b" / "x").is_file()
+    )
     info = place.filesystem.get_file_info("/data/b/x")
     assert info.size == 10 and info.mtime_ns == 1_700_000_000_123_000_000
     with place.filesystem.open_input_file("/data/b/x") as file:
@@ -139,7 +148,9 @@ def test_a_table_and_what_is_aside(double):
     for number in (1, 2):
         place.write_table(pa.table({"a": [number]}))
         assert place.read_table()["a"].to_pylist() == [number]
-    pq.write_table(pa.table({"a": [3]}), (place / "part-00001.parquet").path, filesystem=place.filesystem)
+    pq.write_table(
+        pa.table({"a": [3]}), (place / "part-00001.parquet").path, filesystem=place.filesystem
+    )
     place.write_table(pa.table({"a": [4]}))
     assert place.read_table()["a"].to_pylist() == [4]
     assert sorted(p.name for p in (double / "run").rglob("*")) == ["metrics", "part-00000.parquet"]
@@ -246,7 +257,11 @@ def test_the_settings_of_the_session_reach_tasks(spark, monkeypatch):
     from chexspark.session import hand_settings
 
     hadoop = spark.sparkContext._jsc.hadoopConfiguration()
-    given = {"dfs.nameservices": "ns1", "dfs.ha.namenodes.ns1": "nn1,nn2", "dfs.namenode.rpc-address.ns1.nn1": "a:8020"}
+    given = {
+        "dfs.nameservices": "ns1",
+        "dfs.ha.namenodes.ns1": "nn1,nn2",
+        "dfs.namenode.rpc-address.ns1.nn1": "a:8020",
+    }
     for name, value in given.items():
         hadoop.set(name, value)
     try:
@@ -272,6 +287,8 @@ def test_a_cluster_that_nobody_named_is_one_line(tmp_path):
     code = "import sys; from chexspark.command_line import run_command; sys.exit(run_command('report', ['--run', sys.argv[1]]))"
     environment = {**os.environ, "HADOOP_CONF_DIR": str(tmp_path)}
     for uri in ("hdfs://127.0.0.1:1/run", "hdfs:///run", "hdfs://nowhere.invalid/run"):
-        done = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-c", code, uri], capture_output=True, text=True, env=environment
+        )
         assert done.returncode == 2, (uri, done.stderr)
         assert len(done.stderr.splitlines()) == 1, done.stderr
