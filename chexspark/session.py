@@ -32,6 +32,7 @@ GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"
 BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"  # of Spark 4.1 and newer
 BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 SAID_SECONDS = 2.0  # that Hadoop's settings count as known: every place asks for them
+HDFS_TOKEN = "HDFS_DELEGATION_TOKEN"
 NAMENODE_PORT = 8020  # where a URI of HDFS has none
 HADOOPS_OWN = {
     "core-default.xml",
@@ -200,6 +201,17 @@ def hadoop_tokens() -> bytes | None:
         return bytes(out.toByteArray())
     except (Py4JError, OSError):  # Java has ended
         return None
+
+
+def token_ends() -> list[float]:
+    """When tokens of HDFS that Spark has end for good, whoever renews them; seconds as `time.time` counts them."""
+    context, java = SparkContext._active_spark_context, SparkContext._jvm
+    if context is None or TaskContext.get() is not None:
+        return []
+    user = java.org.apache.hadoop.security.UserGroupInformation.getCurrentUser()
+    tokens = java.java.util.ArrayList(user.getCredentials().getAllTokens())
+    ours = [token for token in tokens if token.getKind().toString() == HDFS_TOKEN]
+    return [token.decodeIdentifier().getMaxDate() / 1000 for token in ours]
 
 
 def name_by_host(credentials: Any, hadoop: Any) -> None:

@@ -241,8 +241,13 @@ def no_ranks(cluster, seconds=60):
     """Whether all ranks end within so many seconds."""
     until = time.monotonic() + seconds
     while cluster.ranks() and time.monotonic() < until:
-        time.sleep(0.5)
+        pause(0.5)
     return not cluster.ranks()
+
+
+def pause(seconds):
+    """For a look again, or a kill at some time or other."""
+    time.sleep(seconds)
 
 
 def test_the_driver_in_a_container_and_its_client_gone(plain):
@@ -266,7 +271,7 @@ def wait_for(condition, seconds):
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until
-        time.sleep(0.5)
+        pause(0.5)
     return found
 
 
@@ -322,7 +327,7 @@ def test_ten_kills_of_ingest(plain):
     waits = np.linspace(12, 34, 10)
     for seconds in waits:
         talk = plain.begin(ingest_line(), STORE=store)
-        time.sleep(seconds)
+        pause(seconds)
         for child in psutil.Process(talk.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
@@ -354,7 +359,7 @@ def test_a_folder_that_grows_every_night(plain, release, tmp_path):
         plain.hadoop.dfs("-put", *map(str, every[before:upto]), images)
         if night == 1:  # one that is killed
             talk = plain.begin(line, **values)
-            time.sleep(20)
+            pause(20)
             for child in psutil.Process(talk.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     child.kill()

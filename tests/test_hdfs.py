@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexspark import hdfs
+from chexspark.cluster import kerberos
+from chexspark.cluster.kerberos import Ticket, said
 from chexspark.errors import UserError
 from chexspark.storage import Location, locate
 
@@ -292,3 +294,29 @@ def test_a_cluster_that_nobody_named_is_one_line(tmp_path):
         )
         assert done.returncode == 2, (uri, done.stderr)
         assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    "principal, ticket, renews, token_seconds, lines, warnings",
+    [
+        ("eva@A.ORG", None, False, 60, ["Kerberos: eva@A.ORG, by a keytab"], []),
+        (None, Ticket("eva@A.ORG", 36_000), False, 604_800,
+         ["Kerberos: eva@A.ORG, by a ticket that ends in 10:00:00"], ["ends in 168:00:00, and nothing renews it"]),
+        (None, Ticket("eva@A.ORG", 36_000), True, 604_800,
+         ["Kerberos: eva@A.ORG, by a ticket that ends in 10:00:00"], ["the ticket ends in 10:00:00"]),
+        (None, None, False, None, [], ["Spark has no tokens of HDFS"]),
+    ],
+)  # fmt: skip
+def test_the_doctor_says_who_one_is_and_for_how_long(
+    principal, ticket, renews, token_seconds, lines, warnings
+):
+    told, warned = said(principal, ticket, renews, token_seconds)
+    assert told == lines and len(warned) == len(warnings)
+    assert all(text in warning for text, warning in zip(warnings, warned, strict=True))
+
+
+def test_a_ticket_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("KRB5CCNAME", f"FILE:{tmp_path}/none")
+    assert kerberos.ticket() is None
+    monkeypatch.setattr(kerberos.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
+    assert kerberos.ticket() is None

@@ -92,6 +92,7 @@ def test_every_command_is_a_job_that_says_how_to_run_it():
 # Where sleeping is the point: `wait_for` itself, work that holds a slot, a rank that waits for a file, a slow server.
 SLEEPERS = {
     ("hadoop.py", "wait_for"),
+    ("test_hadoop.py", "pause"),
     ("conftest.py", "wait"),
     ("test_doctor.py", "hold"),
     ("test_turn.py", "stay_until"),

@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.cluster import conf_diagnosis, diagnosis, host_diagnosis, place
+from chexspark.cluster.kerberos import kerberos_lines
 from chexspark.cluster.place import PlaceFacts
 from chexspark.cluster.probe import Asked
 from chexspark.cluster.probe_job import look
@@ -43,6 +44,7 @@ class Examination:
     ranks: tuple[PlaceFacts, ...]
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def table(self) -> pd.DataFrame:
         """One row per rank, for people."""
@@ -77,6 +79,8 @@ def show(found: Examination) -> None:
     """Show the table and the warnings."""
     if found.ranks:
         log.info(str(found))
+    for note in found.notes:
+        log.info(note)
     for warning in found.warnings:
         log.warning("note: %s", spoken(warning))
 
@@ -153,7 +157,9 @@ def examine(
         faults += diagnosis.spark_faults(expected["pyspark"], spark.version)
         faults += host_diagnosis.glibc_faults(ranks)
         faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], network)
+    notes, kerberos_warnings = kerberos_lines(spark) if store.is_hdfs or (run and run.is_hdfs) else ([], [])
     warnings = [
+        *kerberos_warnings,
         *diagnosis.data_warnings(train.images, row_groups, num_proc, batch_size),
         *diagnosis.gpu_warnings(ranks),
         *diagnosis.container_warnings(ranks, container_overhead(spark), network),
@@ -161,7 +167,7 @@ def examine(
         *host_diagnosis.open_files_warnings(ranks, num_proc),
         *settings_warnings(spark),
     ]
-    return Examination(num_proc, tuple(ranks), tuple(faults), tuple(warnings))
+    return Examination(num_proc, tuple(ranks), tuple(faults), tuple(warnings), tuple(notes))
 
 
 def what_to_ask(
