@@ -6,7 +6,10 @@ Under pytest-xdist each worker is a process with a session and a store of its ow
 
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -112,6 +115,24 @@ def untrained_run(store, manifest, tmp_path_factory):
         return run
 
     return make
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory):
+    """What ``./build.sh pack`` makes."""
+    folder = tmp_path_factory.mktemp("packed")
+    done = subprocess.run([Path(__file__).parent.parent / "build.sh", "pack", folder], capture_output=True, text=True,
+                          env=os.environ | {"CHEXSPARK_VENV": sys.prefix})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="session")
+def unpacked(packed):
+    """The same, unpacked, as hosts have it that do not wait for it each time."""
+    (folder := packed.parent / "env").mkdir()
+    subprocess.run(["tar", "-xzf", packed, "-C", folder], check=True)
+    return folder
 
 
 @pytest.fixture

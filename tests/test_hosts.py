@@ -222,24 +222,6 @@ def test_the_page_s_commands_over_three_hosts_and_a_stranger(release, tmp_path):
         check_page(cluster)
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    """What ``./build.sh pack`` makes."""
-    folder = tmp_path_factory.mktemp("packed")
-    done = subprocess.run([hosts.ROOT / "build.sh", "pack", folder], capture_output=True, text=True,
-                          env=os.environ | {"CHEXSPARK_VENV": sys.prefix})  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return next(folder.glob("*.tar.gz"))
-
-
-@pytest.fixture(scope="module")
-def unpacked(packed):
-    """The same, unpacked, as hosts have it that do not wait for it each time."""
-    (folder := packed.parent / "env").mkdir()
-    subprocess.run(["tar", "-xzf", packed, "-C", folder], check=True)
-    return folder
-
-
 @pytest.mark.slow
 def test_the_page_s_commands_on_hosts_without_python(packed, release, tmp_path):
     """Neither this checkout nor any Python is on the workers' hosts: all comes with the archive."""

@@ -157,7 +157,9 @@ def examine(
         faults += diagnosis.spark_faults(expected["pyspark"], spark.version)
         faults += host_diagnosis.glibc_faults(ranks)
         faults += diagnosis.diagnose(ranks, num_proc, expected, store.uri, asked["run"], network)
-    notes, kerberos_warnings = kerberos_lines(spark) if store.is_hdfs or (run and run.is_hdfs) else ([], [])
+    notes, kerberos_warnings = (
+        kerberos_lines(spark) if store.is_hdfs or (run and run.is_hdfs) else ([], [])
+    )
     warnings = [
         *kerberos_warnings,
         *diagnosis.data_warnings(train.images, row_groups, num_proc, batch_size),

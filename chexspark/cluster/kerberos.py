@@ -84,7 +84,9 @@ def said(
         return [f"Kerberos: {principal}, by a keytab"], []
     lines = []
     if found:
-        lines.append(f"Kerberos: {found.principal}, by a ticket that ends in {duration(found.seconds)}")
+        lines.append(
+            f"Kerberos: {found.principal}, by a ticket that ends in {duration(found.seconds)}"
+        )
     if token_seconds is None:
         return lines, ["Spark has no tokens of HDFS for the ranks: kinit before Spark starts"]
     if not renews:
