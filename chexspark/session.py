@@ -62,17 +62,15 @@ def start_session(
     return spark
 
 
-def started(builder: Any) -> SparkSession:
+def started(builder: Any, attempts: int = START_ATTEMPTS) -> SparkSession:
     """The session. Raises UserError where Spark does not start."""
-    for attempt in range(START_ATTEMPTS):
-        try:
-            return builder.getOrCreate()
-        except Py4JJavaError as error:
-            raced = innermost(error).getClass().getName() == RACED
-            if not raced or attempt == START_ATTEMPTS - 1:
-                raise UserError(f"Spark does not start: {reason_of(error)}") from error
-            log.warning("note: Spark's own start was disturbed by YARN's answer: starting it again")
-    raise AssertionError("unreachable")
+    try:
+        return builder.getOrCreate()
+    except Py4JJavaError as error:
+        if innermost(error).getClass().getName() != RACED or attempts == 1:
+            raise UserError(f"Spark does not start: {reason_of(error)}") from error
+    log.warning("note: Spark's own start was disturbed by YARN's answer: starting it again")
+    return started(builder, attempts - 1)
 
 
 def hand_settings(spark: SparkSession) -> None:

@@ -313,7 +313,7 @@ def job(name, *flags):
         (["explain", "--images", "x.png", "--run", "{store}", "--findings", "Mas"], "has no best/model.keras"),
         (["export", "--run", "{store}"], "has no best/model.keras"),
         (["export", "--run", "{store}", "--formats", "tflite"], "invalid choice: 'tflite'"),
-        (["train", "--data", "gs://x/y", "--run", "{new}"], "no file system for it"),
+        (["train", "--data", "ftp://x/y", "--run", "{new}"], "no file system for it"),
         (["train", "--data", "{store}", "--run", "{csv}/run"], "cannot be made a folder"),
         (["report", "--run", "{new}"], "has no history: run chexspark train first"),
     ],

@@ -168,7 +168,7 @@ def test_tasks_have_what_the_session_says_and_hadoop_s_defaults_are_nothing(spar
         return os.environ.get(object_stores.VARIABLE), object_stores.settings()
 
     def ask():
-        monkeypatch.setattr(session, "last_said", None)
+        monkeypatch.setattr(session, "last_said", {})
         start_session(spark, "test")
         return spark.sparkContext.range(1).map(in_task).collect()[0]
 
