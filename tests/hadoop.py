@@ -167,7 +167,7 @@ class Hadoop:
             }  # fmt: skip
         yarn = {
             "yarn.resourcemanager.hostname": "host1", "yarn.nodemanager.hostname": "${env.HADOOP_HOST}",
-            "yarn.nodemanager.resource.memory-mb": "6144", "yarn.nodemanager.resource.cpu-vcores": "4",
+            "yarn.nodemanager.resource.memory-mb": "8192", "yarn.nodemanager.resource.cpu-vcores": "4",
             "yarn.scheduler.minimum-allocation-mb": "64", "yarn.nodemanager.vmem-check-enabled": "false",
             "yarn.nodemanager.disk-health-checker.max-disk-utilization-per-disk-percentage": "99.5",
             "yarn.nodemanager.localizer.address": "${env.HADOOP_HOST}:8040",
@@ -291,8 +291,8 @@ class Hadoop:
         return self.command(1, "fs.FsShell", *words)
 
     def yarn(self, *words):
-        """``yarn`` with such words; what it says."""
-        return self.command(1, "yarn.client.cli.ApplicationCLI", *words)
+        """``yarn application`` with such words; what it says."""
+        return self.command(1, "yarn.client.cli.ApplicationCLI", "application", *words)
 
     def log(self, name):
         """What a daemon has said."""

@@ -96,6 +96,7 @@ def assert_no_secret(text, where):
         assert form not in text, where
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_on_s3a_and_no_key_anywhere(s3, tmp_path):
     folder, events, own = tmp_path / "here", tmp_path / "events", tmp_path / "own"
     for place in (folder, events, own):
@@ -237,7 +238,6 @@ def patients(s3):
     return split_of, names
 
 
-@pytest.mark.slow
 def test_a_folder_that_grows_night_by_night(images, spark, tmp_path, wait_for):
     """By README's command, each night the same; while one is at work, and after one that was killed within its writing."""
     local = ingest(spark, images=str(images / "images"), labels=str(images / "Data_Entry_2017.csv"),
