@@ -327,7 +327,9 @@ def test_an_estimator_whose_images_work_folder_and_model_are_on_s3(s3, images, t
     )
 
 
-@pytest.mark.parametrize("change", ["secret", "endpoint", "bucket"])
+@pytest.mark.parametrize(
+    "change", ["secret", pytest.param("endpoint", marks=pytest.mark.slow), "bucket"]
+)
 def test_a_wrong_setting_is_one_line(s3, tmp_path, change):
     wrong = s3.variables() | {
         "secret": {"AWS_SECRET_ACCESS_KEY": SECRET[::-1]}, "endpoint": {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "bucket": {},
