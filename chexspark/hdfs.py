@@ -30,6 +30,7 @@ TYPE = "hdfs"
 VARIABLE = "CHEXSPARK_HDFS"  # of a task's environment: settings, JSON
 TOKENS = "CHEXSPARK_HADOOP_TOKENS"  # the same: a file of Hadoop's tokens in base64
 KEY = "CHEXSPARK_TOKEN_KEY"  # the same: what later tokens are sealed with
+SPARK_USER, USER = "SPARK_USER", "HADOOP_USER_NAME"
 TOKEN_FILE = "HADOOP_TOKEN_FILE_LOCATION"
 NAMES = ("fs.defaultFS", "dfs.nameservices", "hadoop.security.authentication", "dfs.data.transfer.protection",
          "hadoop.security.key.provider.path", "dfs.encryption.key.provider.uri")  # fmt: skip
@@ -149,6 +150,9 @@ def take_tokens(content: bytes) -> None:
 def client(process: int, url: str, known: tuple[tuple[str, str], ...]) -> hdfs_native.Client:
     """The client of a process, which its threads share. Raises OSError where settings do not say where HDFS is."""
     config = dict(known)
+    if config.get("hadoop.security.authentication") != "kerberos" and SPARK_USER in os.environ:
+        # Containers may run as YARN's user; Spark's own processes are then who gave the command, too.
+        os.environ.setdefault(USER, os.environ[SPARK_USER])
     principal, keytab = config.pop(PRINCIPAL, None), config.pop(KEYTAB, None)
     usual = None if {"HADOOP_CONF_DIR", "HADOOP_HOME"} & set(os.environ) else USUAL_CONF
     folder = usual if usual and os.path.isdir(usual) else None

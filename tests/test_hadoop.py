@@ -267,6 +267,15 @@ def pause(seconds):
     time.sleep(seconds)
 
 
+def test_files_belong_to_who_gave_the_command(plain):
+    """Whoever the containers run as."""
+    store = f"{plain.hadoop.uri}/data/of-eva"
+    plain.run(f"export HADOOP_USER_NAME=eva\n{ingest_line()}", STORE=store)
+    listed = plain.hadoop.dfs("-ls", "-R", "/data/of-eva")
+    owners = set(re.findall(r"^[-d]\S+ +\S+ (\w+) ", listed, re.M))
+    assert owners == {"eva"}, listed
+
+
 def test_the_driver_in_a_container_and_its_client_gone(plain):
     """``--deploy-mode cluster``: the command is killed as soon as ranks work, and the run comes to its end."""
     run = f"{plain.hadoop.uri}/data/of-cluster-mode"

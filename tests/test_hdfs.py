@@ -320,3 +320,14 @@ def test_a_ticket_that_is_not_there(monkeypatch, tmp_path):
     assert kerberos.ticket() is None
     monkeypatch.setattr(kerberos.ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
     assert kerberos.ticket() is None
+
+
+def test_who_one_is_where_nobody_asks(monkeypatch, tmp_path):
+    monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path))
+    monkeypatch.setenv(hdfs.USER, "")
+    monkeypatch.delenv(hdfs.USER)
+    monkeypatch.setenv(hdfs.SPARK_USER, "eva")
+    hdfs.client(0, "hdfs://127.0.0.1:1", (("hadoop.security.authentication", "kerberos"),))
+    assert hdfs.USER not in os.environ
+    hdfs.client(0, "hdfs://127.0.0.1:1", ())
+    assert os.environ[hdfs.USER] == "eva"
