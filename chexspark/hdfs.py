@@ -111,7 +111,7 @@ def take_sealed(sealed: bytes) -> None:
 class TokenFile:
     """Hadoop's tokens as the file that its clients read at each connection; it is in memory, and on no disk."""
 
-    lock = threading.Lock()
+    lock, handed = threading.Lock(), threading.Lock()
     descriptor: int | None = None
     process = 0  # that has taken what it was handed
 
@@ -121,10 +121,10 @@ def take_handed(tokens: str) -> None:
 
     They stay in the environment, for the processes that this one starts.
     """
-    if TokenFile.process != os.getpid():
-        TokenFile.process = os.getpid()
-        if tokens:
+    with TokenFile.handed:
+        if tokens and TokenFile.process != os.getpid():
             take_tokens(base64.b64decode(tokens))
+        TokenFile.process = os.getpid()
 
 
 def take_tokens(content: bytes) -> None:

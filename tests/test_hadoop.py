@@ -247,6 +247,14 @@ def until_step(talk, epoch=2, step=3):
     raise AssertionError(f"it never came to epoch {epoch}, step {step}:\n{talk}")
 
 
+def ask_to_end(talk):
+    """Send SIGTERM to a command's driver."""
+    for process in psutil.Process(talk.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("python") and "__main__.py" in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGTERM)
+
+
 def hear_out(talk):
     """Hear it to its end, whichever; its exit code."""
     for _ in talk:
@@ -312,11 +320,7 @@ def test_an_application_that_is_killed_and_a_driver_that_is_asked_to_end(plain):
             (application,) = plain.applications()
             plain.hadoop.yarn("-kill", application)
         else:
-            for process in psutil.Process(talk.process.pid).children(recursive=True):
-                if "__main__.py" in " ".join(process.cmdline()) and process.name().startswith(
-                    "python"
-                ):
-                    process.send_signal(signal.SIGTERM)
+            ask_to_end(talk)
         code = hear_out(talk)
         assert no_ranks(plain)
         print(how, code, f"{time.monotonic() - began:.0f} s")
@@ -448,9 +452,7 @@ def test_ranks_outlive_their_tokens_and_a_name_node(secured):
         late += lived > 2 * TOKEN_SECONDS and bool(STEP.search(text))
         if lived > 3 * TOKEN_SECONDS and late > 3:
             break
-    for process in psutil.Process(talk.process.pid).children(recursive=True):
-        if "__main__.py" in " ".join(process.cmdline()) and process.name().startswith("python"):
-            process.send_signal(signal.SIGTERM)
+    ask_to_end(talk)
     assert hear_out(talk) == 130 and late > 3, str(talk)
     assert "restart" not in str(talk), str(talk)
     print(str(talk)[-3000:])
