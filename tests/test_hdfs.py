@@ -285,10 +285,10 @@ def test_the_settings_of_the_session_reach_tasks(spark, monkeypatch):
 
 
 def test_a_cluster_that_nobody_named_is_one_line(tmp_path):
-    """Through hdfs-native itself: nothing listens there."""
+    """Through hdfs-native itself."""
     code = "import sys; from chexspark.command_line import run_command; sys.exit(run_command('report', ['--run', sys.argv[1]]))"
     environment = {**os.environ, "HADOOP_CONF_DIR": str(tmp_path)}
-    for uri in ("hdfs://127.0.0.1:1/run", "hdfs:///run", "hdfs://nowhere.invalid/run"):
+    for uri in ("hdfs:///run", "hdfs://nowhere.invalid/run"):
         done = subprocess.run(
             [sys.executable, "-c", code, uri], capture_output=True, text=True, env=environment
         )
