@@ -15,6 +15,7 @@ import os
 import posixpath
 import re
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,8 @@ TOKENS = "CHEXSPARK_HADOOP_TOKENS"  # the same: a file of Hadoop's tokens in bas
 KEY = "CHEXSPARK_TOKEN_KEY"  # the same: what later tokens are sealed with
 SPARK_USER, USER = "SPARK_USER", "HADOOP_USER_NAME"
 TOKEN_FILE = "HADOOP_TOKEN_FILE_LOCATION"
-NAMES = ("fs.defaultFS", "dfs.nameservices", "hadoop.security.authentication", "dfs.data.transfer.protection",
+DEFAULT = "fs.defaultFS"
+NAMES = (DEFAULT, "dfs.nameservices", "hadoop.security.authentication", "dfs.data.transfer.protection",
          "hadoop.security.key.provider.path", "dfs.encryption.key.provider.uri")  # fmt: skip
 PREFIXES = (
     "dfs.ha.namenodes.",
@@ -43,6 +45,8 @@ PREFIXES = (
 NO_TICKET = (
     "HDFS asks for Kerberos, and there is no valid ticket: kinit, or give --principal and --keytab"
 )
+# To a NameNode that has no other to stand in, with longer and longer pauses: some 15 s, and not minutes.
+ATTEMPTS, ATTEMPTS_OF_ONE = "dfs.client.failover.max.attempts", "4"
 USUAL_CONF = "/etc/hadoop/conf"  # where it lies if HADOOP_CONF_DIR does not say
 PRINCIPAL, KEYTAB = "spark.kerberos.principal", "spark.kerberos.keytab"
 REPLACE = hdfs_native.WriteOptions(overwrite=True, create_parent=True)
@@ -147,16 +151,21 @@ def take_tokens(content: bytes) -> None:
 
 
 @functools.cache
-def client(process: int, url: str, known: tuple[tuple[str, str], ...]) -> hdfs_native.Client:
-    """The client of a process, which its threads share. Raises OSError where settings do not say where HDFS is."""
+def client(process: int, url: str | None, known: tuple[tuple[str, str], ...]) -> hdfs_native.Client:
+    """The client of a process, which its threads share; without a URL, of the default file system.
+
+    Raises OSError where settings do not say where HDFS is.
+    """
     config = dict(known)
+    if f"dfs.ha.namenodes.{urllib.parse.urlparse(url or '').netloc}" not in config:
+        config.setdefault(ATTEMPTS, ATTEMPTS_OF_ONE)
     if config.get("hadoop.security.authentication") != "kerberos" and SPARK_USER in os.environ:
         # Containers may run as YARN's user; Spark's own processes are then who gave the command, too.
         os.environ.setdefault(USER, os.environ[SPARK_USER])
     principal, keytab = config.pop(PRINCIPAL, None), config.pop(KEYTAB, None)
     usual = None if {"HADOOP_CONF_DIR", "HADOOP_HOME"} & set(os.environ) else USUAL_CONF
     folder = usual if usual and os.path.isdir(usual) else None
-    with told(url):
+    with told(url or "hdfs://"):
         return hdfs_native.Client(
             url, config, folder, kerberos_principal=principal, kerberos_keytab=keytab
         )
@@ -167,17 +176,20 @@ class DeniedError(UserError, PermissionError):
 
 
 @contextlib.contextmanager
-def told(place: str) -> Iterator[None]:
-    """Inside, what hdfs-native says is an OSError of one line, without the stack of HDFS' own Java."""
+def told(path: str, url: str = "") -> Iterator[None]:
+    """Inside, what hdfs-native says is an OSError of one line, without the stack of HDFS' own Java.
+
+    `url`: of the file system that the path is on.
+    """
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
-        raise words_of(error, place) from error
+        raise words_of(error, path, url) from error
 
 
-def words_of(error: Exception, place: str) -> OSError:
+def words_of(error: Exception, path: str, url: str = "") -> OSError:
     """An error of hdfs-native's as one of Python's kinds, in one line."""
-    text = str(error)
+    text, place = str(error), url + path
     if found := re.search(r'GSSAPIError\(.*, "(?:.*?: )?(.*)"\)', text, re.S):
         return DeniedError(f"{place}: {NO_TICKET} ({found[1]})")
     if found := re.search(r'RPCError\("(?:[\w$]+[.])*(?:\w+[$])*(\w+)", "(.*)"\)', text, re.S):
@@ -188,7 +200,7 @@ def words_of(error: Exception, place: str) -> OSError:
     else:
         kind = type(error).__name__
     first = text.strip().partition("\n")[0].strip() or kind
-    said = first if place in first else f"{place}: {first}"
+    said = first if path in first else f"{place}: {first}"
     if kind in ("AccessControlException", "InvalidToken", "PermissionError"):
         return DeniedError(said)
     for python in (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
@@ -217,17 +229,22 @@ class Handler(fs.FileSystemHandler):
         return Handler, (self.scheme, self.authority)
 
     @property
+    def url(self) -> str:
+        """Of the file system; empty for the default one."""
+        return f"{self.scheme}://{self.authority}" if self.authority else ""
+
+    def told(self, path: str) -> contextlib.AbstractContextManager[None]:
+        """`told` of a path here."""
+        return told(path, self.url)
+
+    @property
     def client(self) -> hdfs_native.Client:
         """The client, by what was known when it was first asked for."""
         process = os.getpid()
         if self.found is None or self.found[0] != process:
             known = settings()
-            url = (
-                f"{self.scheme}://{self.authority}"
-                if self.authority
-                else known.get("fs.defaultFS", "")
-            )
-            self.found = process, client(process, url, tuple(sorted(known.items())))
+            found = client(process, self.url or known.get(DEFAULT), tuple(sorted(known.items())))
+            self.found = process, found
         return self.found[1]
 
     def get_type_name(self) -> str:
@@ -245,7 +262,7 @@ class Handler(fs.FileSystemHandler):
     def info(self, path: str) -> fs.FileInfo:
         """What is at a path."""
         try:
-            with told(path):
+            with self.told(path):
                 return info_of(self.client.get_file_info(path or "/"), path)
         except (FileNotFoundError, NotADirectoryError):
             return fs.FileInfo(path, fs.FileType.NotFound)
@@ -262,7 +279,7 @@ class Handler(fs.FileSystemHandler):
                 if there.type == fs.FileType.NotFound
                 else NotADirectoryError(base)
             )
-        with told(base):
+        with self.told(base):
             found = [
                 info_of(status, status.path)
                 for status in self.client.list_status(base, selector.recursive)
@@ -271,20 +288,20 @@ class Handler(fs.FileSystemHandler):
 
     def create_dir(self, path: str, recursive: bool) -> None:
         """Make a folder; with those above it, if `recursive`."""
-        with told(path):
+        with self.told(path):
             self.client.mkdirs(path, create_parent=recursive)
 
     def delete_dir(self, path: str) -> None:
         """Delete a folder with all in it."""
         self.check(path, fs.FileType.Directory)
-        with told(path):
+        with self.told(path):
             self.client.delete(path, True)
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
         """Delete all in a folder."""
         selector = fs.FileSelector(path, allow_not_found=missing_dir_ok)
         for one in self.get_file_info_selector(selector):
-            with told(one.path):
+            with self.told(one.path):
                 self.client.delete(one.path, True)
 
     def delete_root_dir_contents(self) -> None:
@@ -294,7 +311,7 @@ class Handler(fs.FileSystemHandler):
     def delete_file(self, path: str) -> None:
         """Delete a file."""
         self.check(path, fs.FileType.File)
-        with told(path):
+        with self.told(path):
             self.client.delete(path, False)
 
     def check(self, path: str, kind: fs.FileType) -> None:
@@ -307,12 +324,12 @@ class Handler(fs.FileSystemHandler):
 
     def move(self, src: str, dest: str) -> None:
         """Rename, in one step, in place of the file, or the empty folder, that may be there."""
-        with told(src):
+        with self.told(src):
             self.client.rename(src, dest, overwrite=True)
 
     def move_new(self, src: str, dest: str) -> None:
         """Rename, in one step, unless there is something. Raises FileExistsError then."""
-        with told(src):
+        with self.told(src):
             self.client.rename(src, dest, overwrite=False)
 
     def copy_file(self, src: str, dest: str) -> None:
@@ -327,13 +344,15 @@ class Handler(fs.FileSystemHandler):
 
     def open_input_file(self, path: str) -> pa.NativeFile:
         """A file to be read anywhere. Raises FileNotFoundError, and OSError for a folder."""
-        with told(path):
-            return pa.PythonFile(Reader(self.client.read(path), path), mode="r")
+        with self.told(path):
+            return pa.PythonFile(Reader(self.client.read(path), self.url + path), mode="r")
 
     def open_output_stream(self, path: str, metadata: object) -> pa.NativeFile:
         """A new file, in place of the one that may be there."""
-        with told(path):
-            return pa.PythonFile(Writer(self.client.create(path, REPLACE), path), mode="w")
+        with self.told(path):
+            return pa.PythonFile(
+                Writer(self.client.create(path, REPLACE), self.url + path), mode="w"
+            )
 
     def open_append_stream(self, path: str, metadata: object) -> pa.NativeFile:
         """Nothing here appends to a file."""

@@ -182,8 +182,10 @@ class Location:
             stream.write(content)
         try:
             self.filesystem.handler.move_new(aside.path, self.path)
-        except FileExistsError:
+        except OSError as error:
             aside.filesystem.delete_file(aside.path)
+            if not isinstance(error, FileExistsError):
+                raise
             return False
         return True
 

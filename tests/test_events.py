@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from chexspark import hdfs
 from chexspark.cluster.doors import Door
 from chexspark.cluster.events import EventServer
 from chexspark.progress import ProgressLine, duration
@@ -184,3 +185,18 @@ def test_the_progress_line_rewrites_itself_on_a_terminal_only():
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (3723, "1:02:03")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_new_tokens_reach_ranks_that_are_there_and_those_that_come_later(wait_for, monkeypatch):
+    taken = []
+    monkeypatch.setattr(hdfs, "take_tokens", taken.append)
+    monkeypatch.setenv(hdfs.KEY, hdfs.sealing_key())
+    with EventServer(DOOR, 8, print) as server, EventSender(server.address, 0) as first:
+        wait_for(lambda: 0 in server.ranks)
+        server.tell_tokens(b"of another driver")
+        server.tell_tokens(hdfs.seal(b"HDTS new"))
+        wait_for(lambda: taken == [b"HDTS new"])
+        with EventSender(server.address, 1) as second:
+            wait_for(lambda: taken == [b"HDTS new"] * 2)
+            server.ask_to_stop()
+            wait_for(lambda: first.stopping.is_set() and second.stopping.is_set())

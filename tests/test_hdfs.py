@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -284,16 +285,30 @@ def test_the_settings_of_the_session_reach_tasks(spark, monkeypatch):
         spark.sparkContext.environment.pop(hdfs.VARIABLE)
 
 
-def test_a_cluster_that_nobody_named_is_one_line(tmp_path):
-    """Through hdfs-native itself."""
+def reported(uri, folder):
+    """What `chexspark report` says of a run that cannot be had, with Hadoop's settings in a folder."""
     code = "import sys; from chexspark.command_line import run_command; sys.exit(run_command('report', ['--run', sys.argv[1]]))"
-    environment = {**os.environ, "HADOOP_CONF_DIR": str(tmp_path)}
-    for uri in ("hdfs:///run", "hdfs://nowhere.invalid/run"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, uri], capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 2, (uri, done.stderr)
-        assert len(done.stderr.splitlines()) == 1, done.stderr
+    environment = {**os.environ, "HADOOP_CONF_DIR": str(folder)}
+    words = [sys.executable, "-c", code, uri]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2, line
+    return line
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    """Through hdfs-native itself."""
+    assert "hdfs://nowhere.invalid/run/" in reported("hdfs://nowhere.invalid/run", tmp_path)
+    assert "/run/" in reported("hdfs:///run", tmp_path), "no settings say which it is"
+    site = "<configuration><property><name>{}</name><value>{}</value></property></configuration>"
+    (tmp_path / "core-site.xml").write_text(
+        site.format("fs.defaultFS", "hdfs://nowhere.invalid:8020")
+    )
+    assert "Name or service not known" in reported("hdfs:///run", tmp_path), "it was looked for"
+    monkeypatch.setattr(hdfs, "ATTEMPTS_OF_ONE", "1")
+    monkeypatch.setattr(hdfs, "settings", dict)
+    with pytest.raises(hdfs.UnreachableError, match=r"^hdfs://127.0.0.1:1/run: .*refused"):
+        locate("hdfs://127.0.0.1:1/run").exists()
 
 
 @pytest.mark.parametrize(
@@ -304,6 +319,7 @@ def test_a_cluster_that_nobody_named_is_one_line(tmp_path):
          ["Kerberos: eva@A.ORG, by a ticket that ends in 10:00:00"], ["ends in 168:00:00, and nothing renews it"]),
         (None, Ticket("eva@A.ORG", 36_000), True, 604_800,
          ["Kerberos: eva@A.ORG, by a ticket that ends in 10:00:00"], ["the ticket ends in 10:00:00"]),
+        (None, Ticket("eva@A.ORG", math.inf), True, 604_800, ["Kerberos: eva@A.ORG, by a ticket"], []),
         (None, None, False, None, [], ["Spark has no tokens of HDFS"]),
     ],
 )  # fmt: skip

@@ -376,3 +376,35 @@ def test_who_stops_waits_for_the_last_checkpoint(wait_for):
             assert server.still_there() and waiting.is_alive()
         waiting.join()
         assert not server.still_there()
+
+
+def test_ranks_get_the_tokens_that_spark_got_while_they_run(monkeypatch):
+    told, now = [], [b"first"]
+    monkeypatch.setattr(launch, "hadoop_tokens", lambda: now[0])
+    monkeypatch.setattr(launch, "TOKEN_SECONDS", 0.0)
+    monkeypatch.setattr(launch.hdfs, "seal", lambda tokens: b"sealed " + tokens)
+    ranks = launch.Ranks(None, SimpleNamespace(tell_tokens=told.append), 2, 300, jobs=JOBS)
+    for now[0] in (b"first", b"second", b"second", None, b"third"):
+        ranks.renew_tokens()
+    assert told == [b"sealed second", b"sealed third"]
+
+
+def test_ranks_know_what_the_session_says_when_they_start(spark, monkeypatch):
+    """And not what it said at its own start: Hadoop's tokens end."""
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    monkeypatch.setattr("chexspark.session.last_said", {})
+    hadoop.set("dfs.nameservices", "of-now")
+
+    def rank(address):
+        from chexspark import hdfs
+        from chexspark.training.events import EventSender
+
+        with EventSender(address, 0):
+            return hdfs.settings()
+
+    try:
+        (known,) = launch.run_ranks(spark, rank, (), 1, print)
+    finally:
+        hadoop.unset("dfs.nameservices")
+        spark.sparkContext.environment.pop("CHEXSPARK_HDFS")
+    assert known["dfs.nameservices"] == "of-now"

@@ -5,6 +5,7 @@ In: a session. Out: lines of text: whose ticket or keytab, its remaining life, a
 
 import ctypes
 import ctypes.util
+import math
 import time
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def ticket() -> Ticket | None:
         library.gss_release_buffer(ctypes.byref(minor), ctypes.byref(text))
     finally:
         library.gss_release_name(ctypes.byref(minor), ctypes.byref(name))
-    left = float("inf") if seconds.value == FOREVER else float(seconds.value)
+    left = math.inf if seconds.value == FOREVER else float(seconds.value)
     return Ticket(principal, left) if principal and left else None
 
 
@@ -84,16 +85,15 @@ def said(
         return [f"Kerberos: {principal}, by a keytab"], []
     lines = []
     if found:
-        lines.append(
-            f"Kerberos: {found.principal}, by a ticket that ends in {duration(found.seconds)}"
-        )
+        ends = f" that ends in {duration(found.seconds)}" if math.isfinite(found.seconds) else ""
+        lines.append(f"Kerberos: {found.principal}, by a ticket{ends}")
     if token_seconds is None:
         return lines, ["Spark has no tokens of HDFS for the ranks: kinit before Spark starts"]
     if not renews:
         return lines, [
             f"what the ranks open HDFS with ends in {duration(token_seconds)}, and nothing renews it: {REMEDY}"
         ]
-    if found:
+    if found and math.isfinite(found.seconds):
         return lines, [
             f"the ticket ends in {duration(found.seconds)}, and with it what the ranks open HDFS with: renew it "
             "meanwhile (kinit -R), or give spark-submit --principal and --keytab"

@@ -22,7 +22,7 @@ from chexspark.cluster.job_group import CANCELLED, JobGroup
 from chexspark.cluster.slots import WAIT_SECONDS, Supply, busy, slots_text, supply
 from chexspark.cluster.turn import signals_to, turn
 from chexspark.errors import RunFailedError, StoppedError, UserError
-from chexspark.session import ENDED, hadoop_tokens, has_ended
+from chexspark.session import ENDED, hadoop_tokens, hand_settings, has_ended
 from chexspark.training.events import Event, Failed, Placed, Problem, Waiting
 
 Result = TypeVar("Result")
@@ -254,6 +254,9 @@ def run_ranks(
         ranks = Ranks(
             spark, events, num_proc, stall_seconds, wait_seconds, run_lost, stop_asked=stop_asked
         )
+        hand_settings(
+            spark
+        )  # those of the session's start may have ended since: Hadoop's tokens do
         with adapted_horovod(door, ranks.silent, ranks.failed, ranks.jobs), signals_to(ranks.stop):
             threading.Thread(target=ranks.watch, daemon=True).start()
             try:
