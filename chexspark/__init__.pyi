@@ -202,6 +202,8 @@ def train(
     dry_run: bool = ...,
     num_proc: int | None = ...,
     wait_seconds: float = ...,
+    timings: bool = ...,
+    trace: int | None = ...,
     threads: int | None = ...,
     recipe: str | None = None,
 ) -> History: ...

@@ -268,8 +268,9 @@ class TrainConfig:
         "the registered model of MLflow that the best model becomes a version of; needs MLFLOW_TRACKING_URI, or an "
         "active run of MLflow", "tracking", None)  # fmt: skip
     precision: str = setting(
-        "of the arithmetic; weights are float32 in all", "speed", "float32",
-        choices=("float32", "mixed_float16", "mixed_bfloat16"))  # fmt: skip
+        "of the arithmetic; weights are float32 in all; auto: bfloat16 where the processors of all ranks have it in "
+        "hardware, else float32", "speed", "auto",
+        choices=("auto", "float32", "mixed_float16", "mixed_bfloat16"))  # fmt: skip
     xla: bool = setting("compile the network with XLA", "speed", False)
     compression: str = setting("of gradients on the wire", "speed", "none",
                                choices=("none", "fp16"))  # fmt: skip
@@ -277,7 +278,7 @@ class TrainConfig:
         "normalise over the batches of all ranks together", "speed", False
     )
     fusion_mb: int | None = setting(
-        "Horovod's fusion buffer, MiB; by default Horovod's own",
+        "Horovod's fusion buffer, MiB; by default none: gradients travel in messages of 4 MiB",
         "speed",
         None,
         minimum=1,
@@ -314,6 +315,12 @@ class TrainConfig:
     wait_seconds: float = setting(
         "how long to wait, while Spark is alive, for executors, task slots and tasks to start",
         "cluster", 300.0, above=0)  # fmt: skip
+    timings: bool = setting(
+        "print the seconds of each stage, from the command to the model", "cluster", False
+    )
+    trace: int | None = setting(
+        "record so many steps in RUN/trace: TensorFlow's profile and Horovod's timeline", "cluster", None,
+        minimum=1)  # fmt: skip
     threads: int | None = setting(
         "threads per rank; by default the cores of a host shared among its ranks", "cluster", None,
         minimum=1)  # fmt: skip

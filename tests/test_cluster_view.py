@@ -24,7 +24,8 @@ def resolved(**settings):
         ({}, {}),
         ({"fusion_mb": 8}, {"HOROVOD_FUSION_THRESHOLD": str(8 << 20)}),
         ({"autotune": True}, {"HOROVOD_AUTOTUNE": "1"}),
-        ({"deterministic": True}, {"HOROVOD_DISABLE_GROUP_FUSION": "1"}),
+        ({"deterministic": True}, {"HOROVOD_FUSION_THRESHOLD": "0"}),
+        ({"deterministic": True, "fusion_mb": 8}, {"HOROVOD_FUSION_THRESHOLD": "0"}),
     ],
 )
 def test_settings_become_horovod_s_variables(settings, variables):

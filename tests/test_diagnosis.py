@@ -15,7 +15,7 @@ def facts(rank, host="a", **changes):
     """What a healthy task finds, one of two on two hosts unless told otherwise."""
     return {
         "rank": rank, "host": host, "executor": str(rank), "gpus": [],
-        "visible_gpus": changes.get("gpus", []), "horovod_nvcc": None, "nvidia_driver": None,
+        "visible_gpus": changes.get("gpus", []), "horovod_nvcc": None, "nvidia_driver": None, "bfloat16": True,
         "memory_bytes": ROOM, "temp_disk": {"/tmp": ROOM}, "run_disk": {}, "run_kept": 0, "versions": VERSIONS,
         "horovod_library": True, "driver": None,
         "address": f"10.0.0.{rank}", "reached": {1 - rank: []},

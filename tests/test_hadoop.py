@@ -201,15 +201,17 @@ def test_the_page_s_commands_on_yarn_and_hdfs(plain):
 
 
 def test_the_page_s_commands_on_hosts_without_python(packed, release, tmp_path):
-    """All comes with the archive: from the driver's disk, as it is written, and for the last command from HDFS."""
+    """All comes with the archive, from the driver's disk."""
     with Cluster(tmp_path, release, packed) as cluster:
         check_page(cluster)
+
+
+def test_the_archive_may_lie_on_hdfs(packed, release, tmp_path):
+    with Cluster(tmp_path, release, packed) as cluster:
         cluster.put(packed, "/data/env.tar.gz")
-        values = {
-            "RUN": f"{cluster.hadoop.uri}/data/again",
-            "ENVIRONMENT": "hdfs:///data/env.tar.gz",
-        }
-        cluster.run(train_line("--epochs 1"), **values)
+        on_hdfs = {"ENVIRONMENT": "hdfs:///data/env.tar.gz"}
+        cluster.run(ingest_line(), **on_hdfs)
+        cluster.run(train_line("--epochs 1"), **on_hdfs)
 
 
 def look(cluster, code, *words):

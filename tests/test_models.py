@@ -1,5 +1,6 @@
 """The networks: known sizes, shapes, and what their first layer makes of a gray image."""
 
+import json
 import signal
 import subprocess
 
@@ -9,7 +10,16 @@ import tf_keras as keras
 
 from chexspark.errors import RunFailedError, UserError
 from chexspark.models import MODELS, amoebanet_d, build_model, load_model_module
-from chexspark.models.cost import KNOWN, ToCount, count, counted_in_background
+from chexspark.models.cost import (
+    KNOWN,
+    ToCount,
+    count,
+    counted_in_background,
+    keep_cost,
+    kept_cost,
+    place_of,
+)
+from chexspark.user_code import Code
 
 
 def trainable(model):
@@ -154,7 +164,37 @@ def test_what_a_step_keeps_is_counted():
     assert facts["checkpoint_bytes"] == 4 * (126 + 2 * 118)
 
 
-def test_facts_come_from_a_process_of_their_own():
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of this test's own, and nothing that this process has counted before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    known = dict(KNOWN)
+    KNOWN.clear()
+    yield tmp_path / "chexspark" / "networks"
+    KNOWN.clear()
+    KNOWN.update(known)
+
+
+def test_what_was_counted_is_kept_for_the_next_process(cache, monkeypatch):
+    given = ToCount("vgg16", 32, 14, 4)
+    with counted_in_background(given) as facts:
+        counted = facts()
+    (file,) = cache.iterdir()
+    KNOWN.clear()
+    monkeypatch.setattr(subprocess, "Popen", None)  # no child is needed
+    with counted_in_background(given) as facts:
+        assert json.dumps(facts()) == json.dumps(counted)
+    for damaged in ("", "[]", '{"parameters": 1}', json.dumps(counted | {"trainable": "many"})):
+        file.write_text(damaged)
+        assert kept_cost(given) is None, damaged
+    for other in ({"batch": 8}, {"size": 64}, {"precision": "mixed_bfloat16"}, {"slots": 1}):
+        assert place_of(given._replace(**other)) != file
+    assert place_of(given._replace(code=Code("m:f", (("m.py", ""),)))) is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nobody")
+    keep_cost(given, counted)  # where nothing can be kept, nothing is
+
+
+def test_facts_come_from_a_process_of_their_own(cache):
     with counted_in_background(ToCount("vgg16", 32, 14, 4, 1, "mixed_float16")) as facts:
         facts = facts()
     # 15,346,630,656 multiplications in the convolutions at 224: 49 times as many as at 32.
@@ -162,7 +202,8 @@ def test_facts_come_from_a_process_of_their_own():
     assert facts["trainable"] == facts["parameters"] == 14_721_870
     half = 2 * facts["activations_bytes"]
     whole = count(build_model("vgg16", 32, 14), 4, slots=1)["activations_bytes"]
-    assert half == pytest.approx(whole, rel=1e-3), "all but what goes into the logits is halved"
+    pixels = 4 * 32 * 32 * 3 * 4  # that are normalised in float32
+    assert half - pixels == pytest.approx(whole, rel=1e-3), "all but pixels and features is halved"
 
 
 def test_a_child_that_fails_is_named_with_its_last_words():
@@ -175,7 +216,7 @@ def test_a_child_that_fails_is_named_with_its_last_words():
         facts()
 
 
-def test_a_child_whose_facts_are_not_needed_is_ended(monkeypatch):
+def test_a_child_whose_facts_are_not_needed_is_ended(cache, monkeypatch):
     given = ToCount("vgg16", 33, 14, 4)
     children, start = [], subprocess.Popen
     monkeypatch.setattr(

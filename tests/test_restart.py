@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from chexspark.cluster import job, launch, slots
+from chexspark.cluster.timings import Timings
 from chexspark.config import TrainConfig
 from chexspark.errors import RunFailedError, StoppedError
 from chexspark.lock import Lock
@@ -40,7 +41,7 @@ def run_with_losses(monkeypatch, tmp_path):
         given = {"data": "/none", "run": str(tmp_path), "max_restarts": 5}
         with Lock(locate(str(tmp_path)), "--run", "training") as lock:
             settings = ResolvedTraining(build(TrainConfig, given | settings), 2)
-            job.run_to_the_end(None, settings, 2, lock)
+            job.run_to_the_end(None, settings, 2, lock, Timings())
         return started
 
     return run
@@ -106,8 +107,9 @@ def test_a_run_that_is_stopped_says_where_the_command_goes_on(monkeypatch, tmp_p
     config = build(TrainConfig, {"data": "/none", "run": str(tmp_path)})
     with pytest.raises(StoppedError, match=f"^{reason}.*; the same command resumes at epoch 1"):
         job.run_to_the_end(
-            None, ResolvedTraining(config, 2), 2, Lock(locate(str(tmp_path)), "--run", "training")
-        )
+            None, ResolvedTraining(config, 2), 2, Lock(locate(str(tmp_path)), "--run", "training"),
+            Timings(),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("there, found", [(1, 1), (2, 2), (3, 3), (4, 3)])

@@ -21,6 +21,7 @@ import horovod.runner.launch as launch
 import horovod.runner.util.threads as horovod_threads
 import horovod.spark.gloo_run as spark_gloo_run
 import horovod.spark.runner as spark_runner
+from horovod.runner.common.service.task_service import BasicTaskClient
 from horovod.spark.driver.driver_service import SparkDriverService
 
 from chexspark.cluster.doors import Door
@@ -33,6 +34,7 @@ from chexspark.cluster.horovod_services import (
 from chexspark.cluster.job_group import JobGroup
 from chexspark.training.events import keep_alive
 
+ASK_SECONDS = 0.1  # between two looks of a task at whether its rank has ended
 CONNECT_SECONDS = 5.0  # to a task whose host may be gone
 RunRank = Callable[[str, Any, Any], tuple[int, float]]  # → exit code, when it ended
 
@@ -41,7 +43,7 @@ RunRank = Callable[[str, Any, Any], tuple[int, float]]  # → exit code, when it
 def adapted_horovod(
     door: Door, silent_hosts: set[str], failed_ranks: list[int], jobs: JobGroup
 ) -> Iterator[None]:
-    """Inside, Horovod differs in ten ways.
+    """Inside, Horovod differs in eleven ways.
 
     It does not load TensorFlow in a fork of the driver to see whether it was built with Gloo: that
     takes six seconds, and fails where only executors have TensorFlow; ``hvd.init`` finds out too.
@@ -57,6 +59,7 @@ def adapted_horovod(
     Horovod makes up.
     Its ranks import what ``--py-files`` and ``addPyFile`` brought, as the Spark tasks do that start them,
     and are run by the Python of these tasks, where it would take the driver's (`TASKS_PYTHON`).
+    It asks for the end of ranks ten times a second, and not once.
     Its services listen at the driver's `door` and at those of tasks, its rendezvous answers the hosts of
     tasks that have registered, and ends with the ranks.
     """
@@ -90,6 +93,11 @@ def adapted_horovod(
     def new_socket(*arguments: Any, **settings: Any) -> WatchedSocket:
         return WatchedSocket(silent_hosts, *arguments, **settings)
 
+    plain_wait = BasicTaskClient.wait_for_command_exit_code
+
+    def wait_for_exit_code(client: BasicTaskClient, delay: float = ASK_SECONDS) -> int:
+        return plain_wait(client, delay)
+
     guests: set[str] = set()
     with (
         closed_services(door, guests),
@@ -108,6 +116,7 @@ def adapted_horovod(
             (launch, "gloo_built", lambda verbose=False: True),
             (gloo_run, "register_shutdown_event", threading.Event),
             (SparkDriverService, "get_common_interfaces", interfaces),
+            (BasicTaskClient, "wait_for_command_exit_code", wait_for_exit_code),
             (network, "socket", types.SimpleNamespace(**vars(socket) | {"socket": new_socket})),
         ),
     ):

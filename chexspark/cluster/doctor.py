@@ -55,6 +55,7 @@ class Examination:
                 "host": r["host"],
                 "executor": r["executor"],
                 "device": device(r),
+                "bfloat16": "yes" if r["bfloat16"] else "no",
                 "cores": r["cores"],
                 "free memory": diagnosis.size(r["memory_bytes"])
                 if r["memory_bytes"]

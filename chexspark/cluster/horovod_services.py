@@ -5,6 +5,7 @@ services listen on all interfaces, and its rendezvous answers anybody.
 """
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import socketserver
 import struct
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +21,8 @@ from typing import Any
 import horovod.runner.common.util.network as network
 import horovod.runner.http.http_server as http_server
 from horovod.runner.common.service.driver_service import RegisterTaskRequest
-from horovod.runner.common.util import secret
+from horovod.runner.common.util import safe_shell_exec, secret
+from horovod.runner.common.util.timeout import Timeout
 from horovod.spark.task.task_service import SparkTaskClient, SparkTaskService
 from pyspark import SparkFiles
 
@@ -28,6 +31,7 @@ from chexspark.cluster.doors import Door, GuardedServer
 TASKS_PYTHON = "CHEXSPARK_PYTHON_OF_THE_TASK"  # in a rank's command, until its task knows better
 # In a rank's command: the interface of its ring, of Gloo and of NCCL.
 INTERFACE = re.compile(r"\b((?:HOROVOD_GLOO_IFACE|NCCL_SOCKET_IFNAME)=)[^ ]*")
+NOTICE_SECONDS = 0.05  # until threads of a task have seen that its rank has ended
 LONGEST_MESSAGE = 1 << 28  # bytes: a function for ranks with its arguments
 
 
@@ -173,6 +177,9 @@ def task_function(function: Callable, door: Door) -> Callable:
 
     The rank's ring goes over the door's interface, which need not be called alike on all hosts.
 
+    A command's least lifetime, in which the driver asks for its end, counts from its start; Horovod counts it from
+    the end, three seconds after every training.
+
     The files that Spark has brought stand on PYTHONPATH: Spark puts them on the path of its own Python
     worker, and ranks are child processes of it.
     """
@@ -187,16 +194,21 @@ def task_function(function: Callable, door: Door) -> Callable:
             command = command.replace(TASKS_PYTHON, shlex.quote(sys.executable), 1)
             if ours.bind:
                 command = INTERFACE.sub(rf"\g<1>{next(iter(service.addresses()))}", command)
+            started = time.monotonic()
             plain_run(service, command, *arguments, **settings)
+            left = service._minimum_command_lifetime_s - (time.monotonic() - started)
+            service._minimum_command_lifetime = Timeout(max(2 * NOTICE_SECONDS, left), "")
 
         def begin(client: Any, *arguments: Any, match_intf: bool = False) -> None:
             plain_begin(client, *arguments, match_intf=match_intf and not ours.bind)
 
         ours = door.in_task()
+        on_event = functools.partial(safe_shell_exec.on_event, check_stop_interval_s=NOTICE_SECONDS)
         try:
             with (
                 closed_services(ours),
                 replaced(
+                    (safe_shell_exec, "on_event", on_event),
                     (SparkTaskService, "_run_command", run_command),
                     (SparkTaskClient, "__init__", begin),
                 ),

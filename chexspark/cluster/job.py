@@ -10,12 +10,15 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 from pyspark.sql import SparkSession
 
+from chexspark import errors
 from chexspark.arguments import takes
 from chexspark.cluster.callbacks import Callback, Callbacks, callbacks_of
 from chexspark.cluster.diagnosis import data_faults
-from chexspark.cluster.doctor import examine, show
+from chexspark.cluster.doctor import Examination, examine, show
 from chexspark.cluster.launch import RanksLost, run_ranks
+from chexspark.cluster.precision import AUTO, FLOAT32, precision_warnings, settle_precision
 from chexspark.cluster.slots import check_ranks, slots_again
+from chexspark.cluster.timings import END, GIVEN, PLACES, SPARK, Timings
 from chexspark.cluster.turn import turn
 from chexspark.cluster.view import EpochTable, auroc_text, describe, plan_text, ranks_text
 from chexspark.config import TrainConfig
@@ -67,6 +70,9 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
     A run that was interrupted is resumed from its last checkpoint; one that is finished says so.
     Raises UserError for what the user can mend, before ranks are started.
     """
+    timings = Timings()
+    if errors.at_command_line:
+        timings.since_start_of_process()
     functions, server = callbacks_of(config), find_server()
     check_registered(config.registered_model, server)
     config, manifest, earlier, code = check_inputs(dataclasses.replace(config, on_epoch=None))
@@ -95,8 +101,10 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
         if config.dry_run and config.num_proc:
             num_proc = config.num_proc
         else:
+            timings.end(GIVEN)
             session = start_session(spark, "train", SETTINGS)
             num_proc = check_ranks(session, asked, config.wait_seconds)
+            timings.end(SPARK)
         # A run keeps the global batch that it began with, whatever the number of ranks.
         settings = ResolvedTraining(config, earlier.began_with if earlier else num_proc, code)
         images = manifest.splits["train"].images
@@ -116,15 +124,30 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
             )  # fmt: skip
             show(found)
             found.raise_for_faults()
+            settings = settled(settings, found)
             write_settings(run, settings)
+            timings.end(PLACES)
             if server is None:
-                run_to_the_end(session, settings, num_proc, lock, functions)
+                run_to_the_end(session, settings, num_proc, lock, timings, functions)
             else:
                 tracking = TrainingLog(server, run, settings, manifest, num_proc)
                 with tracking.working():
                     told = [lambda epoch: tracking.take(epoch.row), *functions]
-                    run_to_the_end(session, settings, num_proc, lock, told)
+                    run_to_the_end(session, settings, num_proc, lock, timings, told)
+    if config.timings:
+        log.info(str(timings))
     return tell_best(run)
+
+
+def settled(settings: ResolvedTraining, found: Examination) -> ResolvedTraining:
+    """The settings with what depends on the hosts decided, for this run's whole life."""
+    config = settings.config
+    for warning in precision_warnings(config.precision, found.ranks):
+        log.warning("note: %s", spoken(warning))
+    precision, why = settle_precision(config.precision, found.ranks, settings.code is not None)
+    if why:
+        log.info(why)
+    return dataclasses.replace(settings, config=dataclasses.replace(config, precision=precision))
 
 
 def check_number(num_proc: int, least: int | None, images: int) -> None:
@@ -146,12 +169,12 @@ def what_to_count(
     slots += 1 if config.ema else 0
     return ToCount(
         config.model, manifest.image_size, len(manifest.findings), -(-rows // config.accumulate),
-        slots, config.precision, code,
+        slots, FLOAT32 if config.precision == AUTO else config.precision, code,
     )  # fmt: skip
 
 
 def run_to_the_end(
-    spark: SparkSession, settings: ResolvedTraining, num_proc: int, lock: Lock,
+    spark: SparkSession, settings: ResolvedTraining, num_proc: int, lock: Lock, timings: Timings,
     functions: Sequence[Callback] = (),
 ) -> None:  # fmt: skip
     """Run the ranks; where some are lost, resume from the last checkpoint with those there are.
@@ -168,6 +191,7 @@ def run_to_the_end(
 
         def take(event: Event) -> None:
             view.take(event)
+            timings.take(event)
             if isinstance(event, EpochOver):
                 callbacks.take(event.epoch)
 
@@ -179,6 +203,7 @@ def run_to_the_end(
                     horovod_settings(config.fusion_mb, config.autotune, config.deterministic),
                     config.stall_seconds, config.wait_seconds, lock.lost, callbacks.stop_asked,
                 )  # fmt: skip
+                timings.end(END)
                 return
             except StoppedError:
                 if not callbacks.stop_asked.is_set():
@@ -301,6 +326,8 @@ def check_inputs(
         config = dataclasses.replace(config, learning_rate=learning_rate_of(config.weights))
     earlier = earlier_settings(run)
     if earlier:
+        if config.precision == AUTO:
+            config = dataclasses.replace(config, precision=earlier.config.precision)
         check_same(run, config, earlier)
         check_same_store(run, manifest)
         check_same_code(run, code)
@@ -320,12 +347,11 @@ def learning_rate_of(weights: str | None) -> float:
 
 def horovod_settings(fusion_mb: int | None, autotune: bool, deterministic: bool) -> dict[str, str]:
     """Environment variables that Horovod reads when a rank starts, for the settings of these names."""
-    found = {}
-    if fusion_mb:
+    found = {"HOROVOD_AUTOTUNE": "1"} if autotune else {}
+    if deterministic or not (autotune or fusion_mb):
+        # Gradients come in messages that are large enough. Which would travel together depends on time, and the
+        # order of a sum on their places.
+        found["HOROVOD_FUSION_THRESHOLD"] = "0"
+    elif fusion_mb:
         found["HOROVOD_FUSION_THRESHOLD"] = str(fusion_mb << 20)
-    if autotune:
-        found["HOROVOD_AUTOTUNE"] = "1"
-    if deterministic:
-        # Which groups travel together depends on time, and the order of a sum on their places.
-        found["HOROVOD_DISABLE_GROUP_FUSION"] = "1"
     return found

@@ -19,6 +19,7 @@ import re
 import resource
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -35,6 +36,12 @@ PACKAGES = (
     "psutil",
 )
 DRIVER_VERSION = "/sys/module/nvidia/version"
+PROCESSORS = "/proc/cpuinfo"
+IN_HARDWARE = {"avx512_bf16", "amx_bf16"}  # flags of x86 processors with instructions for bfloat16
+# The compute capability from which on NVIDIA's GPUs multiply in bfloat16: CUDA C++ Programming Guide, table of
+# arithmetic throughput.
+WITH_BFLOAT16 = 8.0
+ASK_SECONDS = 10.0  # that nvidia-smi may take
 PACKED = "chexspark-env.json"  # in an environment that ``./build.sh pack`` made: what it needs
 LIMITS = (  # of a container's memory: the most, what is taken, and where it says what of that is cache
     ("memory.max", "memory.current", "inactive_file"),
@@ -59,6 +66,7 @@ class PlaceFacts(TypedDict, total=False):
     horovod_library: bool  # Horovod was built for TensorFlow
     horovod_nvcc: str | None  # the CUDA compiler's version, where Horovod was built for GPUs
     nvidia_driver: str | None  # its version; None where no driver is loaded
+    bfloat16: bool  # the processor that the rank would compute on has it in hardware
     open_files: int | None  # that a process may have; None: any number
     glibc: str | None  # its version; None where the C library is another one
     glibc_needed: str | None  # by the packed environment; None where it is none
@@ -90,6 +98,7 @@ def look_around(rank: int, gpus: list[str]) -> PlaceFacts:
         "horovod_library": horovod_library(),
         "horovod_nvcc": horovod_nvcc(),
         "nvidia_driver": nvidia_driver(),
+        "bfloat16": has_bfloat16(gpus or visible_gpus()),
         "open_files": open_files(),
         "glibc": glibc(),
         "glibc_needed": glibc_needed(),
@@ -187,6 +196,31 @@ def nvidia_driver() -> str | None:
     with contextlib.suppress(OSError):
         return Path(DRIVER_VERSION).read_text().strip()
     return None
+
+
+def has_bfloat16(gpus: list[str]) -> bool:
+    """Whether GPUs, or the CPU where there are none, compute in bfloat16 by themselves."""
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        if gpus:
+            ask = [
+                "nvidia-smi",
+                "--query-gpu=compute_cap",
+                "--format=csv,noheader",
+                "-i",
+                ",".join(gpus),
+            ]
+            said = subprocess.run(
+                ask, capture_output=True, text=True, check=True, timeout=ASK_SECONDS
+            )
+            found = [float(line) for line in said.stdout.split()]
+            return len(found) == len(gpus) and min(found) >= WITH_BFLOAT16
+        processors = Path(PROCESSORS).read_text()
+        flags = [
+            set(found.split())
+            for found in re.findall(r"^flags\s*: (.*)$", processors, re.MULTILINE)
+        ]
+        return bool(flags) and all(IN_HARDWARE & each for each in flags)
+    return False
 
 
 def open_files() -> int | None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from chexspark.errors import RunFailedError
+from chexspark.tensorflow_import import import_tensorflow
 
 
 def task_device() -> str:
@@ -44,6 +45,7 @@ def load_tensorflow(threads: int) -> int:
     # fastest first.
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     with quiet_errors():
+        import_tensorflow()
         import tensorflow as tf
 
         return len(tf.config.list_physical_devices("GPU"))

@@ -6,12 +6,13 @@ In: a network's name, the size of the images, the number of findings, the batch 
     python -m chexspark.models.cost densenet121 224 14 16 [--slots 2] [--precision mixed_float16]
 
 A network of the user's own comes as text on standard input; it is also saved and read again, so that training
-does not end with a model that cannot be evaluated.
+does not end with a model that cannot be evaluated. What was counted of others is kept in the user's cache folder.
 """
 
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -19,9 +20,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast, get_type_hints
 
 from chexspark.errors import RunFailedError, UserError
+from chexspark.json_types import misfit
+from chexspark.tensorflow_import import import_tensorflow
 from chexspark.user_code import Code, told
 
 
@@ -64,6 +67,8 @@ def counted_in_background(given: ToCount) -> Iterator[Callable[[], NetworkCost]]
     is ended where they are not needed. The function raises RunFailedError when the child fails, UserError for
     a network of the user's own that cannot be trained.
     """
+    if given not in KNOWN and (kept := kept_cost(given)):
+        KNOWN[given] = kept
     if given in KNOWN:
         yield lambda: KNOWN[given]
         return
@@ -88,6 +93,7 @@ def counted_in_background(given: ToCount) -> Iterator[Callable[[], NetworkCost]]
                 f"{given.name} at {given.size}x{given.size} could not be built to be measured: {last}"
             )
         KNOWN[given] = json.loads(said.splitlines()[-1])
+        keep_cost(given, KNOWN[given])
         return KNOWN[given]
 
     with child:
@@ -95,6 +101,43 @@ def counted_in_background(given: ToCount) -> Iterator[Callable[[], NetworkCost]]
             yield cost
         finally:
             child.kill()
+
+
+def place_of(given: ToCount) -> Path | None:
+    """The file that keeps what was counted, by all that it depends on; None for a network of the user's own."""
+    if given.code:
+        return None
+    digest = hashlib.sha256(repr(given).encode())
+    try:
+        digest.update(importlib.metadata.version("tf-keras").encode())
+        for source in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except (OSError, RuntimeError, importlib.metadata.PackageNotFoundError):  # there is no home
+        return None
+    return Path(cache) / "chexspark" / "networks" / f"{digest.hexdigest()}.json"
+
+
+def kept_cost(given: ToCount) -> NetworkCost | None:
+    """What was counted before; None where it was not, or is not whole."""
+    place = place_of(given)
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(place.read_text()) if place else None
+        kinds = get_type_hints(NetworkCost) | {"layers": list}
+        if isinstance(found, dict) and set(found) == set(kinds) and not misfit(found, kinds):
+            return cast(NetworkCost, found)
+    return None
+
+
+def keep_cost(given: ToCount, cost: NetworkCost) -> None:
+    """Keep what was counted, where there is a place for it."""
+    place = place_of(given)
+    with contextlib.suppress(OSError):
+        if place:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as aside:
+                json.dump(cost, aside)
+            os.replace(aside.name, place)
 
 
 def count(model: Any, batch: int, slots: int) -> NetworkCost:
@@ -178,6 +221,7 @@ def main(arguments: list[str]) -> None:
         name, files = json.load(sys.stdin)
         code = Code(name, tuple((path, source) for path, source in files))
 
+    import_tensorflow()
     import tf_keras as keras
 
     from chexspark.models import build_model

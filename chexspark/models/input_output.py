@@ -26,7 +26,8 @@ def gray_input(
     inputs = keras.Input((size, size, 1), dtype="uint8", name="image")
     # One channel against three scales and offsets makes three.
     scale, offset = (numbers.tolist() for numbers in normalisation)
-    return inputs, keras.layers.Rescaling(scale, offset, name="normalise")(inputs)
+    # In float32 whatever the network computes in: then a pixel's value is rounded once.
+    return inputs, keras.layers.Rescaling(scale, offset, name="normalise", dtype="float32")(inputs)
 
 
 def with_logits(

@@ -98,6 +98,11 @@ class RunFolder:
         return self.place / "tensorboard"
 
     @property
+    def trace(self) -> Location:
+        """What was recorded of some steps."""
+        return self.place / "trace"
+
+    @property
     def logs(self) -> Location:
         """The folder of the ranks' logs."""
         return self.place / "logs"

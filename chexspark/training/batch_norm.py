@@ -33,7 +33,7 @@ class SynchronisedBatchNormalization(keras.layers.BatchNormalization):
         squares = tf.reduce_sum(tf.square(values), reduction_axes)
         count = tf.cast(tf.size(values), tf.float32) / tf.cast(tf.size(sums), tf.float32)
         pooled = tf.concat([sums, squares, count[None]], 0)
-        (pooled,) = self.ring.sum_tensors([pooled], f"normalisation_{self.name}")
+        pooled = self.ring.sum_tensor(pooled, f"normalisation_{self.name}")
         channels = sums.shape[0]
         mean = pooled[:channels] / pooled[-1]
         variance = tf.maximum(pooled[channels:-1] / pooled[-1] - tf.square(mean), 0.0)

@@ -3,7 +3,9 @@
 The one module that imports Horovod's operations. At world size 1 it takes the same path as at any other.
 """
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import horovod.tensorflow as hvd
@@ -12,6 +14,8 @@ import tensorflow as tf
 
 from chexspark.data.plan import RankFacts
 from chexspark.training.ring import Ring
+
+MESSAGE_BYTES = 64 << 20  # of variables that are copied together: there are three copies on the way
 
 
 def join() -> RankFacts:
@@ -28,10 +32,10 @@ def leave() -> None:
 class HorovodRing(Ring):
     """All ranks that have joined, this one among them."""
 
-    def sum_tensors(self, tensors: list, name: str, half: bool = False) -> list:
-        """Reduced together, as one message where they fit."""
+    def sum_tensor(self, tensor: Any, name: str, half: bool = False) -> Any:
+        """See `Ring.sum_tensor`."""
         wire = hvd.Compression.fp16 if half else hvd.Compression.none
-        return hvd.grouped_allreduce(tensors, op=hvd.Sum, name=name, compression=wire)
+        return hvd.allreduce(tensor, op=hvd.Sum, name=name, compression=wire)
 
     def sum(self, values: Sequence[float], name: str) -> np.ndarray:
         """Float64 (values,)."""
@@ -49,6 +53,38 @@ class HorovodRing(Ring):
         """Rank 0's, pickled on the way."""
         return hvd.broadcast_object(value)
 
+    @contextlib.contextmanager
+    def timeline(self, file: str) -> Iterator[None]:
+        """See `Ring.timeline`. Raises ValueError unless ``HOROVOD_TIMELINE`` was ``DYNAMIC`` at the start."""
+        hvd.start_timeline(file, mark_cycles=True)
+        try:
+            yield
+        finally:
+            hvd.stop_timeline()
+
     def copy_first(self, variables: list) -> None:
-        """Rank 0's values."""
-        hvd.broadcast_variables(variables, root_rank=0)
+        """Rank 0's values, many variables in a message: each message takes cycles of Horovod's."""
+        for number, alike in enumerate(messages_of(variables)):
+            values = np.concatenate([variable.numpy().ravel() for variable in alike])
+            found = hvd.broadcast(values, root_rank=0, name=f"first_{number}").numpy()
+            ends = np.cumsum([variable.shape.num_elements() for variable in alike])
+            for variable, part in zip(alike, np.split(found, ends[:-1]), strict=True):
+                variable.assign(part.reshape(variable.shape))
+
+
+def messages_of(variables: list) -> list[list]:
+    """Variables that go in one message: of one type, up to `MESSAGE_BYTES` or a single one that is larger."""
+    messages: list[list] = []
+    for _, alike in itertools.groupby(
+        sorted(variables, key=lambda variable: variable.dtype.name),
+        key=lambda variable: variable.dtype.name,
+    ):
+        filled = MESSAGE_BYTES
+        for variable in alike:
+            size = variable.shape.num_elements() * variable.dtype.size
+            if filled + size > MESSAGE_BYTES:
+                messages.append([])
+                filled = 0
+            messages[-1].append(variable)
+            filled += size
+    return messages

@@ -6,6 +6,7 @@ writes.
 """
 
 import contextlib
+import gc
 import logging
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from chexspark.training.schedule import Plateau, make_schedule
 from chexspark.training.setup import make_network
 from chexspark.training.telling import Teller
 from chexspark.training.tensorboard import TensorBoard
+from chexspark.training.trace import Trace
 from chexspark.training.validation import Validation, averaged_weights, validate
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class Training:
         self.schedule = make_schedule(settings, self.steps_per_epoch)
         self.record = Record(Plateau(1.0, config.plateau_factor, config.plateau_patience))
         self.checkpoints = Checkpoints(self.run, self.network, settings, facts, ring)
+        self.trace: Trace | None = None
 
     def epochs(self) -> None:
         """Train; after each epoch validate, keep the best, write the history and a checkpoint."""
@@ -72,7 +75,11 @@ class Training:
         with contextlib.ExitStack() as stack:
             if self.facts.rank == 0:
                 self.teller.board = stack.enter_context(TensorBoard(self.run.tensorboard))
+                if self.config.trace:
+                    recorded = Trace(self.config.trace, self.run.trace, self.ring)
+                    self.trace = stack.enter_context(recorded)
             stack.enter_context(self.checkpoints)
+            self.teller.starting("the first step")
             while at.epoch < self.config.epochs and not self.is_over():
                 self.network.freeze_trunk(at.epoch < self.config.freeze_epochs)
                 self.epoch(at)
@@ -147,10 +154,17 @@ class Training:
                 seen = augment(inputs.images, inputs.draws, steps.augmentation)
                 self.teller.board.images(seen, inputs.labels, self.findings)
             steps.stop.assign(float(self.teller.is_stopping()))
+            if self.trace:
+                self.trace.before_step()
             result = steps.train(inputs)
+            if self.trace:
+                self.trace.after_step()
             check_finite(result, inputs, self.feed.reader, self.facts.rank, at)
             clock.stepped(result.allreduce_seconds)
             at = at.after_step(result.loss)
+            if not gc.isenabled():  # see `rank.train_as_rank`
+                gc.freeze()
+                gc.enable()
             self.teller.step(at, result.loss, rate, clock)
             # After the last step a stop is heeded, and the next checkpoint written, when validating.
             if at.step < self.steps_per_epoch:

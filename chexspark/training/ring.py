@@ -5,6 +5,7 @@ nothing to anybody; `horovod_ring` has the one of the ranks that Horovod has sta
 """
 
 import abc
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ class Ring(abc.ABC):
     """
 
     @abc.abstractmethod
-    def sum_tensors(self, tensors: list, name: str, half: bool = False) -> list:
-        """Sum each tensor over the ranks, also inside a compiled step. `half`: as float16 on the wire."""
+    def sum_tensor(self, tensor: Any, name: str, half: bool = False) -> Any:
+        """Sum a tensor over the ranks, also inside a compiled step. `half`: as float16 on the wire."""
 
     @abc.abstractmethod
     def sum(self, values: Sequence[float], name: str) -> np.ndarray:
@@ -37,6 +38,10 @@ class Ring(abc.ABC):
     def from_first(self, value: Any) -> Any:
         """What rank 0 has, on all ranks; anything that pickles."""
 
+    def timeline(self, file: str) -> contextlib.AbstractContextManager[None]:
+        """Inside, what the ranks do together is written into a local file, from rank 0; nothing where they are one."""
+        return contextlib.nullcontext()
+
     @abc.abstractmethod
     def copy_first(self, variables: list) -> None:
         """Give variables the values that they have on rank 0."""
@@ -45,9 +50,9 @@ class Ring(abc.ABC):
 class Alone(Ring):
     """A ring of one rank."""
 
-    def sum_tensors(self, tensors: list, name: str, half: bool = False) -> list:
-        """The tensors themselves."""
-        return tensors
+    def sum_tensor(self, tensor: Any, name: str, half: bool = False) -> Any:
+        """The tensor itself."""
+        return tensor
 
     def sum(self, values: Sequence[float], name: str) -> np.ndarray:
         """The numbers themselves, float64 (values,)."""

@@ -5,7 +5,7 @@ counts are reduced over the ranks, then divided once: a row that only fills up a
 that is unknown, weigh nothing, whatever rank they are on.
 
 The number of known labels is reduced while the network runs forward, so that gradients come out
-divided by it. They are reduced in groups, each as soon as the backward pass has passed its layers.
+divided by it. They are reduced in groups, each one message, as soon as the backward pass has passed its layers.
 """
 
 import time
@@ -19,6 +19,7 @@ import tf_keras as keras
 from chexspark.data.augmentation import DRAWS, NO_AUGMENTATION, Augmentation, augment
 from chexspark.data.pipeline import StepInputs
 from chexspark.training.loss import Loss, known_labels
+from chexspark.training.packing import pack, unpack
 from chexspark.training.ring import Ring
 
 GROUP_BYTES = 4 << 20  # of gradients, reduced together
@@ -128,15 +129,17 @@ class Steps:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Figures, float64 (5,): see `train`; and the loss of each row."""
         images = augment(images, draws, self.augmentation)
-        count = self._sum([known_labels(labels, weights)], "count")[0]
+        count = self.ring.sum_tensor(known_labels(labels, weights), "count")
         count = tf.maximum(count, 1.0)
         gradients, rows = self._all_parts(images, labels, weights, count)
         loss = tf.reduce_sum(rows) / count
-        length = tf.add_n([tf.nn.l2_loss(g) for g in gradients])
-        with tf.control_dependencies([*gradients, length]):
+        groups = self._groups()
+        messages = [pack([gradients[number] for number in group]) for group in groups]
+        length = tf.add_n([tf.nn.l2_loss(message) for message in messages])
+        with tf.control_dependencies([length]):
             ready = self._now()
         figures = tf.stack([loss, length, self.stop])
-        gradients, (loss, lengths, stops) = self._reduce(gradients, figures)
+        gradients, (loss, lengths, stops) = self._reduce(groups, messages, figures)
         with tf.control_dependencies(gradients):
             reduced = self._now()
         here = tf.math.is_finite(length) & tf.reduce_all(tf.math.is_finite(rows))
@@ -154,25 +157,30 @@ class Steps:
             return tf.numpy_function(time.time, [], tf.float64)
         return tf.timestamp()
 
-    def _reduce(self, gradients: list, figures: tf.Tensor) -> tuple[list, list]:
-        """Sum over the ranks, in groups from the last layer to the first."""
-        groups: list[list[int]] = [[]]
-        filled = 0
-        for number in reversed(range(len(gradients))):
-            if filled >= GROUP_BYTES:
-                groups, filled = [*groups, []], 0
+    def _groups(self) -> list[list[int]]:
+        """The numbers of the gradients that are reduced together, in groups from the last layer to the first."""
+        groups: list[list[int]] = []
+        filled, kind = GROUP_BYTES, None
+        for number in reversed(range(len(self.variables))):
+            variable = self.variables[number]
+            if filled >= GROUP_BYTES or variable.dtype != kind:
+                groups.append([])
+                filled, kind = 0, variable.dtype
             groups[-1].append(number)
-            filled += self.variables[number].shape.num_elements() * 4
-        reduced = list(gradients)
-        for index, group in enumerate(groups):
-            found = self._sum([gradients[n] for n in group], f"gradients_{index}", compressed=True)
-            for number, gradient in zip(group, found, strict=True):
-                reduced[number] = gradient
-        return reduced, tf.unstack(self._sum([figures], "figures")[0])
+            filled += variable.shape.num_elements() * variable.dtype.size
+        return groups
 
-    def _sum(self, tensors: list, name: str, compressed: bool = False) -> list:
-        """Sum each tensor over the ranks."""
-        return self.ring.sum_tensors(tensors, name, half=compressed and self.fp16)
+    def _reduce(
+        self, groups: list[list[int]], messages: list, figures: tf.Tensor
+    ) -> tuple[list, list]:
+        """Sum over the ranks: the gradients, by their numbers, and the figures, which are of no half precision."""
+        reduced: list = [None] * len(self.variables)
+        for index, (group, message) in enumerate(zip(groups, messages, strict=True)):
+            found = self.ring.sum_tensor(message, f"gradients_{index}", half=self.fp16)
+            shapes = [self.variables[number].shape for number in group]
+            for number, gradient in zip(group, unpack(found, shapes), strict=True):
+                reduced[number] = gradient
+        return reduced, tf.unstack(self.ring.sum_tensor(figures, "figures"))
 
     def _apply(self, gradients: list) -> tf.Tensor:
         """Move weights and averages; returns nothing of use, for `tf.cond`."""

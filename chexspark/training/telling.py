@@ -6,7 +6,7 @@ In: where the run stands, losses and rates. Out: events, and points of TensorBoa
 from chexspark.run.history import Row
 from chexspark.run.moment import Moment
 from chexspark.training.clock import Clock
-from chexspark.training.events import Alive, Epoch, EventSender, Note, Step, Validating
+from chexspark.training.events import Alive, Epoch, EventSender, Note, Starting, Step, Validating
 from chexspark.training.tensorboard import TensorBoard
 
 TENSORBOARD_STEPS = 10  # between two points of TensorBoard's curves
@@ -26,6 +26,10 @@ class Teller:
     def note(self, text: str) -> None:
         """Tell the user a line."""
         self.events.send(Note(text))
+
+    def starting(self, what: str) -> None:
+        """Tell the driver of what takes long before the first step."""
+        self.events.send(Starting(what))
 
     def alive(self) -> None:
         """Tell the driver that this rank works."""

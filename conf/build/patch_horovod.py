@@ -1,4 +1,4 @@
-"""What must change in the sources of Horovod 0.28.1 for it to build on today's TensorFlow.
+"""What must change in the sources of Horovod 0.28.1 for it to build on today's TensorFlow, and not to spin.
 
 Run by build.sh on the unpacked source archive: ``python conf/build/patch_horovod.py FOLDER``. Horovod
 has had no release since 2023; each change says what it is for. A text that is not found once ends
@@ -63,6 +63,20 @@ inline GpuStreamHandle AsGpuStreamValue(Stream* stream) {
         '                      INSTALL_RPATH "$ORIGIN/../../nvidia/nccl/lib")\n',
         "NCCL is found beside the wheel, wherever it is installed, and not in the environment that "
         "built it. TensorFlow's libraries are loaded before.",
+    ),
+    Change(
+        "third_party/gloo/gloo/transport/tcp/pair.cc",
+        "  std::unique_lock<std::mutex> lock(m_, std::try_to_lock);\n  if (!lock) {\n    return;\n",
+        "  std::unique_lock<std::mutex> lock(m_, std::try_to_lock);\n  if (!lock) {\n"
+        "    std::this_thread::sleep_for(std::chrono::microseconds(20));\n    return;\n",
+        "Gloo's thread asks epoll again and again while another thread of the process has the lock. On a core "
+        "that computes too, the one with the lock waits meanwhile for the one that asks: a tenth of a step.",
+    ),
+    Change(
+        "third_party/gloo/gloo/transport/tcp/pair.cc",
+        "#include <array>\n#include <algorithm>\n#include <sstream>\n",
+        "#include <algorithm>\n#include <array>\n#include <chrono>\n#include <sstream>\n#include <thread>\n",
+        "For the change above.",
     ),
 )
 
