@@ -325,6 +325,11 @@ class TrainConfig:
         "threads per rank; by default the cores of a host shared among its ranks", "cluster", None,
         minimum=1)  # fmt: skip
 
+    @property
+    def policy(self) -> str:
+        """Keras's, of the precision: float32 as long as nobody has asked the hosts what ``auto`` comes to."""
+        return "float32" if self.precision == "auto" else self.precision
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:

@@ -21,7 +21,7 @@ def resolved(**settings):
 @pytest.mark.parametrize(
     "settings, variables",
     [
-        ({}, {}),
+        ({}, {"HOROVOD_FUSION_THRESHOLD": "0"}),
         ({"fusion_mb": 8}, {"HOROVOD_FUSION_THRESHOLD": str(8 << 20)}),
         ({"autotune": True}, {"HOROVOD_AUTOTUNE": "1"}),
         ({"deterministic": True}, {"HOROVOD_FUSION_THRESHOLD": "0"}),

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from chexspark import evaluate, report
 from chexspark.errors import RunFailedError, UserError
-from chexspark.evaluation.inference import Model, Scorer
+from chexspark.evaluation.inference import Model, Scorer, task_count
 from chexspark.evaluation.job import Evaluation
 from chexspark.evaluation.scoring import Scoring, earlier_scores
 from chexspark.evaluation.store_split import StoreSplit
@@ -40,6 +40,15 @@ def evaluated(spark, store, runs):
     settings = {"data": store.path, "bootstrap": 100}
     found = [evaluate(spark, run=run.path, **settings) for run in runs]
     return [Evaluation(*(frame.toPandas() for frame in evaluation)) for evaluation in found]
+
+
+@pytest.mark.parametrize(
+    "groups, images, slots, tasks",
+    [(13, 800, 2, 2),  # 400 images each
+     (400, 25_596, 2, 32), (400, 25_596, 16, 64), (400, 25_596, 100, 100), (32, 2_000, 2, 6),
+     (2, 100, 8, 2), (400, 25_596, 2**31 - 1, 400)])  # fmt: skip
+def test_a_task_that_scores_has_work_for_longer_than_it_costs(groups, images, slots, tasks):
+    assert task_count(groups, images, slots) == tasks
 
 
 def test_predictions_say_whose_they_are(evaluated, runs, manifest):

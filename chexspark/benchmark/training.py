@@ -69,7 +69,7 @@ def measure_training(
     config = build(
         TrainConfig,
         {"data": make_store(spark, folder, count, size), "run": str(folder / "run"),
-         "batch_size": BATCH, "threads": 1, "flip": True},
+         "batch_size": BATCH, "threads": 1, "flip": True, "precision": "float32"},
     )  # fmt: skip
     with ProgressLine() as line:
 
@@ -98,7 +98,7 @@ def training_text(found: TrainingRates, ranks: int, size: int) -> str:
     rates = found["images_per_second"]
     return "\n".join(
         [
-            f"DenseNet-121 at {size}x{size}, batch {BATCH}, {ranks} ranks of one thread, images/s:",
+            f"DenseNet-121 at {size}x{size}, float32, batch {BATCH}, {ranks} ranks of one thread, images/s:",
             f"  {rates['loop']:8.1f}  the training loop",
             f"  {rates['step']:8.1f}  its compiled step, on a batch in memory",
             f"  {rates['silent']:8.1f}  the same step in processes that do not talk",

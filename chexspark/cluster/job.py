@@ -16,7 +16,7 @@ from chexspark.cluster.callbacks import Callback, Callbacks, callbacks_of
 from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.doctor import Examination, examine, show
 from chexspark.cluster.launch import RanksLost, run_ranks
-from chexspark.cluster.precision import AUTO, FLOAT32, precision_warnings, settle_precision
+from chexspark.cluster.precision import AUTO, precision_warnings, settle_precision
 from chexspark.cluster.slots import check_ranks, slots_again
 from chexspark.cluster.timings import END, GIVEN, PLACES, SPARK, Timings
 from chexspark.cluster.turn import turn
@@ -169,7 +169,7 @@ def what_to_count(
     slots += 1 if config.ema else 0
     return ToCount(
         config.model, manifest.image_size, len(manifest.findings), -(-rows // config.accumulate),
-        slots, FLOAT32 if config.precision == AUTO else config.precision, code,
+        slots, config.policy, code,
     )  # fmt: skip
 
 

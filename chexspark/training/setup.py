@@ -31,7 +31,7 @@ def make_model(
     """Build the network and load its start weights; also a line that says what was loaded."""
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    keras.mixed_precision.set_global_policy(config.precision)
+    keras.mixed_precision.set_global_policy(config.policy)
     keras.utils.set_random_seed(config.seed)
     model = build_model(config.model, size, len(findings), code)
     if not config.weights:
