@@ -134,7 +134,8 @@ class Steps:
         gradients, rows = self._all_parts(images, labels, weights, count)
         loss = tf.reduce_sum(rows) / count
         groups = self._groups()
-        messages = [pack([gradients[number] for number in group]) for group in groups]
+        shaped = [tf.reshape(g, v.shape) for g, v in zip(gradients, self.variables, strict=True)]
+        messages = [pack([shaped[number] for number in group]) for group in groups]
         length = tf.add_n([tf.nn.l2_loss(message) for message in messages])
         with tf.control_dependencies([length]):
             ready = self._now()
