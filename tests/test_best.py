@@ -24,6 +24,7 @@ class Model:
 
     def save(self, path):
         with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", "{}")
             archive.writestr("content", self.content)
 
 
@@ -123,3 +124,24 @@ def test_a_model_whose_image_is_damaged_is_one_line(run, member):
         archive.writestr("image.json", member)
     with pytest.raises(UserError, match=r"model.keras is damaged: image.json.*; copy it again$"):
         model_preparation(run.best_model)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float32"])
+def test_a_saved_model_computes_in_float32_whatever_it_was_trained_in(policy, tmp_path):
+    import tf_keras as keras
+
+    from chexspark.models import build_model
+
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = build_model("resnet59", 32, 2)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    run = run_folder(str(tmp_path / "run"))
+    save_best(model, run, {"epoch": 0}, ("A", "B"), HOW)
+    loaded = keras.models.load_model(run.waiting_model.path, compile=False, safe_mode=True)
+    plain = build_model("resnet59", 32, 2)
+    plain.set_weights(model.get_weights())
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1)).astype(np.uint8)
+    np.testing.assert_array_equal(loaded(images).numpy(), plain(images).numpy())
+    assert model_findings(run.waiting_model) == ("A", "B")

@@ -27,6 +27,7 @@ from chexspark.text_files import RESTORE, is_whole, read_json, with_checksum
 
 DIGEST = "model_sha256"  # in best.json
 FINDINGS_MEMBER, IMAGE_MEMBER = "findings.json", "image.json"
+CONFIG, POLICIES = "config.json", "keras.mixed_precision"  # of a .keras file
 LONGEST_MEMBER = 1 << 20  # bytes that are read of a stranger's
 
 
@@ -35,12 +36,15 @@ def save_best(
 ) -> None:
     """Write the whole Keras `model` aside, then the figures of its epoch (its row of the history).
 
+    Whatever arithmetic it was trained in, the file's is float32, as it is evaluated.
+
     `findings`: the names of the model's outputs, in their order; `preparation`: of its images.
     """
     run.waiting.make_directory()
     with tempfile.TemporaryDirectory(prefix="chexspark-") as folder:
         path = Path(folder) / "model.keras"
         model.save(path)
+        make_float32(path)
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(FINDINGS_MEMBER, json.dumps(list(findings)))
             archive.writestr(IMAGE_MEMBER, json.dumps(dataclasses.asdict(preparation)))
@@ -48,6 +52,30 @@ def save_best(
         run.waiting_model.write_bytes(content)
     said = with_checksum({**figures, DIGEST: hashlib.sha256(content).hexdigest()})
     run.waiting_figures.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def make_float32(path: Path) -> None:
+    """Rewrite a local ``.keras`` file whose layers compute in mixed types; the weights are float32 already."""
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read(CONFIG))
+        plain = in_float32(config)
+        if plain == config:
+            return
+        aside = path.with_name("float32.keras")
+        with zipfile.ZipFile(aside, "w") as written:
+            for member in archive.infolist():
+                is_config = member.filename == CONFIG
+                written.writestr(member, json.dumps(plain) if is_config else archive.read(member))
+    aside.replace(path)
+
+
+def in_float32(config: Any) -> Any:
+    """A model's config with float32 in the place of Keras's mixed policies."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "Policy" and config.get("module") == POLICIES:
+            return "float32"
+        return {name: in_float32(value) for name, value in config.items()}
+    return [in_float32(value) for value in config] if isinstance(config, list) else config
 
 
 def model_findings(place: Location) -> tuple[str, ...] | None:
