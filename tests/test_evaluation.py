@@ -43,12 +43,14 @@ def evaluated(spark, store, runs):
 
 
 @pytest.mark.parametrize(
-    "groups, images, slots, tasks",
-    [(13, 800, 2, 2),  # 400 images each
-     (400, 25_596, 2, 32), (400, 25_596, 16, 64), (400, 25_596, 100, 100), (32, 2_000, 2, 6),
-     (2, 100, 8, 2), (400, 25_596, 2**31 - 1, 400)])  # fmt: skip
-def test_a_task_that_scores_has_work_for_longer_than_it_costs(groups, images, slots, tasks):
-    assert task_count(groups, images, slots) == tasks
+    "groups, images, size, slots, tasks",
+    [(13, 800, 64, 2, 2),  # 400 images each
+     (32, 2_000, 64, 2, 6), (400, 25_596, 64, 2, 32), (400, 25_596, 64, 100, 100),
+     (13, 800, 224, 2, 13), (400, 25_596, 224, 2, 32), (400, 25_596, 224, 100, 400),
+     (2, 100, 64, 8, 2), (400, 25_596, 64, 2**31 - 1, 400)],
+)  # fmt: skip
+def test_a_task_that_scores_has_work_for_longer_than_it_costs(groups, images, size, slots, tasks):
+    assert task_count(groups, images * size**2, slots) == tasks
 
 
 def test_predictions_say_whose_they_are(evaluated, runs, manifest):

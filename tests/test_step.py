@@ -329,3 +329,28 @@ def test_any_number_of_findings(findings):
     assert scores.shape == (ROWS, findings) and count == (labels >= 0).sum()
     assert total == pytest.approx(losses[labels >= 0].sum(), rel=1e-4)
     assert steps.train(given).loss == pytest.approx(losses[labels >= 0].mean(), rel=1e-4)
+
+
+def test_variables_of_several_types_are_trained(one):
+    """As a network of the user's own may have them."""
+    import tf_keras as keras
+
+    from chexspark.training.optimizers import make_optimizer
+    from chexspark.training.step import Steps
+
+    def trained(ring):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((SIZE, SIZE, 1), dtype="uint8")
+        x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+        x = keras.layers.Dense(5, dtype="float64")(keras.layers.Dense(4)(x))
+        model = keras.Model(inputs, keras.layers.Dense(14, dtype="float32")(x))
+        before = model.get_weights()
+        steps = Steps(model, make_optimizer("sgd", model.trainable_variables, 0.5), ROWS, ring)
+        result = steps.train(as_tensors(Batch(IMAGES[0], LABELS[0], WEIGHTS[0], np.arange(ROWS))))
+        moved = [
+            not np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True)
+        ]
+        return result.loss, result.finite, all(moved)
+
+    assert trained(one) == trained(Alone())
+    assert trained(one)[1:] == (True, True)

@@ -31,3 +31,12 @@ def test_a_stop_between_keeps_what_there_is(tmp_path):
             trace.after_step()
         assert trace.recording
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_a_process_of_too_few_steps_says_that_nothing_was_recorded(tmp_path, caplog):
+    from chexspark.training.trace import Trace
+
+    with Trace(5, locate(str(tmp_path / "trace")), Alone()) as trace:
+        trace.before_step()
+        trace.after_step()
+    assert "--trace: 1 steps were taken" in caplog.text and not (tmp_path / "trace").exists()

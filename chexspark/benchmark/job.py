@@ -90,7 +90,7 @@ def benchmark(spark: SparkSession | None, config: BenchmarkConfig) -> dict[str, 
             measured = measure_readers(folder, size)
         elif config.suite == "train":
             rates = measure_training(spark, folder, size, count, RANKS)
-            title = f"images per second, DenseNet-121, {size}×{size}, {RANKS} ranks of one thread"
+            title = f"images per second, DenseNet-121, {size}×{size}, float32, {RANKS} ranks of one thread"
             chart = rates_chart(rates["images_per_second"], title)
             measured = Measured(rates, training_text(rates, RANKS, size), chart)
         else:

@@ -31,8 +31,9 @@ STORED_COLUMNS = {"image_index": pa.string(), "patient_id": pa.string()} | {
 }
 SPARK_TYPES = {pa.string(): "string", pa.int16(): "smallint"}
 DEVICES = 8  # GPUs of a host
-# A task costs 0.2 s beside the model: so it has work for longer. Progress comes by tasks, and slow hosts take fewer.
-IMAGES_PER_TASK, MANY_TASKS, TASKS_PER_SLOT = 256, 32, 4
+# A task costs 0.2 s beside the model: so it has work for longer, 256 images of 64x64 or 21 of 224x224. Progress comes
+# by tasks, and slow hosts take fewer.
+PIXELS_PER_TASK, MANY_TASKS, TASKS_PER_SLOT = 1 << 20, 32, 4
 
 Batches = Iterable[pa.RecordBatch]
 
@@ -103,14 +104,14 @@ def score_split(
                 arrays += [pa.array(column, pa.int8()) for column in read.labels[:, labels].T]
                 yield pa.RecordBatch.from_arrays(arrays, names)
 
-    images = sum(group.rows for group in groups)
-    tasks = task_count(len(groups), images, task_slots(spark))
+    pixels = size**2 * sum(group.rows for group in groups)
+    tasks = task_count(len(groups), pixels, task_slots(spark))
     return spark.range(0, len(groups), 1, tasks).mapInArrow(score, ", ".join(columns))
 
 
-def task_count(groups: int, images: int, slots: int) -> int:
-    """How many tasks score `images` in so many row groups: for each of the `slots` as many as its images are worth."""
-    worth = max(1, images // (slots * IMAGES_PER_TASK))
+def task_count(groups: int, pixels: int, slots: int) -> int:
+    """How many tasks score so many row groups: for each of the `slots` as many as its share of `pixels` is worth."""
+    worth = max(1, pixels // (slots * PIXELS_PER_TASK))
     return min(groups, slots * min(worth, max(TASKS_PER_SLOT, MANY_TASKS // slots)))
 
 

@@ -21,8 +21,10 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
+from chexspark.run.best import CONFIG
+
 HDF5_MARK, ZIP_MARK = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
-WEIGHTS, CONFIG = "model.weights.h5", "config.json"  # members of a .keras file
+WEIGHTS = "model.weights.h5"  # of a .keras file, as CONFIG is
 MOST_BYTES = 2 << 30  # of all arrays of a model
 MOST_CONFIG = 32 << 20  # bytes
 MOST_DEPTH = 4  # models within models

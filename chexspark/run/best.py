@@ -27,7 +27,8 @@ from chexspark.text_files import RESTORE, is_whole, read_json, with_checksum
 
 DIGEST = "model_sha256"  # in best.json
 FINDINGS_MEMBER, IMAGE_MEMBER = "findings.json", "image.json"
-CONFIG, POLICIES = "config.json", "keras.mixed_precision"  # of a .keras file
+CONFIG = "config.json"  # of a .keras file
+POLICIES = "keras.mixed_precision"  # the module of its mixed types
 LONGEST_MEMBER = 1 << 20  # bytes that are read of a stranger's
 
 

@@ -136,7 +136,7 @@ class Steps:
         groups = self._groups()
         shaped = [tf.reshape(g, v.shape) for g, v in zip(gradients, self.variables, strict=True)]
         messages = [pack([shaped[number] for number in group]) for group in groups]
-        length = tf.add_n([tf.nn.l2_loss(message) for message in messages])
+        length = tf.add_n([tf.cast(tf.nn.l2_loss(message), tf.float32) for message in messages])
         with tf.control_dependencies([length]):
             ready = self._now()
         figures = tf.stack([loss, length, self.stop])

@@ -5,6 +5,7 @@ Perfetto and chrome://tracing show.
 """
 
 import contextlib
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,8 @@ import tensorflow as tf
 
 from chexspark.storage import Location
 from chexspark.training.ring import Ring
+
+log = logging.getLogger(__name__)
 
 FIRST = 3  # step of a process that is recorded: those before compile, and take memory for the first time
 TIMELINE = "horovod.json"
@@ -32,6 +35,10 @@ class Trace:
 
     def __exit__(self, *exception: object) -> None:
         self.end()
+        if self.done < FIRST:
+            log.warning(
+                "--trace: %d steps were taken, recorded are those from the third on", self.done
+            )
 
     def before_step(self) -> None:
         """A step begins."""
