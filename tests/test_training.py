@@ -13,6 +13,7 @@ from chexspark.config import TrainConfig
 from chexspark.data.pipeline import as_tensors
 from chexspark.data.plan import FILLER, RankFacts, fixed_plan
 from chexspark.data.reader import Batch, SplitReader
+from chexspark.run import best
 from chexspark.run.best import model_findings, model_preparation
 from chexspark.run.folder import run_folder
 from chexspark.run.history import read_history
@@ -188,6 +189,36 @@ def test_a_stop_within_an_epoch_is_resumed_at_the_step_that_follows(store, manif
             assert after[figure] == pytest.approx(before[figure], rel=1e-5), figure
     for ours, theirs in zip(again.network.variables(), clean.network.variables(), strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-5)
+
+
+def test_a_better_model_waits_until_the_one_before_it_is_in_its_place(
+    store, manifest, tmp_path, monkeypatch
+):
+    """While a checkpoint is written, and puts a model into its place, the next epoch may be over."""
+    from chexspark.training import checkpoints, loop
+
+    next_comes, order = threading.Event(), []
+
+    def promote(run):
+        order.append("put into place")
+        next_comes.wait(2)
+        best.promote(run)
+        order.append("in place")
+
+    def save_best(model, run, row, *more):
+        order.append(f"saved {row['epoch']}")
+        next_comes.set() if row["epoch"] else None
+        best.save_best(model, run, row, *more)
+
+    monkeypatch.setattr(checkpoints, "promote", promote)
+    monkeypatch.setattr(loop, "save_best", save_best)
+    scores = iter([(0.5, 0.0), (0.6, 0.0)])
+    monkeypatch.setattr(loop, "score_of", lambda *_: next(scores))
+    training = make_training(store, manifest, tmp_path / "run", Driver(), epochs=2, batch_size=96)
+    training.epochs()
+    assert order[:4] == ["saved 0", "put into place", "in place", "saved 1"]
+    figures = best.read_figures(run_folder(str(tmp_path / "run")).best_figures)
+    assert figures["epoch"] == 1
 
 
 OWN = ("Lung Opacity", "Mass", "Line/Tube", "Größe", "Hernia")

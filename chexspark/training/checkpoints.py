@@ -59,6 +59,11 @@ class Checkpoints:
             self.writer.wait()
             promote(self.run)  # whatever has become of its checkpoint
 
+    def wait(self) -> None:
+        """Return when nothing is being written, and no model on its way to ``RUN/best``."""
+        if self.writer:
+            self.writer.wait()
+
     def resume(self) -> tuple[Moment, Record] | None:
         """Take up the last whole checkpoint; returns where the run stands, or None for a new run.
 

@@ -122,6 +122,7 @@ class Training:
             is_best = score > self.record.best
             row = history_row(trained, found, is_best, self.findings)
             if is_best and self.facts.rank == 0:
+                self.checkpoints.wait()  # which may still put the model before it into its place
                 model = self.network.to_save()
                 save_best(model, self.run, row, self.findings, self.preparation)
         if self.config.schedule == "plateau":
