@@ -200,6 +200,7 @@ def train(
     stall_seconds: float = ...,
     deterministic: bool = ...,
     dry_run: bool = ...,
+    at: int | Sequence[int] = ...,
     num_proc: int | None = ...,
     wait_seconds: float = ...,
     timings: bool = ...,

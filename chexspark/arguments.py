@@ -131,14 +131,14 @@ def add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
         help_text, required = field.metadata["help"], field.default is REQUIRED
         if not required and field.default not in (None, ()):
             default: Any = field.default
-            default = " ".join(default) if is_several(field) else default
+            default = " ".join(map(str, default)) if is_several(field) else default
             help_text += f" (default: {default})"
         # Not argparse's `required`: a misspelled flag is to be named before a missing one.
         options = {"help": help_text + " (required)" * required}
         if value_type(field) is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = value_type(field)
+            options["type"] = str if field.metadata.get("listed") else value_type(field)
             # Of several with commas between them each is looked at later.
             options["choices"] = (
                 None if field.metadata.get("listed") else field.metadata.get("choices")

@@ -309,6 +309,10 @@ class TrainConfig:
     dry_run: bool = setting(
         "print what would run (steps, memory, learning rate) and start nothing", "cluster", False,
         formerly="plan")  # fmt: skip
+    at: tuple[int, ...] = setting(
+        "16,64,256: with --dry-run, how the training would go at so many ranks, from a minute's measurement of its step "
+        "and its messages on the ranks that Spark has room for", "cluster", (), listed=True, minimum=1,
+        only_with={"dry_run": (True,)})  # fmt: skip
     num_proc: int | None = setting(
         "ranks; by default as many as Spark has task slots", "cluster", None, minimum=1
     )

@@ -141,12 +141,18 @@ def whole(field: dataclasses.Field, value: Any) -> Any:
     return absolute(value) if isinstance(value, str) else value
 
 
+def as_integer(text: str) -> int | str:
+    """The number that a text spells, or the text itself."""
+    return int(text) if text.isdecimal() and text.isascii() else text
+
+
 def several(field: dataclasses.Field, value: Any) -> tuple:
     """The values of a field that takes several: a list as it is, of one text what it lists."""
     if not isinstance(value, str):
         return tuple(value)
     if field.metadata.get("listed"):
-        return tuple(part.strip() for part in value.split(","))
+        parts = tuple(part.strip() for part in value.split(","))
+        return tuple(map(as_integer, parts)) if value_type(field) is int else parts
     return (value,)
 
 
@@ -164,8 +170,10 @@ def check_value(field: dataclasses.Field, value: Any, name: str | None = None) -
         if not value and field.default != ():
             raise UserError(f"{name} is empty: {rules['help']}")
         for one in value:
-            if not isinstance(one, kind) or one == "":
+            if not isinstance(one, kind) or isinstance(one, bool) or one == "":
                 raise UserError(f"{name} has {one!r}: {rules['help']}")
+            if "minimum" in rules and not one >= rules["minimum"]:
+                raise UserError(f"{name} has {one}, but must be at least {rules['minimum']}")
             if "choices" in rules and one not in rules["choices"]:
                 raise UserError(f"{name} has {one!r}, but must be of {', '.join(rules['choices'])}")
         return

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from chexspark import errors
 from chexspark.arguments import takes
+from chexspark.cluster.advisor import advise, check_measurable
 from chexspark.cluster.callbacks import Callback, Callbacks, callbacks_of
 from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.doctor import Examination, examine, show
@@ -67,7 +68,8 @@ SAME_PLACE_TIMES = 3  # that a run may fall in one place before it is taken for 
 def train(spark: SparkSession | None, config: TrainConfig) -> History:
     """Train on the store `data`, write the run, return its history: one row per epoch.
 
-    A run that was interrupted is resumed from its last checkpoint; one that is finished says so.
+    A run that was interrupted is resumed from its last checkpoint; one that is finished says so. With `dry_run` nothing
+    is trained: there are no rows, or with `at` one per number of ranks (`forecast.Forecast`).
     Raises UserError for what the user can mend, before ranks are started.
     """
     timings = Timings()
@@ -98,12 +100,14 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
                 "same command again to resume it"
             )
         asked, session = config.num_proc or (earlier.began_with if earlier else None), None
-        if config.dry_run and config.num_proc:
+        if config.dry_run and config.num_proc and not config.at:
             num_proc = config.num_proc
         else:
             timings.end(GIVEN)
             session = start_session(spark, "train", SETTINGS)
             num_proc = check_ranks(session, asked, config.wait_seconds)
+            if config.at:
+                check_measurable(num_proc)
             timings.end(SPARK)
         # A run keeps the global batch that it began with, whatever the number of ranks.
         settings = ResolvedTraining(config, earlier.began_with if earlier else num_proc, code)
@@ -116,15 +120,20 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
             check_fits(config.model, config.weights, cost()["layers"], config.weights_findings)
         if config.dry_run or session is None:
             log.info(plan_text(settings, manifest, schedule, cost()))
-            return history_of(run, pd.DataFrame())
+            if not config.at or session is None:
+                return history_of(run, pd.DataFrame())
         with turn(session):  # another training's ranks hold the slots
             found = examine(
-                session, num_proc, locate(config.data), run.place, manifest, config.batch_size, cost,
-                config.wait_seconds,
+                session, num_proc, locate(config.data), None if config.dry_run else run.place, manifest,
+                config.batch_size, cost, config.wait_seconds,
             )  # fmt: skip
             show(found)
             found.raise_for_faults()
             settings = settled(settings, found)
+            if config.at:
+                environment = horovod_settings(config.fusion_mb, config.autotune, False)
+                found = advise(session, settings, manifest, num_proc, config.at, environment)
+                return history_of(run, pd.DataFrame(map(dataclasses.asdict, found)))
             write_settings(run, settings)
             timings.end(PLACES)
             if server is None:

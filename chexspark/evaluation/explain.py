@@ -5,6 +5,7 @@ import logging
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ from chexspark.run.folder import run_folder
 from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
+from chexspark.spark_tasks import in_tasks
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import SPLITS, Manifest, read_boxes, read_manifest
 from chexspark.store.row_groups import RowGroup, image_names, row_groups
@@ -176,10 +178,7 @@ def map_files(
 ) -> dict[str, Mapped] | NoMaps:
     """Maps of prepared images, by name, in Spark tasks."""
 
-    def of_part(part: Iterable[tuple[str, StoredImage]]) -> list[Mapped | NoMaps]:
-        images = dict(part)
-        if not images:
-            return []
+    def of_part(images: dict[str, StoredImage]) -> list[Mapped | NoMaps]:
         found = map_images(np.stack([i.pixels for i in images.values()]), Mapper(model, BATCH))
         if isinstance(found, NoMaps):
             return [found]
@@ -191,8 +190,8 @@ def map_files(
 
     with watched(spark, "activation maps", len(prepared)):
         items = list(prepared.items())
-        parts = spark.sparkContext.parallelize(items, -(-len(items) // BATCH))
-        return by_name(parts.mapPartitions(of_part).collect())
+        parts = [dict(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
+        return by_name(list(chain.from_iterable(in_tasks(spark, parts, of_part))))
 
 
 def all_mapped(mapped: dict[str, Mapped] | NoMaps, names: Iterable[str]) -> list[Mapped]:

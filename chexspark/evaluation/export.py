@@ -35,6 +35,7 @@ from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.settings import check_run
 from chexspark.session import start_session
 from chexspark.spark_progress import watched
+from chexspark.spark_tasks import in_tasks
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import read_manifest
 from chexspark.store.row_groups import RowGroup, read_row_group, row_groups
@@ -95,10 +96,11 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
     }
     spark = start_session(spark, "export")
     with watched(spark, "export", IMAGES):
-        one = spark.sparkContext.parallelize([out.uri], 1)
-        (found,) = one.map(
-            lambda place: write_formats(model, group, how, metadata, formats, place)
-        ).collect()
+        (found,) = in_tasks(
+            spark,
+            [out.uri],
+            lambda place: write_formats(model, group, how, metadata, formats, place),
+        )
     for name, value in metadata.items():
         (out / f"{name}.json").write_text(json.dumps(value) + "\n")
     for name, made in found.items():

@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ from chexspark.models import LOGITS
 from chexspark.preparation import Placing, Preparation
 from chexspark.run.folder import EXAMPLES, LOCALISATION, RunFolder
 from chexspark.spark_progress import watched
+from chexspark.spark_tasks import in_tasks
 from chexspark.store.manifest import read_boxes
 from chexspark.store.row_groups import RowGroup, image_names, read_row_group
 
@@ -171,8 +173,8 @@ def map_stored(
     if not holding:
         return {}
     with watched(spark, "activation maps", len(wanted.names)):
-        found = spark.sparkContext.parallelize(holding, len(holding)).flatMap(of_group).collect()
-    return by_name(found)
+        found = in_tasks(spark, holding, of_group)
+    return by_name(list(chain.from_iterable(found)))
 
 
 def by_name(found: Sequence[Mapped | NoMaps]) -> dict[str, Mapped] | NoMaps:

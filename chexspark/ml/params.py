@@ -27,7 +27,7 @@ RENAMED = {
     "image": "imageCol", "labels": "labelCols", "patient": "patientCol", "name": "nameCol",
     "validation": "validationIndicatorCol", "size": "imageSize", "fit": "imageFit",
 }  # fmt: skip
-PLACES = ("data", "run", "out", "dry_run")  # that an Estimator finds by itself
+PLACES = ("data", "run", "out", "dry_run", "at")  # that an Estimator finds by itself
 FINDINGS_OF = (
     "findings"  # in the metadata of a Model's column of probabilities: their names, in order
 )

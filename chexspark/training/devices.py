@@ -27,7 +27,9 @@ def claim_device(local_rank: int, local_size: int, threads: int | None) -> tuple
     """
     threads = threads or max(1, len(os.sched_getaffinity(0)) // local_size)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(min(2, threads))
+    # A single one would compute the gradients of weights last, all of them: none could travel meanwhile. Over 1 Gbit/s that
+    # cost two ranks of one thread a fifth of their rate.
+    tf.config.threading.set_inter_op_parallelism_threads(2)
     assigned = assigned_gpus()
     if assigned:
         # CUDA reads these when it starts, that is below. Spark's discovery numbers GPUs as

@@ -133,7 +133,7 @@ class Steps:
         count = tf.maximum(count, 1.0)
         gradients, rows = self._all_parts(images, labels, weights, count)
         loss = tf.reduce_sum(rows) / count
-        groups = self._groups()
+        groups = self.groups()
         shaped = [tf.reshape(g, v.shape) for g, v in zip(gradients, self.variables, strict=True)]
         messages = [pack([shaped[number] for number in group]) for group in groups]
         length = tf.add_n([tf.cast(tf.nn.l2_loss(message), tf.float32) for message in messages])
@@ -158,7 +158,7 @@ class Steps:
             return tf.numpy_function(time.time, [], tf.float64)
         return tf.timestamp()
 
-    def _groups(self) -> list[list[int]]:
+    def groups(self) -> list[list[int]]:
         """The numbers of the gradients that are reduced together, in groups from the last layer to the first."""
         groups: list[list[int]] = []
         filled, kind = GROUP_BYTES, None

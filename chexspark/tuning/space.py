@@ -23,7 +23,7 @@ from chexspark.text_files import read_yaml
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 # What the search itself gives, or what is not of a trial.
-NOT_HERE = ("data", "run", "dry_run", "on_epoch", "private")
+NOT_HERE = ("data", "run", "dry_run", "at", "on_epoch", "private")
 RANGE = ("low", "high", "log", "step")
 Values = dict[str, Any]
 
