@@ -48,6 +48,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def given_as(name: str, value: Any) -> str:
+    """``--size=224``; ``--dry-run`` or ``--no-dry-run`` of what is true or false."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)}={value}"
+
+
 def value_type(field: dataclasses.Field) -> type:
     """The type of a field's value: ``int`` for ``int``, ``int | None`` and ``tuple[int, ...]``."""
     arguments = [t for t in typing.get_args(field.type) if t not in (type(None), ...)]
@@ -94,9 +101,10 @@ def check_together(config: Any, given: list[dataclasses.Field]) -> None:
     for field in given:
         for other, values in field.metadata.get("only_with", {}).items():
             if getattr(config, other) not in values:
+                effect = " or ".join(map(str, values))
                 raise UserError(
-                    f"{flag(field.name)} has no effect with {flag(other)}={getattr(config, other)}: "
-                    f"leave it out, or give {flag(other)}={' or '.join(map(str, values))}"
+                    f"{flag(field.name)} has no effect with {given_as(other, getattr(config, other))}: "
+                    f"leave it out, or give {given_as(other, values[0] if isinstance(values[0], bool) else effect)}"
                 )
         for other in field.metadata.get("not_with", ()):
             if other in names:

@@ -11,7 +11,8 @@ from typing import TypeVar
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def in_tasks(

@@ -132,8 +132,8 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
             settings = settled(settings, found)
             if config.at:
                 environment = horovod_settings(config.fusion_mb, config.autotune, False)
-                found = advise(session, settings, manifest, num_proc, config.at, environment)
-                return history_of(run, pd.DataFrame(map(dataclasses.asdict, found)))
+                rows = advise(session, settings, manifest, num_proc, config.at, environment)
+                return history_of(run, pd.DataFrame(map(dataclasses.asdict, rows)))
             write_settings(run, settings)
             timings.end(PLACES)
             if server is None:

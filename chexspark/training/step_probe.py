@@ -168,7 +168,7 @@ def evenly(messages: int, seconds: float) -> tuple[float, ...]:
 
 
 def clock(_: np.ndarray) -> float:
-    """The time in seconds, of when a value is there."""
+    """The time in seconds, of when a value, float (), is there."""
     return time.time()
 
 
