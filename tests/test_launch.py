@@ -229,7 +229,7 @@ def of_a_file(error):
     ],
 )
 def test_what_ended_a_rank_is_told_apart(error, user_error, own, may_pass):
-    found = faults.failure_of(error, 1, "/run/logs/rank-1.log")
+    found = faults.failure_of(error, 1, " (log: /run/logs/rank-1.log)")
     assert (found.user_error, found.own, found.may_pass) == (user_error, own, may_pass)
     assert str(error) in found.message and not found.stopped
     assert (found.rank, found.host) == (1, socket.gethostname())

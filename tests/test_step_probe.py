@@ -1,5 +1,6 @@
 """What is measured of a step: in this process, with a ring of one; and on ranks."""
 
+import socket
 import statistics
 
 import pytest
@@ -28,8 +29,9 @@ def test_a_rank_times_its_step_and_each_message(store, manifest, tmp_path, monke
     given = {"data": store.path, "run": str(tmp_path), "model": "vgg16", "batch_size": 4}
     settings = ResolvedTraining(build(TrainConfig, given), 1)
     driver = Driver()
-    probe = step_probe.StepProbe(settings, RankFacts(0, 1), Alone(), driver, "127.0.0.1")
-    found = probe.measure()
+    with socket.create_server(("127.0.0.1", 0)) as here:
+        probe = step_probe.StepProbe(settings, RankFacts(0, 1), Alone(), driver, here)
+        found = probe.measure()
     model = probe.make_steps().model
     values = sum(v.shape.num_elements() for v in model.trainable_variables)
     assert sum(found.messages) == 4 * values and len(found.messages) == len(found.ready) > 2
@@ -39,6 +41,20 @@ def test_a_rank_times_its_step_and_each_message(store, manifest, tmp_path, monke
     assert found.rows == 4 and found.latency > 0 and found.input > 0 and found.score > 0
     assert found.score < statistics.median(found.alone), "forward alone"
     assert any(isinstance(event, Alive) for event in driver.seen)
+
+
+def test_a_neighbour_that_cannot_be_reached_has_no_latency(store, tmp_path, monkeypatch):
+    from chexspark.training import step_probe
+
+    def refused(place):
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(step_probe, "ping", refused)
+    given = {"data": store.path, "run": str(tmp_path)}
+    settings = ResolvedTraining(build(TrainConfig, given), 1)
+    with socket.create_server(("127.0.0.1", 0)) as here:
+        probe = step_probe.StepProbe(settings, RankFacts(0, 1), Alone(), Driver(), here)
+        assert probe.latency() == 0.0
 
 
 def test_messages_of_a_gpu_are_spread_over_the_backward_pass():

@@ -67,6 +67,12 @@ def advise(
     recipe = Recipe(
         config.scale_learning_rate, config.learning_rate, config.compression, config.cache_mb
     )
+    if config.sync_batch_norm:
+        log.info(
+            spoken(
+                "- what --sync-batch-norm sends counts as measured, not as it would grow with the ranks"
+            )
+        )
     for text in advice(found, forecasts, sizes, recipe):
         log.info("- %s", spoken(text))
     return forecasts

@@ -47,8 +47,8 @@ class StoppedByUserError(Exception):
     own = False
 
 
-def failure_of(error: Exception, rank: int, log: str) -> Failed:
-    """What the driver is to know of an exception that ended this rank; `log`: where more is said."""
+def failure_of(error: Exception, rank: int, where: str) -> Failed:
+    """What the driver is to know of an exception that ended this rank; `where`: words of where more is said."""
     # What the driver could do before, and this rank cannot now, is no mistake of the user.
     may_pass = isinstance(error, MAY_PASS) or isinstance(error.__cause__, OSError)
     user_error = isinstance(error, UserError) and not may_pass
@@ -58,7 +58,7 @@ def failure_of(error: Exception, rank: int, log: str) -> Failed:
     return Failed(
         rank=rank,
         host=socket.gethostname(),
-        message=f"{message} (log: {log})",
+        message=message + where,
         user_error=user_error,
         own=getattr(error, "own", not is_of_a_collective(error)),
         may_pass=may_pass,

@@ -52,16 +52,22 @@ def run_rank(address: EventAddress, settings: ResolvedTraining) -> Placed:
     with EventSender(address, rank) as events:
         logging.captureWarnings(True)
         signal.signal(signal.SIGTERM, lambda *_: events.stopping.set())
-        try:
-            with rank_log(place), traceback_there():
-                logging.getLogger().addHandler(Warnings(events))
-                return train_as_rank(settings, events)
-        except Exception as error:  # told to the driver, whatever it is, and raised again
-            failure = failure_of(error, rank, str(place))
-            events.send(failure)
-            if not failure.own and not events.stopping.is_set():
-                time.sleep(OTHERS_SECONDS)
-            raise
+        with failure_told(events, f" (log: {place})"), rank_log(place), traceback_there():
+            logging.getLogger().addHandler(Warnings(events))
+            return train_as_rank(settings, events)
+
+
+@contextlib.contextmanager
+def failure_told(events: EventSender, where: str = "") -> Iterator[None]:
+    """Tell the driver of an exception inside, whatever it is, and raise it again; `where`: more is said."""
+    try:
+        yield
+    except Exception as error:
+        failure = failure_of(error, events.rank, where)
+        events.send(failure)
+        if not failure.own and not events.stopping.is_set():
+            time.sleep(OTHERS_SECONDS)
+        raise
 
 
 def train_as_rank(settings: ResolvedTraining, events: EventSender) -> Placed:

@@ -9,7 +9,9 @@ import os
 from dataclasses import dataclass
 
 from chexspark.run.resolved import ResolvedTraining
+from chexspark.tensorflow_import import import_tensorflow
 from chexspark.training.events import EventAddress, EventSender, Starting
+from chexspark.training.rank import failure_told, join_ring
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,22 @@ class StepFacts:
     half: tuple[float, ...]  # the same with half the images; empty where they cannot be halved
     together: tuple[float, ...]  # steps as in training
     exchange: tuple[Exchange, ...]
-    latency: float  # of a byte to the next rank: half of its way there and back
+    latency: float  # of a byte to the next rank: half of its way there and back; 0 where that cannot be reached
     input: float  # to read a batch from the store
     score: float  # to score a batch of the validation split
 
 
 def measure_steps(address: EventAddress, settings: ResolvedTraining) -> StepFacts:
     """Measure as one rank among those that Horovod has started."""
-    with EventSender(address, int(os.environ["HOROVOD_RANK"])) as events:
+    rank = int(os.environ["HOROVOD_RANK"])
+    with EventSender(address, rank) as events, failure_told(events):
         events.send(Starting("TensorFlow"))
-        from chexspark.tensorflow_import import import_tensorflow
-
         import_tensorflow()
         from chexspark.training import horovod_ring
-        from chexspark.training.rank import join_ring
         from chexspark.training.step_probe import StepProbe
 
         facts, device, _ = join_ring(settings.config)
-        ring, here = horovod_ring.HorovodRing(), events.socket.getsockname()[0]
+        ring, here = horovod_ring.HorovodRing(), events.socket
         found = StepProbe(settings, facts, ring, events, here).measure(device == "CPU")
         horovod_ring.leave()
         return found

@@ -30,13 +30,16 @@ from chexspark.training.step_facts import Exchange, StepFacts
 SECONDS, LEAST_STEPS, MOST_STEPS = 12.0, 4, 60  # of each kind of step
 MESSAGES = (1 << 16, 1 << 20, 1 << 22, 1 << 24)  # bytes of timed allreduces
 MESSAGE_TIMES, PINGS, BATCHES = 8, 50, 8
+PING_SECONDS = 5.0  # until the next rank counts as out of reach
 
 
 class StepProbe:
-    """What is measured, one after the other. `here`: the address at which other ranks reach this one."""
+    """What is measured, one after the other. `here`: a connected socket at whose address
+    other ranks reach this one."""
 
     def __init__(
-        self, settings: ResolvedTraining, facts: RankFacts, ring: Ring, events: EventSender, here: str
+        self, settings: ResolvedTraining, facts: RankFacts, ring: Ring, events: EventSender,
+        here: socket.socket,
     ) -> None:  # fmt: skip
         self.settings, self.facts, self.ring = settings, facts, ring
         self.events, self.here = events, here
@@ -53,7 +56,7 @@ class StepProbe:
         self.events.send(Starting("the timing of steps"))
         alone_seconds, ready = self.time(lambda: timed.train(alone, batch))
         half_seconds: list[float] = []
-        if rows % 2 == 0:
+        if rows % (2 * self.settings.config.accumulate) == 0:
             half, part = alike(steps, Alone(), rows // 2), part_of(batch, rows // 2)
             half_seconds, _ = self.time(lambda: half.train(part))
         together, _ = self.time(lambda: steps.train(batch))
@@ -126,19 +129,29 @@ class StepProbe:
 
     def latency(self) -> float:
         """Seconds of a byte to the next rank."""
-        with socket.create_server((self.here, 0)) as server:
+        own = self.here.getsockname()[0]
+        with socket.create_server((own, 0), family=self.here.family) as server:
             places = self.ring.gather_objects(server.getsockname()[:2])
             threading.Thread(target=echo, args=(server,), daemon=True).start()
-            with socket.create_connection(places[(self.facts.rank + 1) % len(places)]) as there:
-                there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                times = []
-                for _ in range(PINGS):
-                    began = time.perf_counter()
-                    there.sendall(b"\n")
-                    there.recv(1)
-                    times.append(time.perf_counter() - began)
-            self.all_are_here()
-        return statistics.median(times) / 2
+            try:
+                return ping(places[(self.facts.rank + 1) % len(places)])
+            except OSError:
+                return 0.0
+            finally:
+                self.all_are_here()
+
+
+def ping(place: tuple[str, int]) -> float:
+    """Half of the seconds of a byte to who sends it back. Raises OSError where nobody does."""
+    with socket.create_connection(place, PING_SECONDS) as there:
+        there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        times = []
+        for _ in range(PINGS):
+            began = time.perf_counter()
+            there.sendall(b"\n")
+            there.recv(1)
+            times.append(time.perf_counter() - began)
+    return statistics.median(times) / 2
 
 
 def echo(server: socket.socket) -> None:
