@@ -26,8 +26,11 @@ def test_every_way_yields_every_image_once(forms):
     script = """
 import sys
 import numpy as np
-from chexspark.benchmark.readers import WAYS, Ways
+from chexspark.benchmark.readers import WAYS, Ways, again_and_again
 ways = Ways(sys.argv[1], 32)
+batches = again_and_again(ways)
+print("more than an epoch", len([next(batches) for _ in range(9)]))
+batches.close()
 for name in WAYS:
     found = []
     for batch in getattr(ways, name)():
@@ -40,6 +43,7 @@ for name in WAYS:
     done = subprocess.run(
         [sys.executable, "-c", script, str(forms)], capture_output=True, text=True, check=True
     )
+    assert "more than an epoch 9" in done.stdout
     expected = sorted(
         f"{int(image.astype(int).sum())}-{int(label.sum())}"
         for images, labels in row_groups(forms)

@@ -179,6 +179,12 @@ def measure(ways: Ways, name: str, seconds: float) -> tuple[int, float]:
     return images, time.perf_counter() - started
 
 
+def again_and_again(ways: Ways) -> Generator[StepInputs, None, None]:
+    """The batches of a training of as many epochs as are asked for."""
+    while True:
+        yield from ways.planned(ways.reader)
+
+
 def waiting_while_training(ways: Ways, steps: int) -> tuple[float, float]:
     """Share of the time of `steps` training steps of DenseNet-121 that waits for input; seconds."""
     import tf_keras as keras
@@ -189,7 +195,7 @@ def waiting_while_training(ways: Ways, steps: int) -> tuple[float, float]:
 
     model = build_model("densenet121", ways.size, ways.findings)
     step = Steps(model, keras.optimizers.legacy.Adam(1e-3), ways.batch, Alone())
-    batches = ways.planned(ways.reader)
+    batches = again_and_again(ways)
     step.train(next(batches))  # compiles
     waited, started = 0.0, time.perf_counter()
     for _ in range(steps):
