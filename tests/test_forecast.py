@@ -124,7 +124,7 @@ def test_advice_says_what_would_help_and_nothing_else():
     assert line == "4 ranks are worth their while; beyond, few steps per epoch keeps it back"
     assert more.startswith("from 64 ranks on an epoch has fewer than 20 steps")
     (line,) = said(good, (2, 4), dataclasses.replace(RECIPE, scaling="none"))
-    assert "32 to 64 images: --scale-learning-rate linear" in line
+    assert "has up to 64 images: --scale-learning-rate linear" in line
     assert any("--compression fp16 would halve" in line for line in said(TWO, (2, 4)))
     fp16 = dataclasses.replace(RECIPE, compression="fp16")
     assert not any("--compression" in line for line in said(TWO, (2, 4), fp16))

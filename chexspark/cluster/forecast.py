@@ -208,7 +208,7 @@ def advice(
     if recipe.scaling == "none" and most.ranks > 1:
         lines.append(
             f"the learning rate, {recipe.learning_rate:g}, stays what it is at one rank, though a step has "
-            f"{forecasts[0].global_batch:,} to {most.global_batch:,} images: --scale-learning-rate linear "
+            f"up to {most.global_batch:,} images: --scale-learning-rate linear "
             "--warmup-epochs 1 raises it with the number of ranks"
         )
     if recipe.compression == "none":
