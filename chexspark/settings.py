@@ -101,10 +101,10 @@ def check_together(config: Any, given: list[dataclasses.Field]) -> None:
     for field in given:
         for other, values in field.metadata.get("only_with", {}).items():
             if getattr(config, other) not in values:
-                effect = " or ".join(map(str, values))
+                value = values[0] if len(values) == 1 else " or ".join(map(str, values))
                 raise UserError(
                     f"{flag(field.name)} has no effect with {given_as(other, getattr(config, other))}: "
-                    f"leave it out, or give {given_as(other, values[0] if isinstance(values[0], bool) else effect)}"
+                    f"leave it out, or give {given_as(other, value)}"
                 )
         for other in field.metadata.get("not_with", ()):
             if other in names:

@@ -34,7 +34,7 @@ TWO = Measured(
     together=1.45, byte=0.003, wait=0.05, latency=0.0, input=0.01, score=0.25,
 )  # fmt: skip
 SIZES = Sizes(train_images=3200, val_images=320, epochs=10)
-RECIPE = Recipe("linear", 1e-3, "none", 0)
+RECIPE = Recipe("linear", 1e-3, "none", 0, False)
 
 
 def but(**values):
@@ -128,6 +128,9 @@ def test_advice_says_what_would_help_and_nothing_else():
     assert any("--compression fp16 would halve" in line for line in said(TWO, (2, 4)))
     fp16 = dataclasses.replace(RECIPE, compression="fp16")
     assert not any("--compression" in line for line in said(TWO, (2, 4), fp16))
+    synchronised = dataclasses.replace(RECIPE, sync_batch_norm=True)
+    (line,) = said(good, (2, 4), synchronised)
+    assert line.startswith("what --sync-batch-norm sends")
     slow_input = dataclasses.replace(good, input=1.5)
     assert any("--cache-mb" in line for line in said(slow_input, (2, 4)))
     small = dataclasses.replace(good, half=(0.7, 0.7))

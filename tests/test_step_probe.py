@@ -41,6 +41,20 @@ def test_a_rank_times_its_step_and_each_message(store, manifest, tmp_path, monke
     assert any(isinstance(event, Alive) for event in driver.seen)
 
 
+def test_half_precision_is_half_of_the_bytes(store, manifest, tmp_path):
+    from chexspark.training import step_probe
+
+    def sent(compression):
+        given = {"data": store.path, "run": str(tmp_path), "model": "vgg16"}
+        config = build(TrainConfig, given | {"compression": compression})
+        probe = step_probe.StepProbe(
+            ResolvedTraining(config, 1), RankFacts(0, 1), Alone(), Driver(), None
+        )
+        return sum(step_probe.TimedRing(probe.make_steps()).bytes)
+
+    assert sent("none") == 2 * sent("fp16")
+
+
 def test_a_neighbour_that_cannot_be_reached_has_no_latency(store, tmp_path, monkeypatch):
     from chexspark.training import step_probe
 

@@ -65,14 +65,12 @@ def advise(
     forecasts = [forecast(found, ranks, sizes) for ranks in sorted(set(numbers))]
     log.info("%s\n%s", measured_text(found), table(forecasts))
     recipe = Recipe(
-        config.scale_learning_rate, config.learning_rate, config.compression, config.cache_mb
+        config.scale_learning_rate,
+        config.learning_rate,
+        config.compression,
+        config.cache_mb,
+        config.sync_batch_norm,
     )
-    if config.sync_batch_norm:
-        log.info(
-            spoken(
-                "- what --sync-batch-norm sends counts as measured, not as it would grow with the ranks"
-            )
-        )
     for text in advice(found, forecasts, sizes, recipe):
         log.info("- %s", spoken(text))
     return forecasts

@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from chexspark.progress import duration
 from chexspark.training.step_facts import StepFacts
 
-FEW_STEPS = (
-    20  # of an epoch: with fewer the weights hardly move between two looks at the validation split
-)
+FEW_STEPS = 20  # of an epoch: with fewer the weights hardly move between two validations
 WORTH = 0.7  # efficiency below which more ranks are not advised
 CLEARLY = 1.1  # a ratio that is worth a line
 HALF = 0.5  # of the bytes, as float16
@@ -67,7 +65,7 @@ class Measured:
     alone: tuple[float, ...]  # steps of all ranks
     half: tuple[float, ...]
     together: float  # a step with its exchange
-    byte: float  # on the wire; inf where it is not known
+    byte: float  # of a message, of any rank's; 0 where that is too little to be measured
     wait: float  # of a message until it is on its way
     latency: float
     input: float
@@ -131,9 +129,7 @@ def modelled(found: Measured, ranks: int, wire: float = 1.0) -> Step:
     if ranks == 1:
         return Step(computed, computed)
     slower = computed / found.computed
-    more = (
-        2 * (ranks - found.ranks) * found.latency
-    )  # turns more or less than those that were measured
+    more = 2 * (ranks - found.ranks) * found.latency  # for turns beyond those measured
     byte = found.byte * wire * share(ranks) / share(found.ranks)
     end = 0.0
     for size, ready in zip(found.messages, found.ready, strict=True):
@@ -176,6 +172,7 @@ class Recipe:
     learning_rate: float
     compression: str
     cache_mb: int
+    sync_batch_norm: bool
 
 
 def advice(
@@ -187,13 +184,15 @@ def advice(
         lines.append(
             "all ranks were on one host: between hosts messages take longer. Let Spark have slots on two"
         )
+    if recipe.sync_batch_norm:
+        lines.append(
+            "what --sync-batch-norm sends counts as measured, not as it would grow with the ranks"
+        )
     good = [
         each for each in forecasts if each.efficiency >= WORTH and each.steps_per_epoch >= FEW_STEPS
     ]
-    most, best = (
-        max(forecasts, key=lambda each: each.ranks),
-        max(good, key=lambda each: each.ranks, default=None),
-    )
+    most = max(forecasts, key=lambda each: each.ranks)
+    best = max(good, key=lambda each: each.ranks, default=None)
     if best and best is not most:
         lines.append(
             f"{best.ranks} ranks are worth their while; beyond, {most.limit} keeps it back"

@@ -28,9 +28,7 @@ class StepFacts:
 
     host: str
     rows: int  # images per rank and step
-    messages: tuple[
-        int, ...
-    ]  # bytes of gradients that travel together, in the order in which they are ready
+    messages: tuple[int, ...]  # bytes that travel together, in the order in which they are ready
     ready: tuple[float, ...]  # from a step's start to each message
     alone: tuple[float, ...]  # steps in which nothing is sent
     half: tuple[float, ...]  # the same with half the images; empty where they cannot be halved

@@ -190,7 +190,8 @@ class TimedRing(Alone):
 
     def __init__(self, steps: Steps) -> None:
         groups = [[steps.variables[number] for number in group] for group in steps.groups()]
-        self.bytes = tuple(sum(4 * v.shape.num_elements() for v in group) for group in groups)
+        size = 2 if steps.fp16 else 4  # on the wire
+        self.bytes = tuple(sum(size * v.shape.num_elements() for v in group) for group in groups)
         self.times = {
             f"gradients_{number}": tf.Variable(0.0, dtype=tf.float64, trainable=False)
             for number in range(len(groups))
