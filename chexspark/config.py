@@ -492,19 +492,32 @@ class BenchmarkConfig:
 
     suite: str = setting(
         "reader: storage to TensorFlow, beside the alternatives; train: the loop beside its bare step; "
-        "start: a whole training job", "benchmark", choices=("reader", "train", "start"))  # fmt: skip
-    out: str = setting("folder for the table (JSON) and the chart (SVG)", "benchmark", path=True)
+        "start: a whole training job; scaling: whole trainings at several numbers of ranks; pipelines: training "
+        "from several forms of images; distribution: ring, parameter server and Spark's shuffle", "benchmark",
+        choices=("reader", "train", "start", "scaling", "pipelines", "distribution"))  # fmt: skip
+    out: str = setting("folder for the table (JSON) and the chart (SVG) or page", "benchmark", path=True)  # fmt: skip
     images: str | None = setting(
-        "for reader: local folder of full-size PNG X-rays; by default synthetic ones",
-        "benchmark",
-        None,
-        path=True,
-        only_with={"suite": ("reader",)},
-    )
-    count: int | None = setting("images; by default 4096, 128 or 800", "benchmark", None,
-                                minimum=64)  # fmt: skip
-    size: int | None = setting("pixels; by default 256, 224 or 64", "benchmark", None,
-                               minimum=32)  # fmt: skip
+        "local folder of full-size PNG X-rays; by default synthetic ones", "benchmark", None, path=True,
+        only_with={"suite": ("reader", "pipelines")})  # fmt: skip
+    data: str | None = setting(
+        "a store to train on; by default one of synthetic images, which is written into the folder", "benchmark",
+        None, path=True, only_with={"suite": ("scaling",)})  # fmt: skip
+    ranks: tuple[int, ...] = setting(
+        "1,2,4: the numbers of ranks that are measured; by default 1, 2, 4 … up to Spark's task slots", "benchmark",
+        (), listed=True, minimum=1, only_with={"suite": ("scaling", "distribution")})  # fmt: skip
+    model: str = setting(
+        "the network, by its name", "benchmark", "densenet121",
+        only_with={"suite": ("scaling", "distribution")})  # fmt: skip
+    epochs: int = setting("of each training", "benchmark", 4, minimum=2,
+                          only_with={"suite": ("scaling",)})  # fmt: skip
+    batch_size: int = setting("images per rank and step", "benchmark", 16, minimum=1,
+                              only_with={"suite": ("scaling", "distribution")})  # fmt: skip
+    count: int | None = setting(
+        "images; by default 4096 for reader, 128 for train, pipelines and distribution, else 800", "benchmark", None,
+        minimum=64, not_with=("data",))  # fmt: skip
+    size: int | None = setting(
+        "pixels; by default 256 for reader, 224 for train and pipelines, else 64", "benchmark", None, minimum=32,
+        not_with=("data",))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

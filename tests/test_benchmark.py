@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from chexspark.benchmark.chart import rates_chart
-from chexspark.benchmark.job import READER_WAYS, benchmark, find_images, reader_text
+from chexspark.benchmark.job import SUITES, benchmark, find_images
 from chexspark.benchmark.reader_data import make_forms, row_groups
+from chexspark.benchmark.reading import READER_WAYS, reader_text
 from chexspark.benchmark.training import job_environment
 from chexspark.errors import UserError
 

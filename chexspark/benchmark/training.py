@@ -13,6 +13,8 @@ from typing import TypedDict
 
 from pyspark.sql import SparkSession
 
+from chexspark.benchmark.chart import rates_chart
+from chexspark.benchmark.suite import Measured, Work
 from chexspark.benchmark.train_rank import measure_rank
 from chexspark.cluster.launch import run_ranks
 from chexspark.config import TrainConfig
@@ -26,7 +28,7 @@ from chexspark.run.resolved import ResolvedTraining
 from chexspark.settings import build
 from chexspark.training.events import Event, Round
 
-BATCH, ROUNDS = 16, 5
+BATCH, ROUNDS, RANKS = 16, 5, 2
 
 
 class TrainingRates(TypedDict):
@@ -44,6 +46,23 @@ class StartFound(TypedDict):
     seconds: float  # from the command to the model
     images_per_second: float  # in the last epoch
     input_share: float  # of that epoch's time
+
+
+def measure_loop(work: Work) -> Measured:
+    """The suite ``train``."""
+    rates = measure_training(work.spark, work.folder, work.size, work.count, RANKS)
+    title = f"images per second, DenseNet-121, {work.size}×{work.size}, float32, {RANKS} ranks of one thread"
+    chart = rates_chart(rates["images_per_second"], title)
+    return Measured(rates, training_text(rates, RANKS, work.size), chart)
+
+
+def measure_job_start(work: Work) -> Measured:
+    """The suite ``start``."""
+    store = make_store(work.spark, work.folder, work.count, work.size)
+    if not work.spark_was_there:
+        work.spark.stop()  # its cores and its memory are the job's
+    start = measure_start(work.folder, store, RANKS)
+    return Measured(start, start_text(start, work.count, work.size, RANKS))
 
 
 def make_store(spark: SparkSession, folder: Path, count: int, size: int) -> str:
