@@ -1,5 +1,6 @@
 """The ways of the reader benchmark do the same work: every image of the set once, with its labels."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from chexspark.benchmark.job import SUITES, benchmark, find_images
 from chexspark.benchmark.reader_data import make_forms, row_groups
 from chexspark.benchmark.reading import READER_WAYS, reader_text
 from chexspark.benchmark.training import job_environment
+from chexspark.config import BenchmarkConfig
 from chexspark.errors import UserError
 
 COUNT, SIZE = 100, 64
@@ -61,6 +63,11 @@ for name in WAYS:
             assert len(images) == COUNT
         else:
             assert images == expected, way
+
+
+def test_every_suite_can_be_asked_for():
+    (suite,) = (field for field in dataclasses.fields(BenchmarkConfig) if field.name == "suite")
+    assert set(suite.metadata["choices"]) == SUITES.keys()
 
 
 def test_the_table_and_the_chart_name_every_way():

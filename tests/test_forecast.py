@@ -34,7 +34,7 @@ TWO = Measured(
     together=1.45, byte=0.003, wait=0.05, latency=0.0, input=0.01, score=0.25,
 )  # fmt: skip
 SIZES = Sizes(train_images=3200, val_images=320, epochs=10)
-RECIPE = Recipe("linear", 1e-3, "none", 0, False)
+RECIPE = Recipe("linear", 1e-3, "none", None, 0, False)
 
 
 def but(**values):
@@ -57,6 +57,10 @@ def test_messages_travel_while_others_are_computed_one_after_the_other():
     assert modelled(TWO, 4).whole == pytest.approx(1.55)
     assert modelled(TWO, 4, wire=0.5).whole == pytest.approx(0.95 + 0.225 + 0.1)
     assert modelled(but(wait=0.0, byte=0.0), 64).whole == pytest.approx(1.0)
+    # Both are ready when the first may start, and travel as one: 0.95 s and 0.45 s for each.
+    late = but(wait=0.45)
+    assert modelled(late, 4, fusion=200).whole == pytest.approx(0.95 + 0.9 + 0.1)
+    assert modelled(late, 4, fusion=199).whole == pytest.approx(max(0.95 + 0.45, 1.35) + 0.45 + 0.1)
     # Four turns more of 0.01 s each, as of the wait, so of each message.
     assert modelled(but(latency=0.01), 4).whole == pytest.approx(0.59 + 2 * (0.45 + 0.04) + 0.1)
 
@@ -131,6 +135,10 @@ def test_advice_says_what_would_help_and_nothing_else():
     synchronised = dataclasses.replace(RECIPE, sync_batch_norm=True)
     (line,) = said(good, (2, 4), synchronised)
     assert line.startswith("what --sync-batch-norm sends")
+    far = dataclasses.replace(TWO, ready=(0.5, 0.6), byte=0.0001, latency=0.1)
+    assert any("--fusion-mb 64 would" in line for line in said(far, (16,)))
+    given = dataclasses.replace(RECIPE, fusion_mb=8)
+    assert not any("--fusion-mb" in line for line in said(far, (16,), given))
     slow_input = dataclasses.replace(good, input=1.5)
     assert any("--cache-mb" in line for line in said(slow_input, (2, 4)))
     small = dataclasses.replace(good, half=(0.7, 0.7))

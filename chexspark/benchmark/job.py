@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
 from chexspark.benchmark.reading import measure_readers
+from chexspark.benchmark.scaling import measure_scaling
 from chexspark.benchmark.suite import Measured, Work
 from chexspark.benchmark.training import measure_job_start, measure_loop
 from chexspark.config import BenchmarkConfig
@@ -40,6 +41,7 @@ SUITES = {
     "reader": Suite(measure_readers, 4096, 256),
     "train": Suite(measure_loop, 128, 224),
     "start": Suite(measure_job_start, 800, 64),
+    "scaling": Suite(measure_scaling, 1200, 64),
 }
 
 
@@ -65,7 +67,11 @@ def benchmark(spark: SparkSession | None, config: BenchmarkConfig) -> dict[str, 
         "machine": machine(),
         **measured.found,
     }
-    texts = {"json": json.dumps(found, indent=1) + "\n", "svg": measured.chart, "html": measured.page}
+    texts = {
+        "json": json.dumps(found, indent=1) + "\n",
+        "svg": measured.chart,
+        "html": measured.page,
+    }
     written = []
     for kind, text in texts.items():
         if text:

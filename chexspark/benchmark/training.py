@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
@@ -69,16 +70,22 @@ def make_store(spark: SparkSession, folder: Path, count: int, size: int) -> str:
     """A store of which `count` synthetic images are to train on."""
     nih = folder / "nih"
     write_release(out=str(nih), images=count + 2, size=size)
-    names = sorted(path.name for path in (nih / "images").iterdir())
-    patients = sorted({name.split("_")[0] for name in names})
-    splits = dict.fromkeys(patients, "train") | {patients[-2]: "val", patients[-1]: "test"}
-    lines = [f"{int(patient)},{split}" for patient, split in splits.items()]
-    (folder / "split.csv").write_text("\n".join(["patient,split", *lines]) + "\n")
+    names = [path.name for path in (nih / "images").iterdir()]
+    (folder / "split.csv").write_text(split_text(names, 0.0))
     ingest(
         spark, images=str(nih / "images"), labels=str(nih / "Data_Entry_2017.csv"),
         out=str(folder / "store"), size=size, split_file=str(folder / "split.csv"),
     )  # fmt: skip
     return str(folder / "store")
+
+
+def split_text(names: Iterable[str], validation: float) -> str:
+    """A split file for the images of a release: this share of the patients validates, or one, and one more tests."""
+    patients = sorted({name.split("_")[0] for name in names})
+    first = len(patients) - 1 - max(1, int(validation * len(patients)))
+    splits = ["train"] * first + ["val"] * (len(patients) - 1 - first) + ["test"]
+    lines = [f"{int(patient)},{split}" for patient, split in zip(patients, splits, strict=True)]
+    return "\n".join(["patient,split", *lines]) + "\n"
 
 
 def measure_training(

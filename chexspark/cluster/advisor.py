@@ -62,12 +62,14 @@ def advise(
         )  # fmt: skip
     splits = manifest.splits
     sizes = Sizes(splits["train"].images, splits["val"].images, config.epochs)
-    forecasts = [forecast(found, ranks, sizes) for ranks in sorted(set(numbers))]
+    fusion = (config.fusion_mb or 0) << 20
+    forecasts = [forecast(found, ranks, sizes, fusion=fusion) for ranks in sorted(set(numbers))]
     log.info("%s\n%s", measured_text(found), table(forecasts))
     recipe = Recipe(
         config.scale_learning_rate,
         config.learning_rate,
         config.compression,
+        config.fusion_mb,
         config.cache_mb,
         config.sync_batch_norm,
     )

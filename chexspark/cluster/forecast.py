@@ -23,6 +23,7 @@ FEW_STEPS = 20  # of an epoch: with fewer the weights hardly move between two va
 WORTH = 0.7  # efficiency below which more ranks are not advised
 CLEARLY = 1.1  # a ratio that is worth a line
 HALF = 0.5  # of the bytes, as float16
+FUSION_MB = 64  # that is advised, Horovod's own default
 COMPUTE, NETWORK, SLOWEST, INPUT, DATA = (
     "compute", "network", "the slowest rank", "input", "few steps per epoch",
 )  # fmt: skip
@@ -123,26 +124,34 @@ class Step:
     whole: float
 
 
-def modelled(found: Measured, ranks: int, wire: float = 1.0) -> Step:
-    """A step without what talking costs beside the wire; `wire`: the share of bytes that are sent."""
+def modelled(found: Measured, ranks: int, wire: float = 1.0, fusion: int = 0) -> Step:
+    """A step without what talking costs beside the wire; `wire`: the share of bytes that are sent; `fusion`: up to so
+    many bytes of messages that are ready, while others are summed, travel together."""
     computed = slowest(found.alone, ranks)
     if ranks == 1:
         return Step(computed, computed)
     slower = computed / found.computed
     more = 2 * (ranks - found.ranks) * found.latency  # for turns beyond those measured
     byte = found.byte * wire * share(ranks) / share(found.ranks)
-    end = 0.0
-    for size, ready in zip(found.messages, found.ready, strict=True):
-        start = max(ready * slower + max(0.0, found.wait + more), end)
+    end, place = 0.0, 0
+    while place < len(found.messages):
+        start = max(found.ready[place] * slower + max(0.0, found.wait + more), end)
+        size, place = found.messages[place], place + 1
+        while place < len(found.messages) and found.ready[place] * slower <= start:
+            if size + found.messages[place] > fusion:
+                break
+            size, place = size + found.messages[place], place + 1
         end = start + max(0.0, size * byte + more)
     backward = found.ready[-1] * slower
     return Step(computed, max(backward, end) + computed - backward)
 
 
-def forecast(found: Measured, ranks: int, sizes: Sizes, wire: float = 1.0) -> Forecast:
-    """A training at so many ranks. `found`: of two ranks or more."""
+def forecast(
+    found: Measured, ranks: int, sizes: Sizes, wire: float = 1.0, fusion: int = 0
+) -> Forecast:
+    """A training at so many ranks. `found`: of two ranks or more; `wire`, `fusion`: as for `modelled`."""
     talking = max(0.0, found.together - modelled(found, found.ranks).whole)
-    step = modelled(found, ranks, wire)
+    step = modelled(found, ranks, wire, fusion)
     whole = step.whole + talking * wire * share(ranks) / share(found.ranks)
     seconds = max(whole, found.input)
     batch = ranks * found.rows
@@ -171,6 +180,7 @@ class Recipe:
     scaling: str  # of the learning rate
     learning_rate: float
     compression: str
+    fusion_mb: int | None
     cache_mb: int
     sync_batch_norm: bool
 
@@ -195,13 +205,14 @@ def advice(
     best = max(good, key=lambda each: each.ranks, default=None)
     if best and best is not most:
         lines.append(
-            f"{best.ranks} ranks are worth their while; beyond, {most.limit} keeps it back"
+            f"{best.ranks} rank{'s are' if best.ranks > 1 else ' is'} worth {'their' if best.ranks > 1 else 'its'} "
+            f"while; beyond, {most.limit} keeps it back"
         )
     short = [each for each in forecasts if each.steps_per_epoch < FEW_STEPS]
     if short:
         fewest = min(each.ranks for each in short)
         lines.append(
-            f"from {fewest} ranks on an epoch has fewer than {FEW_STEPS} steps: rather than with more ranks, train "
+            f"from {fewest} rank{'s' * (fewest > 1)} on an epoch has fewer than {FEW_STEPS} steps: rather than with more ranks, train "
             "several seeds at the same time, and evaluate them as an ensemble"
         )
     if recipe.scaling == "none" and most.ranks > 1:
@@ -211,11 +222,18 @@ def advice(
             "--warmup-epochs 1 raises it with the number of ranks"
         )
     if recipe.compression == "none":
-        half = forecast(found, most.ranks, sizes, HALF)
+        half = forecast(found, most.ranks, sizes, HALF, (recipe.fusion_mb or 0) << 20)
         if half.images_per_second > CLEARLY * most.images_per_second:
             lines.append(
                 f"--compression fp16 would halve the messages: {half.images_per_second:,.1f} images/s at "
                 f"{most.ranks} ranks"
+            )
+    if recipe.fusion_mb is None:
+        fused = forecast(found, most.ranks, sizes, fusion=FUSION_MB << 20)
+        if fused.images_per_second > CLEARLY * most.images_per_second:
+            lines.append(
+                f"--fusion-mb {FUSION_MB} would sum messages together that wait for each other: "
+                f"{fused.images_per_second:,.1f} images/s at {most.ranks} ranks"
             )
     if found.half:
         gain = 2 * statistics.mean(found.half) / found.computed

@@ -125,9 +125,11 @@ def is_hopeless(found: Supply, least: int) -> bool:
 
 
 def check_ranks(
-    spark: SparkSession, num_proc: int | None, wait_seconds: float = WAIT_SECONDS
-) -> int:
-    """Return the number of ranks to start: `num_proc`, or as many as there are task slots.
+    spark: SparkSession, num_proc: int | None, wait_seconds: float = WAIT_SECONDS,
+    setting: str = "--num-proc",
+) -> int:  # fmt: skip
+    """Return the number of ranks to start: `num_proc`, or as many as there are task slots. `setting`: what it
+    is called.
 
     Executors register some seconds after the session starts, so it waits, and says so, for the
     slots asked for; where none were asked for, until no more have come for a while. Raises UserError
@@ -137,10 +139,10 @@ def check_ranks(
         spark, num_proc or UNBOUNDED, num_proc or 1, wait_seconds, SETTLED_SECONDS
     )
     if not found.slots or (num_proc and num_proc > found.slots):
-        raise UserError(shortage(found, num_proc, waited))
+        raise UserError(shortage(found, num_proc, waited, setting))
     if not num_proc and found.slots == UNBOUNDED:
         raise UserError(
-            "--num-proc is missing, and Spark would allocate executors without end: give it, or set "
+            f"{setting} is missing, and Spark would allocate executors without end: give it, or set "
             "spark.dynamicAllocation.maxExecutors"
         )
     return num_proc or found.slots
@@ -170,19 +172,21 @@ def slots_text(number: int) -> str:
     return f"{number} task slot{'s' * (number != 1)}"
 
 
-def shortage(found: Supply, num_proc: int | None, waited: float) -> str:
+def shortage(
+    found: Supply, num_proc: int | None, waited: float, setting: str = "--num-proc"
+) -> str:
     """One line for a session with too few slots: what is lacking, and the remedy that fits."""
-    asked = f"--num-proc is {num_proc}, but" if num_proc else "no rank can start:"
+    asked = f"{setting} is {num_proc}, but" if num_proc else "no rank can start:"
     after = f" after {waited:.0f} seconds" if waited >= 1 else ""
     if num_proc and is_hopeless(found, num_proc):
         at_most = " at most" if found.most > found.slots else ""
         return (
-            f"{asked} Spark has {slots_text(found.most)}{at_most}: lower --num-proc, or "
+            f"{asked} Spark has {slots_text(found.most)}{at_most}: lower {setting}, or "
             f"{how_to_have(found, num_proc)}"
         )
     if num_proc and found.slots:
         return (
-            f"{asked} Spark has {slots_text(found.slots)}{after}: lower --num-proc, or "
+            f"{asked} Spark has {slots_text(found.slots)}{after}: lower {setting}, or "
             f"{how_to_have(found, num_proc)}"
         )
     if found.executors:
