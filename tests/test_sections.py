@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from chexspark.evaluation import sections, tables, training_sections
+from chexspark.evaluation.published_aurocs import OFFICIAL_IMAGES, PUBLISHED
 from chexspark.evaluation.sections import Evaluated
 from chexspark.evaluation.training_sections import Trained
 from chexspark.findings import FINDINGS
@@ -200,7 +201,8 @@ def test_all_of_it_from_the_tables_of_an_evaluation():
     assert [r["finding"] for r in found["behind"]] == ["Mass"]
     assert len(found["curves"]) == 2 and found["reliability"] == []
     assert found["forest"].startswith("<svg") and found["pictures"]["training"] == ""
-    assert not found["of_nih"] and all(p.of("Mass") and p.mean is None for p in found["published"])
+    assert not found["of_nih"] and found["published"] == ()
+    assert found["on_others"] and all(p.of("Mass") and p.mean is None for p in found["on_others"])
 
 
 def test_best_and_weakest_are_of_findings_with_enough_patients():
@@ -216,12 +218,32 @@ def test_best_and_weakest_are_of_findings_with_enough_patients():
 
 def test_beside_phantoms_stands_nothing_that_was_published():
     names = {finding: (0.9, 20) for finding in FINDINGS}
-    found = sections.contents("/run", evaluated({"synthetic": True}, **tables_of(names)), None, [])
-    assert found["synthetic"] and found["published"] == () and not found["of_nih"]
-    patients = sections.contents("/run", evaluated(**tables_of(names)), None, [])
+    official = {"official_split": True, "images": OFFICIAL_IMAGES}
+    found = sections.contents(
+        "/run", evaluated(official | {"synthetic": True}, **tables_of(names)), None, []
+    )
+    assert (
+        found["synthetic"]
+        and found["published"] == found["on_others"] == ()
+        and not found["of_nih"]
+    )
+    patients = sections.contents("/run", evaluated(official, **tables_of(names)), None, [])
     assert patients["published"] and patients["of_nih"] and not patients["synthetic"]
     ticks = patients["intervals"].count("<use"), found["intervals"].count("<use")
     assert ticks[0] > ticks[1], "ticks of published results in the chart"
+
+
+def test_only_what_was_published_of_the_same_images_stands_beside_the_figures():
+    names = {finding: (0.9, 20) for finding in FINDINGS}
+    official = {"official_split": True, "images": OFFICIAL_IMAGES}
+    found = sections.contents("/run", evaluated(official, **tables_of(names)), None, [])
+    assert all(p.official for p in found["published"]) and not any(
+        p.official for p in found["on_others"]
+    )
+    assert {p.mean for p in found["published"]} >= {0.738, 0.811, 0.818, 0.822}
+    for other in ({}, official | {"images": 25_595}, official | {"official_split": False}):
+        found = sections.contents("/run", evaluated(other, **tables_of(names)), None, [])
+        assert found["published"] == () and found["on_others"] == PUBLISHED
 
 
 def test_how_large_a_gap_could_have_been_seen():

@@ -44,7 +44,8 @@ def facts_of(split: StoreSplit, scoring: Scoring) -> SplitFacts:
         "findings": list(scorer.findings), "runs": list(scoring.runs),
         "models": [model.digest for model in scorer.models], "flip": scorer.flip,
         "store": str(split.store), "store_fingerprint": manifest.fingerprint,
-        "split_hash": manifest.split_hash, "data": data_of(manifest),
+        "split_hash": manifest.split_hash, "official_split": manifest.settings.get("split") == "official",
+        "data": data_of(manifest),
         "synthetic": manifest.synthetic > 0,
     }  # fmt: skip
 

@@ -19,7 +19,12 @@ from chexspark.evaluation.localisation import Localisation, best_thresholds
 from chexspark.evaluation.metrics import Metric
 from chexspark.evaluation.pictures import encoded, enlarged, overlay
 from chexspark.evaluation.predictions import label_column, labels_of, probability_column
-from chexspark.evaluation.published_aurocs import Published, are_published, published_beside
+from chexspark.evaluation.published_aurocs import (
+    OFFICIAL_IMAGES,
+    Published,
+    are_published,
+    published_beside,
+)
 from chexspark.evaluation.studies import STUDY
 from chexspark.evaluation.subgroups import MIN_PATIENTS, rarer_patients
 from chexspark.evaluation.tables import SplitFacts, SubgroupRow, records_of
@@ -73,7 +78,9 @@ def contents(
         "counted": "studies" if evaluated.facts.get("by") == STUDY else "images",
         "patients": evaluated.predictions["patient_id"].nunique(),
         "findings": findings,
-        "published": published(evaluated.facts, findings),
+        "published": published(evaluated, findings),
+        "on_others": on_other_splits(evaluated, findings),
+        "official": is_official(evaluated),
         "of_nih": are_published(findings) and not evaluated.facts.get("synthetic"),
         "synthetic": evaluated.facts.get("synthetic", False),
         **metric_contents(evaluated, records),
@@ -104,16 +111,36 @@ def mean_of_all(records: Sequence[Metric]) -> Metric:
     return next(r for r in records if r["finding"] == MEAN)
 
 
-def published(facts: SplitFacts, findings: Iterable[str]) -> tuple[Published, ...]:
-    """What may stand beside the figures: nothing beside those of phantoms."""
-    return () if facts.get("synthetic") else published_beside(findings)
+def is_official(evaluated: Evaluated) -> bool:
+    """Whether the figures are of the whole of NIH's official test list."""
+    facts = evaluated.facts
+    return (
+        facts.get("official_split", False)
+        and evaluated.split == "test"
+        and facts.get("images") == OFFICIAL_IMAGES
+    )
+
+
+def published(evaluated: Evaluated, findings: Iterable[str]) -> tuple[Published, ...]:
+    """What stands beside the figures: what was published of the same test images."""
+    if evaluated.facts.get("synthetic") or not is_official(evaluated):
+        return ()
+    return tuple(p for p in published_beside(findings) if p.official)
+
+
+def on_other_splits(evaluated: Evaluated, findings: Iterable[str]) -> tuple[Published, ...]:
+    """What was published of other images, to be known and not compared; nothing where these are phantoms."""
+    if evaluated.facts.get("synthetic"):
+        return ()
+    same = published(evaluated, findings)
+    return tuple(p for p in published_beside(findings) if p not in same)
 
 
 def metric_contents(evaluated: Evaluated, records: Sequence[Metric]) -> dict[str, Any]:
     """Figures of the findings and of their means."""
     mean, each = mean_of_all(records), of_findings(records)
     scored = [r for r in each if r["auroc"] is not None]
-    beside = published(evaluated.facts, [r["finding"] for r in each])
+    beside = published(evaluated, [r["finding"] for r in each])
     enough = with_enough_patients(evaluated, scored)
     return {
         "records": records,

@@ -83,6 +83,7 @@ class SplitFacts(TypedDict, total=False):
     store: str
     store_fingerprint: str
     split_hash: str
+    official_split: bool  # of NIH's lists, or the label file's own
     data: dict[str, str]  # what the store holds, in words
     synthetic: bool  # whether images of the store say that they are; False where nobody looked
     seconds: float
