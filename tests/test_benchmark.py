@@ -1,68 +1,86 @@
 """The ways of the reader benchmark do the same work: every image of the set once, with its labels."""
 
 import dataclasses
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from chexspark.benchmark.chart import rates_chart
 from chexspark.benchmark.job import SUITES, benchmark, find_images
-from chexspark.benchmark.reader_data import make_forms, row_groups
+from chexspark.benchmark.pipelines import PIPELINES
+from chexspark.benchmark.reader_data import make_forms, row_groups, write_records
 from chexspark.benchmark.reading import READER_WAYS, reader_text
 from chexspark.benchmark.training import job_environment
 from chexspark.config import BenchmarkConfig
 from chexspark.errors import UserError
+from chexspark.phantom import write_release
 
 COUNT, SIZE = 100, 64
 
 
 @pytest.fixture(scope="module")
-def forms(spark, release, tmp_path_factory):
+def forms(spark, tmp_path_factory):
+    """All forms of images that ingest shrinks from 150 pixels."""
     folder = tmp_path_factory.mktemp("forms")
-    make_forms(spark, folder, sorted((release / "images").glob("*.png")), COUNT, SIZE)
+    write_release(out=str(folder / "nih"), images=40, size=150, seed=2)
+    make_forms(spark, folder, sorted((folder / "nih" / "images").glob("*.png")), COUNT, SIZE)
+    write_records(folder, "full-size")
     return folder
 
 
+def labelled(images, labels):
+    """Labels as text and sum of pixels, of each image."""
+    return [
+        ["".join(map(str, label)), int(image.astype(int).sum())]
+        for image, label in zip(images, labels.tolist(), strict=True)
+    ]
+
+
 @pytest.mark.slow
-def test_every_way_yields_every_image_once(forms):
+def test_every_way_yields_every_image_once_with_its_labels(forms):
     script = """
-import sys
+import json, sys
 import numpy as np
-from chexspark.benchmark.readers import WAYS, Ways, again_and_again
+from chexspark.benchmark.fed_steps import again_and_again, full_batches
+from chexspark.benchmark.readers import Ways
+from test_benchmark import labelled
 ways = Ways(sys.argv[1], 32)
-batches = again_and_again(ways)
-print("more than an epoch", len([next(batches) for _ in range(9)]))
-batches.close()
-for name in WAYS:
-    found = []
+found = {}
+for name in sys.argv[2:]:
+    found[name] = []
     for batch in getattr(ways, name)():
         real = np.asarray(batch.weights) > 0 if hasattr(batch, "weights") else slice(None)
-        images = np.asarray(batch[0])[real]
-        labels = np.zeros(len(images)) if batch[1] is None else np.asarray(batch[1])[real]
-        found += [f"{int(i.astype(int).sum())}-{int(l.sum())}" for i, l in zip(images, labels)]
-    print("way", name, " ".join(sorted(found)))
+        found[name] += labelled(np.asarray(batch[0])[real], np.asarray(batch[1])[real])
+for name in ("chexspark", "full_size_tuned", "memory"):
+    batches = again_and_again(getattr(ways, name), 32)
+    taken = [next(batches) for _ in range(9)]  # of 3 or 4 in an epoch
+    batches.close()
+    found[name + ", fed"] = [[list(v.shape) + [v.dtype.name] for v in batch[:4]] for batch in taken]
+print(json.dumps(found))
 """
+    ways = [*dict.fromkeys([*READER_WAYS, *PIPELINES])]
     done = subprocess.run(
-        [sys.executable, "-c", script, str(forms)], capture_output=True, text=True, check=True
-    )
-    assert "more than an epoch 9" in done.stdout
-    expected = sorted(
-        f"{int(image.astype(int).sum())}-{int(label.sum())}"
-        for images, labels in row_groups(forms)
-        for image, label in zip(images, labels, strict=True)
-    )
-    found = {
-        line.split()[1]: line.split()[2:]
-        for line in done.stdout.splitlines()
-        if line.startswith("way ")
-    }
-    assert set(found) == set(READER_WAYS)
-    for way, images in found.items():
-        if way.startswith("full_size"):  # shrunken by TensorFlow: other roundings, no labels
-            assert len(images) == COUNT
-        else:
+        [sys.executable, "-c", script, str(forms), *ways],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    expected = sorted(row for group in row_groups(forms) for row in labelled(*group))
+    assert len(expected) == COUNT
+    for way in ways:
+        images = sorted(found[way])
+        if "full_size" not in way:
             assert images == expected, way
+            continue
+        # Shrunken by TensorFlow: other roundings.
+        assert [labels for labels, _ in images] == [labels for labels, _ in expected], way
+        off = [abs(a - b) / SIZE**2 for (_, a), (_, b) in zip(images, expected, strict=True)]
+        assert max(off) < 0.1, way  # gray levels in the mean
+    inputs = [[32, SIZE, SIZE, 1, "uint8"], [32, 14, "int8"], [32, "float32"], [32, 7, "float32"]]
+    for way in ("chexspark", "full_size_tuned", "memory"):
+        assert found[way + ", fed"] == [inputs] * 9, way
 
 
 def test_every_suite_can_be_asked_for():

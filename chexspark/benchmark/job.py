@@ -10,13 +10,15 @@ import logging
 import platform
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
+from chexspark.benchmark.pipelines import measure_pipelines
 from chexspark.benchmark.reading import measure_readers
 from chexspark.benchmark.scaling import measure_scaling
 from chexspark.benchmark.suite import Measured, Work
@@ -29,7 +31,8 @@ from chexspark.storage import locate
 log = logging.getLogger(__name__)
 
 
-class Suite(NamedTuple):
+@dataclass(frozen=True)
+class Suite:
     """A suite, and what it measures on where nothing is said."""
 
     measure: Callable[[Work], Measured]
@@ -42,6 +45,7 @@ SUITES = {
     "train": Suite(measure_loop, 128, 224),
     "start": Suite(measure_job_start, 800, 64),
     "scaling": Suite(measure_scaling, 1200, 64),
+    "pipelines": Suite(measure_pipelines, 128, 224),
 }
 
 

@@ -1,13 +1,11 @@
 """One set of images in the forms that the ways of `readers` read. Runs on the driver.
 
 In: full-size image files. Out: a folder with ``full-size/`` (the files), ``store/`` (chexspark's),
-``tfrecord/`` (raw and PNG), ``batch-reader/`` (plain Parquet of pixels) and ``petastorm-png/``,
-all but the first of the same shrunken images.
+``tfrecord/`` (raw, PNG and full-size PNG), ``batch-reader/`` (plain Parquet of pixels) and ``petastorm-png/``, each
+only where it is asked for; all but those of full size are of the same shrunken images.
 """
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from pyspark.sql import SparkSession
 
+from chexspark.benchmark.full_size import keep_full_size
+from chexspark.benchmark.results import measurements
+from chexspark.cluster.launch import ENVIRONMENT
 from chexspark.data.reader import SplitReader
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.job import ingest
@@ -35,7 +36,18 @@ TFRECORD_FILES = 8
 def make_forms(
     spark: SparkSession, folder: Path, images: list[Path], count: int, size: int
 ) -> None:
-    """Write all forms. `images` (none: synthetic ones) are repeated until there are `count`."""
+    """Write the forms of the suite ``reader``. `images` as in `make_store`."""
+    make_store(spark, folder, images, count, size)
+    keep_full_size(folder, FULL_SIZE_FILES)
+    write_batch_reader_form(folder)
+    write_petastorm_png(spark, folder, size)
+    write_records(folder, "raw", "png")
+
+
+def make_store(
+    spark: SparkSession, folder: Path, images: list[Path], count: int, size: int
+) -> None:
+    """Write ``store/``. `images` (none: synthetic ones) are repeated until there are `count` to train on."""
     source = folder / "source"
     source.mkdir()
     contents = [path.read_bytes() for path in images] or list(made_images())
@@ -57,13 +69,12 @@ def make_forms(
         spark, images=str(source), labels=str(folder / "labels.csv"), out=str(folder / "store"),
         size=size, split_file=str(folder / "split.csv"),
     )  # fmt: skip
-    (folder / "full-size").mkdir()
-    for name in names[: min(count, FULL_SIZE_FILES)]:
-        (source / name).rename(folder / "full-size" / name)
-    write_batch_reader_form(folder)
-    write_petastorm_png(spark, folder, size)
+
+
+def write_records(folder: Path, *forms: str) -> None:
+    """Write ``tfrecord/`` in forms of `reader_records`. Raises RunFailedError with its last words."""
     module = "chexspark.benchmark.reader_records"  # TensorFlow stays out of the driver
-    subprocess.run([sys.executable, "-m", module, str(folder), str(TFRECORD_FILES)], check=True)
+    list(measurements(module, [folder, TFRECORD_FILES, *forms], ENVIRONMENT))  # it tells none
 
 
 def made_images() -> Iterator[bytes]:

@@ -2,13 +2,13 @@
 
 In: the folder that `chexspark.benchmark.reader_data` wrote. Out: a JSON line per measurement on
 standard output: {"way", "round", "images", "seconds"}. Every way yields batches of the same 8-bit
-gray images of 256×256, shuffled, with their labels, as tensors.
+gray images of the store's size, shuffled, with their labels, as tensors.
 
-    python -m chexspark.benchmark.readers FOLDER BATCH ROUNDS SECONDS
+    python -m chexspark.benchmark.readers FOLDER BATCH ROUNDS SECONDS STEPS
 """
 
-import json
-import os
+import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -20,6 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
+from chexspark.benchmark.fed_steps import again_and_again, compiled_steps, images_in, train_fed
+from chexspark.benchmark.full_size import full_size_images
+from chexspark.benchmark.results import Results
 from chexspark.data.augmentation import random_numbers
 from chexspark.data.pipeline import StepInputs, tensors
 from chexspark.data.plan import RankFacts, training_plan
@@ -30,6 +33,7 @@ from chexspark.store.manifest import read_manifest
 from chexspark.store.schema import images_of, labels_of
 
 RECORDS_SHUFFLED = 10_000  # as the official models do for ImageNet
+FULL_SIZE_SHUFFLED = 1_000  # half a megabyte each
 AUTOTUNE = tf.data.AUTOTUNE
 
 
@@ -44,16 +48,23 @@ class Ways:
         self.reader = SplitReader(self.store, self.manifest, "train")
         self.epoch = 0
 
-    def chexspark(self) -> Iterator:
+    def chexspark(self) -> Generator[StepInputs, None, None]:
         """chexspark, read from storage"""
-        yield from self.planned(self.reader)
-
-    def planned(self, reader: SplitReader) -> Generator[StepInputs, None, None]:
-        """The next epoch of a reader, as training has it."""
         self.epoch += 1
-        groups = reader.row_groups
+        groups = self.reader.row_groups
         plan = training_plan(groups, self.batch, RankFacts(0, 1), 0, self.epoch)
-        yield from tensors(reader.batches(plan), random_numbers(0, self.epoch, sum(groups)))
+        yield from tensors(self.reader.batches(plan), random_numbers(0, self.epoch, sum(groups)))
+
+    def memory(self) -> Iterator:
+        """one batch that stays in memory, without end: nothing is read"""
+        while True:
+            yield self.first
+
+    @functools.cached_property
+    def first(self) -> StepInputs:
+        """A batch of the store."""
+        with contextlib.closing(self.chexspark()) as batches:
+            return next(batches)
 
     def pyarrow_loop(self) -> Iterator:
         """bare pyarrow loop: row groups in order, no check, no shuffle, no tensor"""
@@ -84,8 +95,39 @@ class Ways:
         """Of an image: height, width, channels."""
         return self.size, self.size, 1
 
-    def tfrecord(self, form: str, decode: Callable[[tf.Tensor], tf.Tensor]) -> Iterator:
+    def full_size_records_tuned(self) -> Iterator:
+        """TFRecord of full-size PNG → tf.data, in parallel, with prefetch"""
+        yield from self.tfrecord("full-size", self.shrunken, FULL_SIZE_SHUFFLED)
+
+    def full_size_records_naive(self) -> Iterator:
+        """TFRecord of full-size PNG → tf.data, one after the other"""
+        files = self.record_files("full-size")
+        data = files.flat_map(tf.data.TFRecordDataset).shuffle(self.at_most(FULL_SIZE_SHUFFLED))
+        yield from self.naive(data, self.parser(self.shrunken))
+
+    def tfrecord(
+        self, form: str, decode: Callable[[tf.Tensor], tf.Tensor], shuffled: int = RECORDS_SHUFFLED
+    ) -> Iterator:
         """In the order of the official models: interleave, shuffle, parse, batch, prefetch."""
+        files = self.record_files(form)
+        data = files.interleave(
+            tf.data.TFRecordDataset, cycle_length=len(files), num_parallel_calls=AUTOTUNE,
+            deterministic=False,
+        )  # fmt: skip
+        data = data.prefetch(self.batch).shuffle(self.at_most(shuffled))
+        yield from self.tuned(data, self.parser(decode))
+
+    def record_files(self, form: str) -> tf.data.Dataset:
+        """The names of the TFRecord files of a form, shuffled."""
+        files = sorted(str(p) for p in (self.folder / "tfrecord").glob(f"{form}-*"))
+        return tf.data.Dataset.from_tensor_slices(files).shuffle(len(files))
+
+    def at_most(self, shuffled: int) -> int:
+        """How many images wait to be drawn from: `shuffled`, or all."""
+        return min(shuffled, self.manifest.splits["train"].images)
+
+    def parser(self, decode: Callable[[tf.Tensor], tf.Tensor]) -> Callable:
+        """What makes image and labels, int8 (findings,), of a record."""
         features = {
             "image": tf.io.FixedLenFeature([], tf.string),
             "labels": tf.io.FixedLenFeature([self.findings], tf.int64),
@@ -95,15 +137,20 @@ class Ways:
             found = tf.io.parse_single_example(record, features)
             return decode(found["image"]), tf.cast(found["labels"], tf.int8)
 
-        files = sorted(str(p) for p in (self.folder / "tfrecord").glob(f"{form}-*"))
-        data = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files))
-        data = data.interleave(
-            tf.data.TFRecordDataset, cycle_length=len(files), num_parallel_calls=AUTOTUNE,
-            deterministic=False,
-        )  # fmt: skip
-        images = self.manifest.splits["train"].images
-        data = data.prefetch(self.batch).shuffle(min(RECORDS_SHUFFLED, images))
-        yield from data.map(parse, AUTOTUNE).batch(self.batch).prefetch(AUTOTUNE)
+        return parse
+
+    def naive(self, data: tf.data.Dataset, make: Callable) -> tf.data.Dataset:
+        """Batches of what `make` makes, one image after the other, when they are asked for."""
+        options = tf.data.Options()  # by default a `map` is made parallel, and a prefetch added
+        options.experimental_optimization.apply_default_optimizations = False
+        return data.map(make).batch(self.batch).with_options(options)
+
+    def tuned(self, data: tf.data.Dataset, make: Callable) -> tf.data.Dataset:
+        """Batches of what `make` makes, in parallel, the next ones ahead."""
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = 0  # as many as cores, not those of a training
+        data = data.map(make, AUTOTUNE).batch(self.batch).prefetch(AUTOTUNE)
+        return data.with_options(options)
 
     def make_reader(self) -> Iterator:
         """Petastorm make_reader → tf.data, this store"""
@@ -140,34 +187,31 @@ class Ways:
 
     def full_size_naive(self) -> Iterator:
         """full-size PNG → tf.data, one after the other"""
-        for images in self.full_size().map(self.decode_file).batch(self.batch):
-            yield images, None
+        yield from self.naive(self.full_size(), self.read_file)
 
     def full_size_tuned(self) -> Iterator:
         """full-size PNG → tf.data, in parallel, with prefetch"""
-        data = self.full_size().map(self.decode_file, AUTOTUNE)
-        for images in data.batch(self.batch).prefetch(AUTOTUNE):
-            yield images, None
+        yield from self.tuned(self.full_size(), self.read_file)
 
     def full_size(self) -> tf.data.Dataset:
-        """The names of the full-size PNG files, shuffled."""
-        files = sorted(str(p) for p in (self.folder / "full-size").iterdir())
-        return tf.data.Dataset.from_tensor_slices(files).shuffle(len(files))
+        """The names of the full-size PNG files with their labels, int8 (findings,), shuffled."""
+        files, labels = full_size_images(self.folder)
+        names = [str(file) for file in files]
+        return tf.data.Dataset.from_tensor_slices((names, labels)).shuffle(len(files))
 
-    def decode_file(self, path: tf.Tensor) -> tf.Tensor:
-        """The uint8 image (size, size, 1) of a full-size PNG file."""
-        image = tf.io.decode_png(tf.io.read_file(path), 1)
-        return tf.cast(tf.image.resize(image, self.shape[:2], method="area"), tf.uint8)
+    def read_file(self, path: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Image and labels of a full-size PNG file."""
+        return self.shrunken(tf.io.read_file(path)), labels
+
+    def shrunken(self, content: tf.Tensor) -> tf.Tensor:
+        """The uint8 image (size, size, 1) of a full-size PNG, by area as ingest does it."""
+        image = tf.io.decode_png(content, 1)
+        shrunken = tf.image.resize(image, self.shape[:2], method="area")
+        return tf.cast(tf.round(shrunken), tf.uint8)
 
 
 WAYS = ("chexspark", "pyarrow_loop", "tfrecord_raw", "make_batch_reader", "tfrecord_png",
         "make_reader", "make_reader_png", "full_size_tuned", "full_size_naive")  # fmt: skip
-
-
-def images_in(batch: Any) -> int:
-    """Real images of a batch of any of the ways."""
-    weights = getattr(batch, "weights", None)
-    return len(batch[0]) if weights is None else int(np.sum(weights))
 
 
 def measure(ways: Ways, name: str, seconds: float) -> tuple[int, float]:
@@ -179,51 +223,25 @@ def measure(ways: Ways, name: str, seconds: float) -> tuple[int, float]:
     return images, time.perf_counter() - started
 
 
-def again_and_again(ways: Ways) -> Generator[StepInputs, None, None]:
-    """The batches of a training of as many epochs as are asked for."""
-    while True:
-        yield from ways.planned(ways.reader)
-
-
-def waiting_while_training(ways: Ways, steps: int) -> tuple[float, float]:
-    """Share of the time of `steps` training steps of DenseNet-121 that waits for input; seconds."""
-    import tf_keras as keras
-
-    from chexspark.models import build_model
-    from chexspark.training.ring import Alone
-    from chexspark.training.step import Steps
-
-    model = build_model("densenet121", ways.size, ways.findings)
-    step = Steps(model, keras.optimizers.legacy.Adam(1e-3), ways.batch, Alone())
-    batches = again_and_again(ways)
-    step.train(next(batches))  # compiles
-    waited, started = 0.0, time.perf_counter()
-    for _ in range(steps):
-        asked = time.perf_counter()
-        inputs = next(batches)
-        waited += time.perf_counter() - asked
-        step.train(inputs)
-    seconds = time.perf_counter() - started
-    batches.close()
-    return waited / seconds, seconds
+def waiting_while_training(ways: Ways, steps: int) -> float:
+    """Share of the time of `steps` training steps of DenseNet-121 that waits for input."""
+    step = compiled_steps("densenet121", ways.size, ways.findings, ways.batch)
+    with contextlib.closing(again_and_again(ways.chexspark, ways.batch)) as batches:
+        fed = train_fed(step, batches, steps)
+    return fed.waited / fed.seconds
 
 
 def main(folder: str, batch: str, rounds: str, seconds: str, steps: str) -> None:
-    # Libraries print too: results go to where standard output was, all else to standard error.
-    """Measure all ways and write a line of JSON for each to standard output."""
-    results = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    """Measure all ways and tell what was found."""
+    results = Results()
     pa.set_memory_pool(pa.system_memory_pool())  # as on a rank; the bare loop gains most
     ways = Ways(folder, int(batch))
     for number in range(-1, int(rounds)):  # round −1 warms up
         for name in WAYS:
             images, took = measure(ways, name, float(seconds) if number >= 0 else 0.0)
             if number >= 0:
-                line = {"way": name, "round": number, "images": images, "seconds": took}
-                print(json.dumps(line), file=results)
-    share, took = waiting_while_training(ways, int(steps))
-    line = {"way": "training", "waiting": share, "seconds": took}
-    print(json.dumps(line), file=results)
+                results.tell(way=name, round=number, images=images, seconds=took)
+    results.tell(way="training", waiting=waiting_while_training(ways, int(steps)))
 
 
 if __name__ == "__main__":

@@ -3,21 +3,16 @@
 In: images. Out: rates to TensorFlow, and the share of a training's time that waits for input.
 """
 
-import json
 import math
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import TypedDict
 
 from chexspark.benchmark.chart import rates_chart
 from chexspark.benchmark.reader_data import make_forms
+from chexspark.benchmark.results import measurements
 from chexspark.benchmark.suite import Measured, Work
 from chexspark.cluster.launch import ENVIRONMENT
-from chexspark.errors import RunFailedError
 from chexspark.progress import ProgressLine
 
 ROUNDS, ROUND_SECONDS, TRAINING_STEPS = 3, 3.0, 6
@@ -56,19 +51,11 @@ def measure_readers(work: Work) -> Measured:
 def run_readers(folder: Path) -> ReaderRates:
     """Run the ways in a process of their own. Raises RunFailedError with its last words."""
     arguments = [folder, BATCH, ROUNDS, ROUND_SECONDS, TRAINING_STEPS]
-    command = [sys.executable, "-m", "chexspark.benchmark.readers", *map(str, arguments)]
     rates: dict[str, list[float]] = {way: [] for way in READER_WAYS}
     waiting = math.nan
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | ENVIRONMENT
-        ) as process,
-        ProgressLine() as line,
-    ):
+    with ProgressLine() as line:
         line.show("warming up")
-        for text in process.stdout or ():
-            found = json.loads(text)
+        for found in measurements("chexspark.benchmark.readers", arguments, ENVIRONMENT):
             if found["way"] == "training":
                 waiting = found["waiting"]
                 continue
@@ -78,9 +65,6 @@ def run_readers(folder: Path) -> ReaderRates:
                 f"round {found['round'] + 1} of {ROUNDS}: "
                 f"{READER_WAYS[found['way']]}: {rate:,.0f} images/s"
             )
-        if process.wait():
-            errors.seek(0)
-            raise RunFailedError(f"the benchmark stopped:\n{errors.read()[-2000:]}")
     return {
         "images_per_second": {way: statistics.median(values) for way, values in rates.items()},
         "rounds": rates,
