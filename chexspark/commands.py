@@ -101,7 +101,7 @@ COMMANDS = {
         "chexspark.benchmark.job:benchmark",
         config.BenchmarkConfig,
         "Measure chexspark beside its alternatives, on this machine, in one run.",
-        ("--suite reader|train|start --out FOLDER [--images FOLDER]",),
+        ("--suite scaling|distribution|pipelines|reader|train|start --out FOLDER",),
         extras=("train", "report"),
     ),
     "phantom": Command(

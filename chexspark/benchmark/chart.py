@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 STYLE: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
          "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
 OURS, THEIRS, PUBLISHED, INK = "#2f7ed8", "#9aa5b1", "#d9772b", "#333c46"
+COLOURS = (OURS, PUBLISHED, "#3a9a6b")  # of groups
 WAITING = 0.35  # opacity of what waiting costs
 
 
@@ -57,8 +58,28 @@ def rates_chart(rates: dict[str, float], title: str) -> str:
         return svg_of(figure)
 
 
+def grouped_chart(rates: dict[str, dict[int, float]], title: str, of: str) -> str:
+    """Upright bars in groups, one per number; `rates`: by the names of the bars, then by number; `of`: what is numbered."""
+    numbers = sorted({number for each in rates.values() for number in each})
+    width = 0.8 / len(rates)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(5.0, 1.2 + 0.8 * len(rates) * len(numbers)), 3.6))
+        axes = figure.subplots()
+        for index, ((name, each), colour) in enumerate(zip(rates.items(), COLOURS, strict=False)):
+            shift = width * (index - (len(rates) - 1) / 2)
+            places = [numbers.index(number) + shift for number in each]
+            bars = axes.bar(places, list(each.values()), width * 0.92, color=colour, label=name)
+            axes.bar_label(bars, fmt="{:,.1f}", padding=2, fontsize=9)
+        axes.set_xticks(range(len(numbers)), [f"{number}" for number in numbers])
+        axes.set_xlabel(of)
+        axes.margins(y=0.12)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.legend(frameon=False, ncols=len(rates), loc="upper left", bbox_to_anchor=(0, -0.18))
+        return svg_of(figure)
+
+
 def svg_of(figure: Figure) -> str:
-    """The figure as SVG text."""
+    """The figure as a file's content."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return buffer.getvalue()

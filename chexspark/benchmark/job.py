@@ -18,6 +18,7 @@ import psutil
 from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
+from chexspark.benchmark.distribution import measure_distribution
 from chexspark.benchmark.pipelines import measure_pipelines
 from chexspark.benchmark.reading import measure_readers
 from chexspark.benchmark.scaling import measure_scaling
@@ -46,6 +47,7 @@ SUITES = {
     "start": Suite(measure_job_start, 800, 64),
     "scaling": Suite(measure_scaling, 1200, 64),
     "pipelines": Suite(measure_pipelines, 128, 224),
+    "distribution": Suite(measure_distribution, 128, 64),
 }
 
 

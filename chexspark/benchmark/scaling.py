@@ -50,7 +50,7 @@ BEYOND = (2, 4, 8)  # times the most ranks that are measured: what is forecast t
 
 
 def measure_scaling(work: Work) -> Measured:
-    """The suite ``scaling``."""
+    """The suite ``scaling``. Raises UserError for what the user can mend, before anything is trained."""
     config = work.config
     numbers = numbers_of_ranks(work.spark, config.ranks)
     out = locate(config.out)
