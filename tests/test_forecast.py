@@ -136,7 +136,7 @@ def test_advice_says_what_would_help_and_nothing_else():
     (line,) = said(good, (2, 4), synchronised)
     assert line.startswith("what --sync-batch-norm sends")
     far = dataclasses.replace(TWO, ready=(0.5, 0.6), byte=0.0001, latency=0.1)
-    assert any("--fusion-mb 64 would" in line for line in said(far, (16,)))
+    assert any("--fusion-mb=64 would" in line for line in said(far, (16,)))
     given = dataclasses.replace(RECIPE, fusion_mb=8)
     assert not any("--fusion-mb" in line for line in said(far, (16,), given))
     slow_input = dataclasses.replace(good, input=1.5)

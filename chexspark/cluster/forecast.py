@@ -232,7 +232,7 @@ def advice(
         fused = forecast(found, most.ranks, sizes, fusion=FUSION_MB << 20)
         if fused.images_per_second > CLEARLY * most.images_per_second:
             lines.append(
-                f"--fusion-mb {FUSION_MB} would sum messages together that wait for each other: "
+                f"--fusion-mb={FUSION_MB} would sum messages together that wait for each other: "
                 f"{fused.images_per_second:,.1f} images/s at {most.ranks} ranks"
             )
     if found.half:
