@@ -20,7 +20,6 @@ from chexspark.benchmark.exchange import (
     summed,
 )
 from chexspark.benchmark.job import benchmark
-from chexspark.benchmark.rank_numbers import numbers_of_ranks, powers_of_two
 from chexspark.benchmark.shared_work import Shared
 from chexspark.benchmark.shuffle_tasks import Part, update_slice
 from chexspark.config import BenchmarkConfig
@@ -113,14 +112,6 @@ def test_a_slice_moves_against_the_sum_of_its_gradients_and_goes_to_all(tmp_path
     for _, (_, values) in found:
         np.testing.assert_allclose(values, [10 - 0.01 * 4, 20 - 0.01 * 3], rtol=1e-7)
     assert [(each.step, each.rank, each.loss) for each in told] == [(4, 1, None)]
-
-
-def test_numbers_of_ranks(spark):
-    assert numbers_of_ranks(spark, ()) == [1, 2]
-    assert numbers_of_ranks(spark, (2, 1, 2)) == [2, 1]
-    assert powers_of_two(11) == [1, 2, 4, 8]
-    with pytest.raises(UserError, match=r"--ranks has 3, but Spark has 2 task slots: .*local\[3\]"):
-        numbers_of_ranks(spark, (1, 3))
 
 
 def test_too_few_images_are_refused():

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from chexspark.benchmark.job import benchmark
-from chexspark.benchmark.scaling import numbers_of_ranks
+from chexspark.benchmark.rank_numbers import numbers_of_ranks
 from chexspark.benchmark.scaling_page import scaling_page
 from chexspark.benchmark.scaling_rows import Training, curves, rows_of, scaling_text, trainings
 from chexspark.benchmark.training import split_text
@@ -106,11 +106,12 @@ class Slots:
     [(1, (), [1]), (2, (), [1, 2]), (4, (), [1, 2, 4]), (6, (), [1, 2, 4, 6]), (6, (3, 1, 3), [1, 3])],
 )  # fmt: skip
 def test_numbers_of_ranks_are_doubled_up_to_all_slots(monkeypatch, slots, given, expected):
-    monkeypatch.setattr("chexspark.benchmark.scaling.check_ranks", Slots(slots))
+    monkeypatch.setattr("chexspark.benchmark.rank_numbers.check_ranks", Slots(slots))
     assert numbers_of_ranks(None, given) == expected
 
 
 def test_more_ranks_than_slots_are_refused(spark):
+    assert numbers_of_ranks(spark, ()) == [1, 2]
     with pytest.raises(
         UserError, match=r"^--ranks is 64, but Spark has .*: lower --ranks, or give Spark more"
     ):

@@ -12,12 +12,12 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
+from chexspark.benchmark.rank_numbers import numbers_of_ranks
 from chexspark.benchmark.scaling_page import scaling_page
 from chexspark.benchmark.scaling_rows import (
     SCALINGS,
@@ -31,7 +31,6 @@ from chexspark.benchmark.suite import Measured, Work
 from chexspark.benchmark.training import split_text
 from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.job import train
-from chexspark.cluster.slots import check_ranks
 from chexspark.errors import UserError
 from chexspark.ingestion.job import ingest
 from chexspark.phantom import write_release
@@ -95,15 +94,6 @@ class Notes:
         """Keep a value."""
         self.values[name] = value
         self.place.write_text(json.dumps(self.values))
-
-
-def numbers_of_ranks(spark: SparkSession, given: Sequence[int]) -> list[int]:
-    """Which numbers are measured, fewest first. Raises UserError where Spark has not the slots."""
-    if given:
-        check_ranks(spark, max(given), setting="--ranks")
-        return sorted(set(given))
-    slots = check_ranks(spark, None, setting="--ranks")
-    return sorted({2**power for power in range(slots.bit_length())} | {slots})
 
 
 def make_data(spark: SparkSession, out: Location, count: int, size: int) -> str:
