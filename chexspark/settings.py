@@ -23,7 +23,7 @@ class Frame(Protocol):
 def setting(help: str, group: str, default: Any = REQUIRED, **rules: Any) -> Any:
     """Declare a field.
 
-    `rules`: empty (a text may be); function (and so no flag); minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
+    `rules`: empty (a text may be, or one of several); function (and so no flag); minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
     listed (several may stand in one text, with commas between them);
     formerly (its old name, which is answered with the new one); only_with (another setting → the values
     of it under which this one has an effect); not_with (other settings that contradict it).
@@ -178,7 +178,8 @@ def check_value(field: dataclasses.Field, value: Any, name: str | None = None) -
         if not value and field.default != ():
             raise UserError(f"{name} is empty: {rules['help']}")
         for one in value:
-            if not isinstance(one, kind) or isinstance(one, bool) or one == "":
+            blank = one == "" and not rules.get("empty")
+            if not isinstance(one, kind) or isinstance(one, bool) or blank:
                 raise UserError(f"{name} has {one!r}: {rules['help']}")
             if "minimum" in rules and not one >= rules["minimum"]:
                 raise UserError(f"{name} has {one}, but must be at least {rules['minimum']}")

@@ -9,14 +9,11 @@ import numpy as np
 import tf_keras as keras
 
 from chexspark.models import LOGITS
+from chexspark.models.normalisation import CAFFE, TORCH
+
+__all__ = ["CAFFE", "TORCH", "gray_input", "with_logits"]
 
 KerasTensor: TypeAlias = Any  # what layers take and give; tf_keras does not say its own type
-# Each pixel of 0 to 255 becomes three channels, scale × pixel + offset, as a set of published
-# weights expects. TORCH: ImageNet's mean and standard deviation per channel (RGB, 0–1). CAFFE:
-# ImageNet's mean taken off, blue first, without scaling.
-MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-TORCH = (1 / (255 * DEVIATION), -MEAN / DEVIATION)
-CAFFE = (np.ones(3), -np.array([103.939, 116.779, 123.68]))
 
 
 def gray_input(

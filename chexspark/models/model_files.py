@@ -12,11 +12,13 @@ the model count as its own.
 import contextlib
 import io
 import json
+import lzma
 import posixpath
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from typing import IO, Any
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, Protocol
 
 import h5py
 import numpy as np
@@ -30,10 +32,23 @@ MOST_CONFIG = 32 << 20  # bytes
 MOST_DEPTH = 4  # models within models
 MOST_GROUPS = 30  # of HDF5, within each other
 UNDRAWN = ("dtype", "build_config", "compile_config", "registered_name", "module")
-# What HDF5, JSON and ZIP raise for damage.
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError,
-          MemoryError, zipfile.BadZipFile)  # fmt: skip
-Arrays = Mapping[str, list[h5py.Dataset]]  # a layer's plain name → its arrays, in Keras's order
+# What HDF5, JSON, pickles and ZIP raise for damage.
+DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, RecursionError,
+          MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)  # fmt: skip
+
+
+class Array(Protocol):
+    """An array in a file: a dataset of HDF5, a tensor of PyTorch; numpy reads it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Known before it is read."""
+
+    def __array__(self, dtype: Any = None) -> np.ndarray:
+        """The numbers, of `shape`."""
+
+
+Arrays = Mapping[str, Sequence[Array]]  # a layer's plain name → its arrays, in Keras's order
 
 
 class LambdaError(ValueError):
@@ -247,7 +262,7 @@ def shapes_of(arrays: Arrays) -> dict[str, list[tuple[int, ...]]]:
     return {name: [array.shape for array in each] for name, each in arrays.items() if each}
 
 
-def values_of(arrays: list[h5py.Dataset]) -> list[np.ndarray]:
+def values_of(arrays: Sequence[Array]) -> list[np.ndarray]:
     """The arrays of a layer, read: each of the shape that `shapes_of` tells. Raises ValueError for one with
     what is no number."""
     values = [np.asarray(array) for array in arrays]

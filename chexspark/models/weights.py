@@ -1,14 +1,14 @@
 """Weights to start from, and a trained model filled with its own. Driver and ranks; Spark tasks.
 
 In: a path. It leads to weights of Keras applications (ImageNet's, say), to a whole model that Keras saved,
-or to a model that chexspark trained: a run, whose best model is taken, or a ``.keras`` file. All are read as
-data (`model_files`): layers by their names, in either spelling of Keras, and their shapes. Out: a model with
-these weights, and one line that says what was taken.
+to a DenseNet-121 of PyTorch (`torch_densenet`), or to a model that chexspark trained: a run, whose best model is
+taken, or a ``.keras`` file. All are read as data (`model_files`, `torch_files`): layers by their names, in either
+spelling of Keras, and their shapes. Out: a model with these weights, and one line that says what was taken.
 
 The first layers must fit: those that start fresh are the network's last. The logits are taken by finding,
 from a file that says its findings (or lies in a run that does), or from the last dense layer of another, where
 the user says which they are (CheXNet-Keras's, say). The images are to be normalised as the network does it
-(`input_output`): DenseNet-121 by ImageNet's mean and deviation, as CheXNet-Keras too.
+(`normalisation`): DenseNet-121 by ImageNet's mean and deviation, as CheXNet-Keras too.
 """
 
 import contextlib
@@ -37,6 +37,15 @@ from chexspark.models.model_files import (
     values_of,
     weights_of,
 )
+from chexspark.models.torch_densenet import NETWORK as DENSENET
+from chexspark.models.torch_densenet import densenet_arrays
+from chexspark.models.torch_files import (
+    LEGACY_MARK,
+    SAFETENSORS,
+    Tensors,
+    is_torch_file,
+    opened_tensors,
+)
 from chexspark.run.best import model_findings
 from chexspark.run.folder import RunFolder, run_of_model
 from chexspark.run.lineage import read_lineage
@@ -56,6 +65,13 @@ class Plan(NamedTuple):
     findings: tuple[str, ...] | None  # of `head`, in order; None: not known
 
 
+class Source(NamedTuple):
+    """What a file has, while it is open."""
+
+    arrays: Arrays
+    kind: str = ""  # what is to be said of it
+
+
 def check_weights(name: str, uri: str) -> None:
     """Raise UserError unless network `name` may start from `uri`, as far as this is cheap to know."""
     place = find_weights(name, uri)
@@ -67,8 +83,8 @@ def check_weights(name: str, uri: str) -> None:
 def check_fits(name: str, uri: str, layers: Layers, given: Sequence[str] = ()) -> None:
     """Raise UserError unless the file at `uri` fits the layers of network `name`. `given`: as for `plan_of`."""
     place = find_weights(name, uri)
-    with reading(place, name) as arrays:
-        plan_of(place, name, layers, shapes_of(arrays), given)
+    with reading(place, name) as source:
+        plan_of(place, name, layers, shapes_of(source.arrays), given)
 
 
 def find_weights(name: str, uri: str) -> Location:
@@ -80,11 +96,18 @@ def find_weights(name: str, uri: str) -> Location:
             raise UserError(f"--weights={run}: this folder is not a run with a best/model.keras")
     if not place.is_file():
         raise UserError(f"--weights={place}: there is no such file or run{imagenet_of(name)}")
-    if not place.read_bytes(len(HDF5_MARK)).startswith((HDF5_MARK, ZIP_MARK)):
+    marks = (HDF5_MARK, ZIP_MARK, LEGACY_MARK)
+    if not place.read_bytes(max(map(len, marks))).startswith(marks) and not is_safe(place):
         raise UserError(
-            f"--weights={place} is not an HDF5 file of Keras weights, and no .keras file either"
+            f"--weights={place} is not an HDF5 file of Keras weights, and no .keras file either, nor one of PyTorch "
+            "(.pth, .pt, .safetensors)"
         )
     return place
+
+
+def is_safe(place: Location) -> bool:
+    """Whether a file is called as safetensors are, which have no mark."""
+    return place.path.endswith(SAFETENSORS)
 
 
 def imagenet_of(name: str) -> str:
@@ -94,18 +117,32 @@ def imagenet_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def reading(place: Location, name: str) -> Iterator[Arrays]:
-    """The arrays of a file, while it is open. Raises UserError for damage, and for a layer with code."""
+def reading(place: Location, name: str) -> Iterator[Source]:
+    """What a file has for network `name`, while it is open. Raises UserError for damage, and for a layer with code."""
+    what = "a Keras model"
     try:
-        with place.filesystem.open_input_file(place.path) as file, opened_arrays(file) as arrays:
-            yield arrays
+        with place.filesystem.open_input_file(place.path) as file:
+            if is_torch_file(file, place.path):
+                what = f"a file of PyTorch with a {DENSENET}"
+                with opened_tensors(file) as tensors:
+                    yield torch_source(place, name, tensors)
+            else:
+                with opened_arrays(file) as arrays:
+                    yield Source(arrays)
     except LambdaError as error:
         raise UserError(f"--weights={place}: {error}; only models without are taken") from error
     except DAMAGE as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--weights={place} is damaged, or not a Keras model ({reason}){imagenet_of(name)}"
+            f"--weights={place} is damaged, or not {what} ({reason}){imagenet_of(name)}"
         ) from error
+
+
+def torch_source(place: Location, name: str, tensors: Tensors) -> Source:
+    """The layers in a file of PyTorch. Raises UserError for another network, and ValueError for damage."""
+    if name != DENSENET:
+        raise UserError(f"--weights={place}: of PyTorch {DENSENET} is taken, and no {name}")
+    return Source(*densenet_arrays(tensors))
 
 
 def findings_of(place: Location) -> tuple[str, ...] | None:
@@ -174,14 +211,15 @@ def load_weights(
     damaged, or of another network.
     """
     place = find_weights(name, uri)
-    with reading(place, name) as arrays:
-        plan = plan_of(place, name, layers_of(model), shapes_of(arrays), given)
+    with reading(place, name) as source:
+        plan = plan_of(place, name, layers_of(model), shapes_of(source.arrays), given)
         own = named_layers(model)
-        for layer, source in plan.layers.items():
-            own[layer].set_weights(values_of(arrays[source]))
-        taken = take_logits(model, arrays, findings, plan) if plan.head else []
+        for layer, there in plan.layers.items():
+            own[layer].set_weights(values_of(source.arrays[there]))
+        taken = take_logits(model, source.arrays, findings, plan) if plan.head else []
     fresh = [n for n, _ in layers_of(model) if n != LOGITS and n not in plan.layers]
-    return what_was_taken(model, place, fresh, findings, taken, plan.findings is not None)
+    where = f"{place} ({source.kind})" if source.kind else str(place)
+    return what_was_taken(model, where, fresh, findings, taken, plan.findings is not None)
 
 
 def layers_of(model: Any) -> list[tuple[str, Shapes]]:
@@ -219,7 +257,7 @@ def take_logits(model: Any, arrays: Arrays, findings: Sequence[str], plan: Plan)
 
 def what_was_taken(
     model: Any,
-    place: Location,
+    place: str,
     fresh: list[str],
     findings: Sequence[str],
     taken: list[str],
