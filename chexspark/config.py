@@ -167,9 +167,10 @@ class TrainConfig:
         "the network, by its name; or one of your own, package.module:function, which takes the size of the "
         "images and the number of findings and returns a Keras model of logits", "model", "densenet121")  # fmt: skip
     weights: str | None = setting(
-        "ImageNet weights, a file of Keras applications; or another .keras or .h5 file of this network; or for "
-        "densenet121 a .pth, .pt or .safetensors file of PyTorch; or a run, or its .keras file, of an earlier training",
-        "model", None, path=True)  # fmt: skip
+        "what to start from: imagenet, once its file was given; a file of Keras applications; another .keras or .h5 "
+        "file of this network; for densenet121 a .pth, .pt or .safetensors file of PyTorch; a run, or its .keras file, "
+        "of an earlier training; or none, which is random weights", "model", None, path=True,
+        words=("imagenet", "none"))  # fmt: skip
     weights_findings: tuple[str, ...] = setting(
         "the findings of the outputs of --weights, A,B,,C,…, in order, blank where one has none, for a file of others "
         "that does not say them; then its last layer is taken too, by their names", "model", (), listed=True,

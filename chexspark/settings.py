@@ -23,7 +23,7 @@ class Frame(Protocol):
 def setting(help: str, group: str, default: Any = REQUIRED, **rules: Any) -> Any:
     """Declare a field.
 
-    `rules`: empty (a text may be, or one of several); function (and so no flag); minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute);
+    `rules`: empty (a text may be, or one of several); function (and so no flag); minimum, maximum, above (exclusive); choices; frame (or a DataFrame); path (made absolute); words (that are no paths);
     listed (several may stand in one text, with commas between them);
     formerly (its old name, which is answered with the new one); only_with (another setting → the values
     of it under which this one has an effect); not_with (other settings that contradict it).
@@ -146,7 +146,8 @@ def whole(field: dataclasses.Field, value: Any) -> Any:
         return value
     if isinstance(value, tuple):
         return tuple(map(absolute, value))
-    return absolute(value) if isinstance(value, str) else value
+    is_path = isinstance(value, str) and value not in field.metadata.get("words", ())
+    return absolute(value) if is_path else value
 
 
 def as_integer(text: str) -> int | str:

@@ -28,7 +28,8 @@ from chexspark.lock import Lock
 from chexspark.models import LOGITS, MINIMUM_SIZE
 from chexspark.models.cost import NetworkCost, ToCount, counted_in_background
 from chexspark.models.custom import find_network
-from chexspark.models.weights import check_fits, check_weights
+from chexspark.models.imagenet import IMAGENET, RANDOM, put_into, take_out
+from chexspark.models.weights import check_fits, check_weights, start_of
 from chexspark.progress import ProgressLine
 from chexspark.run.best import best_learning_rate, settle
 from chexspark.run.checkpoint import moment_of
@@ -116,8 +117,8 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
         schedule = make_schedule(settings, settings.steps_per_epoch(images))
         at = moment_of(before.state) if before else None
         log.info(describe(settings, manifest, num_proc, at))
-        if config.weights:
-            check_fits(config.model, config.weights, cost()["layers"], config.weights_findings)
+        if start := start_of(config.model, config.weights, run):
+            check_fits(config.model, start, cost()["layers"], config.weights_findings)
         if config.dry_run or session is None:
             log.info(plan_text(settings, manifest, schedule, cost()))
             if not config.at or session is None:
@@ -132,9 +133,13 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
             settings = settled(settings, found)
             if config.at:
                 environment = horovod_settings(config.fusion_mb, config.autotune, False)
-                rows = advise(session, settings, manifest, num_proc, config.at, environment)
+                fresh = dataclasses.replace(settings.config, weights=None)
+                measured = dataclasses.replace(settings, config=fresh)
+                rows = advise(session, measured, manifest, num_proc, config.at, environment)
                 return history_of(run, pd.DataFrame(map(dataclasses.asdict, rows)))
             write_settings(run, settings)
+            if config.weights == IMAGENET:
+                put_into(run, config.model)
             timings.end(PLACES)
             if server is None:
                 run_to_the_end(session, settings, num_proc, lock, timings, functions)
@@ -143,6 +148,8 @@ def train(spark: SparkSession | None, config: TrainConfig) -> History:
                 with tracking.working():
                     told = [lambda epoch: tracking.take(epoch.row), *functions]
                     run_to_the_end(session, settings, num_proc, lock, timings, told)
+    if (last := last_checkpoint(run)) and last.state["finished"]:
+        take_out(run)
     if config.timings:
         log.info(str(timings))
     return tell_best(run)
@@ -323,8 +330,10 @@ def check_inputs(
             f"--batch-size={config.batch_size} cannot be worked through in equal parts: "
             f"--accumulate={config.accumulate} does not divide it"
         )
-    if config.weights:
-        check_weights(config.model, config.weights)
+    if config.weights == RANDOM:
+        config = dataclasses.replace(config, weights=None)
+    if start := start_of(config.model, config.weights, run):
+        check_weights(config.model, start)
     elif config.weights_findings:
         raise UserError("--weights-findings are of the outputs of --weights, which is missing")
     if config.learning_rate_from_weights:

@@ -49,7 +49,7 @@ from chexspark.ml.params import (
     with_params,
 )
 from chexspark.models.custom import find_network
-from chexspark.models.weights import check_weights
+from chexspark.models.weights import check_weights, start_of
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.mlflow_server import check_registered, find_server
 from chexspark.run.settings import earlier_settings, last_checkpoint
@@ -139,8 +139,8 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         find_network(config.model)
         callbacks_of(config)
         check_registered(config.registered_model, find_server())
-        if config.weights:
-            check_weights(config.model, config.weights)
+        if start := start_of(config.model, config.weights):
+            check_weights(config.model, start)
         names = tuple(self.label_columns())
         if names:
             labels = label_columns(dataset, names)

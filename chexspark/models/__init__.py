@@ -18,23 +18,53 @@ MINIMUM_SIZE = 32  # height and width in pixels that every network can take
 
 
 @dataclass(frozen=True)
+class Published:
+    """A file of ImageNet weights as it is published: `digest` is all of its MD5, or how its SHA-256 begins."""
+
+    folder: str
+    file: str
+    algorithm: str
+    digest: str
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        return f"{self.folder}/{self.file}"
+
+    @property
+    def digest_words(self) -> str:
+        """Its digest, for a message."""
+        return f"MD5 {self.digest}" if self.algorithm == "md5" else f"SHA-256 {self.digest}…"
+
+
+@dataclass(frozen=True)
 class Network:
-    """Where a network is built, with which settings, and where its ImageNet weights are."""
+    """Where a network is built, with which settings, and which ImageNet weights of it are published."""
 
     module: str
     settings: dict[str, int] = field(default_factory=dict)
-    weights: str | None = None  # in the layout of Keras applications, without the top
+    imagenet: tuple[Published, ...] = ()
 
 
-GITHUB = "https://github.com/keras-team/keras-applications/releases/tag"
+def keras_file(folder: str, name: str, md5: str) -> Published:
+    """A file of Keras applications, without the top. `md5`: the `file_hash` in tf_keras's sources."""
+    file = f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    return Published(f"{GOOGLE}/{folder}", file, "md5", md5)
+
+
 GOOGLE = "https://storage.googleapis.com/tensorflow/keras-applications"
-NOTOP = "weights_tf_dim_ordering_tf_kernels_notop.h5"
+# tf_keras.src.applications: densenet.py, resnet.py (WEIGHTS_HASHES), vgg16.py.
+DENSENET121 = keras_file("densenet", "densenet121", "30ee3e1110167f948a6b9946edeeb738")
+RESNET50 = keras_file("resnet", "resnet50", "4d473c1dd8becc155b73f8504c6f6626")
+VGG16 = keras_file("vgg16", "vgg16", "6d6bbae143d832006294945121d1f1fc")
+# torchvision.models.DenseNet121_Weights; its file has the digits in its name.
+TORCHVISION = Published("https://download.pytorch.org/models", "densenet121-a639ec97.pth", "sha256", "a639ec97")  # fmt: skip
 
 MODELS = {
-    "densenet121": Network("densenet121", weights=f"densenet121_{NOTOP} from {GITHUB}/densenet"),
-    "resnet50": Network("resnet50", weights=f"{GOOGLE}/resnet/resnet50_{NOTOP}"),
+    "densenet121": Network("densenet121", imagenet=(DENSENET121, TORCHVISION)),
+    "resnet50": Network("resnet50", imagenet=(RESNET50,)),
     "resnet59": Network("resnet59"),
-    "vgg16": Network("vgg16", weights=f"{GOOGLE}/vgg16/vgg16_{NOTOP}"),
+    "vgg16": Network("vgg16", imagenet=(VGG16,)),
     "amoebanet-d-4-256": Network("amoebanet_d", {"normal_cells": 4, "filters": 256}),
     "amoebanet-d-2-512": Network("amoebanet_d", {"normal_cells": 2, "filters": 512}),
 }

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from chexspark.errors import RunFailedError, UserError, listed
 from chexspark.findings import find
-from chexspark.models import LOGITS, MODELS
+from chexspark.models import LOGITS
+from chexspark.models.imagenet import IMAGENET, RANDOM, imagenet_place, keep, words_of
 from chexspark.models.model_files import (
     DAMAGE,
     HDF5_MARK,
@@ -72,12 +73,26 @@ class Source(NamedTuple):
     kind: str = ""  # what is to be said of it
 
 
+def start_of(name: str, weights: str | None, run: RunFolder | None = None) -> str | None:
+    """The path of what ``--weights`` means for network `name` in a `run`; None for random weights.
+
+    Raises UserError where ImageNet's are meant, and not here.
+    """
+    if weights == IMAGENET:
+        return str(imagenet_place(name, run))
+    return None if weights == RANDOM else weights
+
+
 def check_weights(name: str, uri: str) -> None:
-    """Raise UserError unless network `name` may start from `uri`, as far as this is cheap to know."""
+    """Raise UserError unless network `name` may start from `uri`, as far as this is cheap to know.
+
+    ImageNet's weights are kept for the next time.
+    """
     place = find_weights(name, uri)
     with reading(place, name):
         pass
     findings_of(place)
+    keep(name, place)
 
 
 def check_fits(name: str, uri: str, layers: Layers, given: Sequence[str] = ()) -> None:
@@ -112,8 +127,8 @@ def is_safe(place: Location) -> bool:
 
 def imagenet_of(name: str) -> str:
     """Where a network's ImageNet weights are, to end a message with; nothing where there are none."""
-    imagenet = MODELS[name].weights if name in MODELS else None
-    return f"; {name}'s ImageNet weights are {imagenet}" if imagenet else ""
+    words = words_of(name)
+    return f"; {name}'s ImageNet weights are {words}" if words else ""
 
 
 @contextlib.contextmanager

@@ -53,6 +53,11 @@ class RunFolder:
         return self.place / "history"
 
     @property
+    def start_weights(self) -> Location:
+        """The ImageNet weights that it starts from, for its ranks, until it is finished."""
+        return self.place / "start-weights"
+
+    @property
     def checkpoints(self) -> Location:
         """The folder of the last checkpoints: `checkpoint`."""
         return self.place / "checkpoints"

@@ -13,7 +13,8 @@ from chexspark.config import TrainConfig
 from chexspark.data.augmentation import Augmentation
 from chexspark.data.plan import RankFacts
 from chexspark.models import build_model
-from chexspark.models.weights import load_weights
+from chexspark.models.weights import load_weights, start_of
+from chexspark.run.folder import run_folder
 from chexspark.run.resolved import ResolvedTraining
 from chexspark.store.manifest import Manifest
 from chexspark.training.batch_norm import synchronised
@@ -34,11 +35,10 @@ def make_model(
     keras.mixed_precision.set_global_policy(config.policy)
     keras.utils.set_random_seed(config.seed)
     model = build_model(config.model, size, len(findings), code)
-    if not config.weights:
+    start = start_of(config.model, config.weights, run_folder(config.run))
+    if not start:
         return model, ""
-    return model, load_weights(
-        model, config.model, config.weights, findings, config.weights_findings
-    )
+    return model, load_weights(model, config.model, start, findings, config.weights_findings)
 
 
 def make_network(
