@@ -350,7 +350,7 @@ demo() {
   submit jobs/ingest.py --images demo/nih/images --labels demo/nih/Data_Entry_2017.csv \
     --boxes demo/nih/BBox_List_2017.csv --out demo/store --size 64
   say "3/5 train"
-  submit jobs/train.py --data demo/store --run demo/run --recipe chexnet --epochs 3 --num-proc 2
+  submit jobs/train.py --data demo/store --run demo/run --recipe chexnet --weights none --epochs 3 --num-proc 2
   say "4/5 evaluate"
   submit jobs/evaluate.py --data demo/store --run demo/run
   say "5/5 report"

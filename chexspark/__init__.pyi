@@ -156,6 +156,7 @@ def train(
     weights: str | None = ...,
     weights_findings: str | Sequence[str] = ...,
     freeze_epochs: int = ...,
+    recipe: str | None = ...,
     epochs: int = ...,
     batch_size: int = ...,
     accumulate: int = ...,
@@ -206,5 +207,4 @@ def train(
     timings: bool = ...,
     trace: int | None = ...,
     threads: int | None = ...,
-    recipe: str | None = None,
 ) -> History: ...

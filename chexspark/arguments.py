@@ -8,79 +8,23 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError, closest
 from chexspark.output import show_output
+from chexspark.recipe_files import read_recipe, recipe_names
 from chexspark.settings import (
     REQUIRED,
     build,
     changed,
     check_renamed,
-    check_value,
     flag,
     is_several,
     several,
     value_type,
     without_effect,
 )
-from chexspark.storage import Location, locate
-from chexspark.text_files import read_yaml
-
-RECIPES = Path(__file__).with_name("recipes")
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with chexspark, one experiment each."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def find_recipe(given: str) -> Location:
-    """The file of a recipe: `given` is the name of one of `recipe_names`, or a path.
-
-    Raises UserError when there is neither.
-    """
-    if given in recipe_names():
-        return locate(str(RECIPES / f"{given}.yaml"))
-    place = locate(given)
-    if not place.is_file():
-        raise UserError(
-            f"--recipe={given}: there is no such file, and no recipe of that name"
-            f"{closest(given, recipe_names())} (recipes: {', '.join(recipe_names())})"
-        )
-    return place
-
-
-def read_recipe(uri: str) -> dict[str, Any]:
-    """Read a YAML recipe, by name or path: settings of `TrainConfig`, but not where data and run are.
-
-    Raises UserError for one that is not there, or a setting that is none.
-    """
-    place = find_recipe(uri)
-    values = read_yaml(place, f"--recipe={uri}")
-    valid = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in ("data", "run")]
-    for name in values:
-        if name not in valid:
-            raise UserError(
-                f"--recipe={uri}: unknown setting {name!r}{closest(str(name), valid)} "
-                f"(valid: {', '.join(valid)})"
-            )
-    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    # YAML takes 1e-3, without a point, for a text.
-    values = {n: as_number(v) if value_type(fields[n]) is float else v for n, v in values.items()}
-    for name, value in values.items():
-        check_value(fields[name], value, f"--recipe={uri}: {name}")
-    return values
-
-
-def as_number(value: Any) -> Any:
-    """The float that a text spells, or the value itself."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -94,7 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
 def parse_command_line(
     config_class: type, description: str, arguments: list[str], program: str | None = None
 ) -> Any:
-    """Parse flags into a config; ``--recipe`` is there where the config is `TrainConfig`.
+    """Parse flags into a config.
 
     `program`: what --help calls the command. Raises UserError for a flag that is none, or its value.
     """
@@ -112,11 +56,10 @@ def parse_command_line(
         valid = [flag(f.name) for f in dataclasses.fields(config_class)]
         raise UserError(f"unknown option {unknown[0]}{closest(unknown[0], valid)} (see --help)")
     values = vars(parsed)
-    recipe = values.pop("recipe", None)
     for field in dataclasses.fields(config_class):
         if field.metadata.get("listed") and field.name in values:
             values[field.name] = [n for text in values[field.name] for n in several(field, text)]
-    return build(config_class, under(recipe, values))
+    return build(config_class, under(config_class, values))
 
 
 def add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
@@ -133,6 +76,8 @@ def add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
             default: Any = field.default
             default = " ".join(map(str, default)) if is_several(field) else default
             help_text += f" (default: {default})"
+        if field.name == "recipe":
+            help_text += f" ({', '.join(recipe_names())})"
         # Not argparse's `required`: a misspelled flag is to be named before a missing one.
         options = {"help": help_text + " (required)" * required}
         if value_type(field) is bool:
@@ -146,17 +91,12 @@ def add_settings(parser: argparse.ArgumentParser, config_class: type) -> None:
             options["metavar"] = None if options["choices"] else METAVARS[value_type(field)]
             options["nargs"] = "+" if is_several(field) else None
         groups[name].add_argument(flag(field.name), **options)
-    if config_class is TrainConfig:
-        groups["recipe"].add_argument(
-            "--recipe",
-            metavar="NAME",
-            help=f"{', '.join(recipe_names())}, or a YAML file of settings; flags go before it",
-        )
 
 
-def under(recipe: str | None, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` over those of a recipe, but for what has no effect in the recipe any more."""
-    below = read_recipe(recipe) if recipe else {}
+def under(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` over those of their recipe, if they name one, but for what has no effect in it any more."""
+    recipe = values.get("recipe") if config_class is TrainConfig else None
+    below = read_recipe(recipe) if recipe and isinstance(recipe, str) else {}
     lost = without_effect(TrainConfig, below, values)
     return {name: value for name, value in below.items() if name not in lost} | values
 
@@ -172,7 +112,7 @@ def takes(
     `spark`: whether it takes a session; without, ``function(config)`` is called as ``function(run=…)``.
     `frame`: it takes a DataFrame in the session's place. `connect`: it works through Spark Connect too.
     The signature and the docstring list the settings, for a notebook's completion and help. A ready
-    config in place of settings is taken as it is. For training, ``recipe=`` is a name or a file.
+    config in place of settings is taken as it is, without its recipe's settings.
     A call raises UserError for a setting that is none, or its value.
     """
 
@@ -180,8 +120,7 @@ def takes(
         def configured(config: Any, values: dict[str, Any]) -> Any:
             show_output()
             if config is None:
-                recipe = values.pop("recipe", None) if config_class is TrainConfig else None
-                return build(config_class, under(recipe, values))
+                return build(config_class, under(config_class, values))
             given = {f.name: getattr(config, f.name) for f in changed(config)}
             return build(config_class, given)
 
@@ -232,8 +171,6 @@ def takes(
             )
             for f in fields
         ]  # fmt: skip
-        if config_class is TrainConfig:
-            parameters.append(inspect.Parameter("recipe", kind, default=None))
         if frame:
             parameters.insert(
                 0, inspect.Parameter("frame", inspect.Parameter.POSITIONAL_OR_KEYWORD)

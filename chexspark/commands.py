@@ -44,7 +44,7 @@ COMMANDS = {
         "chexspark.cluster.job:train",
         config.TrainConfig,
         "Train a CheXNet on a store, data-parallel, one rank per Spark task slot.",
-        ("--data STORE --run RUN [--recipe chexnet] [--num-proc N] [--weights FILE]",),
+        ("--data STORE --run RUN [--recipe chexnet] [--weights FILE] [--num-proc N]",),
         extras=("train",),
     ),
     "search": Command(

@@ -178,6 +178,8 @@ class TrainConfig:
     freeze_epochs: int = setting(
         "epochs at the start in which only the last layer is trained", "model", 0, minimum=0
     )
+    recipe: str | None = setting(
+        "a recipe by name, or a YAML file of settings; what is given beside it goes before it", "recipe", None)  # fmt: skip
     epochs: int = setting("times every training image is seen", "recipe", 10, minimum=1)
     batch_size: int = setting("images per rank and step", "recipe", 16, minimum=1)
     accumulate: int = setting(

@@ -40,7 +40,7 @@ def setting_types() -> dict[str, type]:
 
     classes = [each for each in vars(config).values() if dataclasses.is_dataclass(each)]
     fields = [field for each in classes for field in dataclasses.fields(each)]
-    return {field.name: value_type(field) for field in fields} | {"recipe": str}
+    return {field.name: value_type(field) for field in fields}
 
 
 class ChexsparkError(Exception):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from chexspark import ingest, train
-from chexspark.arguments import parse_command_line, read_recipe, recipe_names
+from chexspark.arguments import parse_command_line
 from chexspark.commands import COMMANDS
 from chexspark.config import (
     ExplainConfig,
@@ -15,7 +15,9 @@ from chexspark.config import (
     TrainConfig,
 )
 from chexspark.errors import UserError
+from chexspark.findings import FINDINGS
 from chexspark.models import MODELS
+from chexspark.recipe_files import Expected, read_expected, read_recipe, recipe_names
 from chexspark.settings import build
 
 NEEDED = ["--data", "d", "--run", "r"]
@@ -187,3 +189,22 @@ def test_the_recipes_are_those_of_the_papers():
         "aidoc-poc", "chexnet", "chexpert", "dell-gpu", "large-batch", "large-batch-lamb", "large-image",
         "surfsara-cyclic",
     }  # fmt: skip
+
+
+def test_a_recipe_says_what_it_expects(tmp_path):
+    assert read_expected("chexnet") == Expected(224, "imagenet", FINDINGS)
+    assert read_expected("surfsara-cyclic").weights == "run"
+    assert read_expected("large-batch") == Expected()
+    assert "expects" not in read_recipe("chexnet")
+    for text, message in (
+        ("[1]", r"expects must hold lines of image_size, weights, findings"),
+        ("{size: 3}", r"expects must hold lines of image_size, weights, findings"),
+        ("{image_size: big}", "image_size is 'big', and not a number of pixels"),
+        ("{weights: /x.h5}", "weights is '/x.h5', but must be one of imagenet, run"),
+        ("{findings: Mass}", "findings is no list"),
+        ("{findings: [Mass, Mass]}", "findings has Mass twice"),
+    ):
+        (tmp_path / "recipe.yaml").write_text(f"epochs: 3\nexpects: {text}\n")
+        for read in (read_recipe, read_expected):
+            with pytest.raises(UserError, match=message):
+                read(str(tmp_path / "recipe.yaml"))

@@ -303,7 +303,7 @@ def job(name, *flags):
         (["train", "--data", "{store}", "--run", "{new}", "--model", "densnet121"], "did you mean densenet121"),
         (["train", "--data", "{store}", "--run", "{new}", "--modle", "x"], "did you mean --model"),
         (["train", "--data", "{store}", "--run", "{new}", "--recipe", "{bad}"], "unknown setting 'epoch'"),
-        (["train", "--data", "{store}", "--run", "{new}", "--weights", "/no.h5"], "keras-applications/releases"),
+        (["train", "--data", "{store}", "--run", "{new}", "--weights", "/no.h5"], "keras-applications/densenet/"),
         (["train", "--data", "{store}", "--run", "{new}", "--weights", "{csv}"], "is not an HDF5 file"),
         (["evaluate", "--data", "{store}", "--run", "{new}"], "has no best/model.keras"),
         (["evaluate", "--data", "{store}", "--run", "{new}", "--split", "all"], "invalid choice: 'all'"),

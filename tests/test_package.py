@@ -195,7 +195,7 @@ def test_from_images_to_a_report_in_an_empty_folder(installed):
               "--out", "store", "--size", "32")  # fmt: skip
     script = installed("chexspark", "script").strip()
     installed("spark-submit", "--master", "local[1]", script, "train", "--data", "store", "--run", "run",
-              "--recipe", "chexnet", "--epochs", "1")  # fmt: skip
+              "--recipe", "chexnet", "--weights", "none", "--epochs", "1")  # fmt: skip
     installed("chexspark", "evaluate", "--data", "store", "--run", "run", "--bootstrap", "100")
     installed("chexspark", "report", "--run", "run")
     assert (installed.folder / "run/report.html").stat().st_size > 10_000

@@ -9,8 +9,8 @@ import pytest
 
 import chexspark
 import chexspark.ml
-from chexspark.arguments import recipe_names
 from chexspark.commands import COMMANDS
+from chexspark.recipe_files import recipe_names
 from chexspark.settings import flag
 
 ROOT = Path(__file__).parent.parent

@@ -26,6 +26,7 @@ from chexspark.tuning.study import Study
 
 SPACE = """
 recipe: chexnet
+weights: none
 epochs: 3
 model: vgg16
 learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
@@ -210,7 +211,9 @@ def test_trials_and_their_table_recipe_and_page(run_search, tmp_path):
     assert {s["num_proc"] for s in trials.settings} == {2}
     recipe = yaml.safe_load((tmp_path / "out/best.yaml").read_text())
     best = trials.settings[1]
-    assert recipe == {n: v for n, v in best.items() if n not in ("data", "run", "private")}
+    assert recipe == {
+        n: v for n, v in best.items() if n not in ("data", "run", "private", "recipe")
+    }
     page = (tmp_path / "out/search.html").read_text()
     assert "0.900" in page and page.count("<svg") == 3 and "trial 2, the best" in page
     chosen = {n: best[n] for n in ("learning_rate", "batch_size", "optimizer")}

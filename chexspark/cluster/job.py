@@ -18,6 +18,7 @@ from chexspark.cluster.diagnosis import data_faults
 from chexspark.cluster.doctor import Examination, examine, show
 from chexspark.cluster.launch import RanksLost, run_ranks
 from chexspark.cluster.precision import AUTO, precision_warnings, settle_precision
+from chexspark.cluster.recipe_check import check_start, differences
 from chexspark.cluster.slots import check_ranks, slots_again
 from chexspark.cluster.timings import END, GIVEN, PLACES, SPARK, Timings
 from chexspark.cluster.turn import turn
@@ -330,6 +331,11 @@ def check_inputs(
             f"--batch-size={config.batch_size} cannot be worked through in equal parts: "
             f"--accumulate={config.accumulate} does not divide it"
         )
+    earlier = earlier_settings(run)
+    if not earlier:
+        check_start(config)
+        for text in differences(config, manifest.image_size, manifest.findings):
+            log.warning("note: %s", spoken(text))
     if config.weights == RANDOM:
         config = dataclasses.replace(config, weights=None)
     if start := start_of(config.model, config.weights, run):
@@ -342,7 +348,6 @@ def check_inputs(
                 "--learning-rate-from-weights contradicts --learning-rate: leave one of them out"
             )
         config = dataclasses.replace(config, learning_rate=learning_rate_of(config.weights))
-    earlier = earlier_settings(run)
     if earlier:
         if config.precision == AUTO:
             config = dataclasses.replace(config, precision=earlier.config.precision)

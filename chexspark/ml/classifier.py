@@ -26,6 +26,7 @@ from pyspark.sql import DataFrame, SparkSession
 from chexspark.arguments import under
 from chexspark.cluster.callbacks import callbacks_of
 from chexspark.cluster.job import train
+from chexspark.cluster.recipe_check import check_start
 from chexspark.config import FrameConfig, TrainConfig
 from chexspark.errors import StoppedError, UserError
 from chexspark.evaluation.operating_points import operating_points
@@ -64,6 +65,7 @@ BESIDE = (
     "callbacks",
     "on_epoch",
     "registered_model",
+    "recipe",
 )  # settings that do not change what is trained
 LETTERS = 16  # of a digest, in the names of folders
 LOCKS: defaultdict[str, threading.Lock] = defaultdict(
@@ -78,7 +80,7 @@ IN_USE_LOCK = threading.Lock()  # of both
 class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, DefaultParamsWritable):
     """Trains a network that reads findings from chest X-rays, data-parallel, a rank per Spark task slot.
 
-        model = ChestXrayClassifier(labelCols=["Mass", "Edema"], patientCol="patient", recipe="chexnet").fit(df)
+        model = ChestXrayClassifier(labelCols=["Mass", "Edema"], patientCol="patient", recipe="chexnet", weights="imagenet").fit(df)
 
     The settings are those of ``chexspark ingest`` and ``chexspark train``, in camelCase.
     """
@@ -137,6 +139,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
         """Raise UserError for what can be known before any image is read."""
         config = self.training_config("store", "run")
         find_network(config.model)
+        check_start(config)
         callbacks_of(config)
         check_registered(config.registered_model, find_server())
         if start := start_of(config.model, config.weights):
@@ -198,7 +201,7 @@ class ChestXrayClassifier(Estimator, SettingParams, DefaultParamsReadable, Defau
 
     def training_config(self, store: str, run: str) -> TrainConfig:
         """The settings of training. Raises UserError for those that do not go together."""
-        values = under(self.value("recipe"), self.given(TRAINING))
+        values = under(TrainConfig, self.given(TRAINING))
         return build(TrainConfig, values | {"data": store, "run": run})
 
     def fit_store(self, spark: SparkSession, store: Location, work: Location) -> ChestXrayModel:

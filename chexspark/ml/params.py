@@ -83,16 +83,13 @@ RENAMED |= {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkSettings:
-    """Where an Estimator works, and from which recipe."""
+    """Where an Estimator works."""
 
     work_dir: str | None = setting(
         "folder of the stores and runs of this Estimator, which all hosts reach; by default, on a local master, "
         "one that goes with this process", "work", None)  # fmt: skip
     keep_store: bool = setting(
         "keep the store of a DataFrame, for the next fit of it", "work", True
-    )
-    recipe: str | None = setting(
-        "a recipe by name, or a YAML file; other Params go before it", "recipe", None
     )
 
 

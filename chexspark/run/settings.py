@@ -25,7 +25,7 @@ from chexspark.user_code import Code
 # What may change from one start to the next: nothing that the weights depend on, but for rounding.
 FREE = {"data", "run", "num_proc", "threads", "cache_mb", "fusion_mb", "autotune", "dry_run",
         "checkpoint_steps", "max_restarts", "min_proc", "stall_seconds", "wait_seconds", "private", "callbacks",
-        "on_epoch", "registered_model", "timings", "trace", "at"}  # fmt: skip
+        "on_epoch", "registered_model", "timings", "trace", "at", "recipe"}  # fmt: skip
 VERSION = "layout_version"
 RENAMED = {1: {"plan": "dry_run"}}  # by layout version: old name → new name
 

@@ -12,11 +12,13 @@ import yaml
 from pyspark.sql import SparkSession
 
 from chexspark.arguments import takes
+from chexspark.cluster.recipe_check import check_start
 from chexspark.config import SearchConfig, TrainConfig
 from chexspark.errors import RunFailedError, StoppedError, UserError, listed
 from chexspark.lock import Lock, is_lock
 from chexspark.models.custom import find_network
 from chexspark.progress import ProgressLine
+from chexspark.recipe_files import NOT_HERE as OF_RECIPE
 from chexspark.settings import build
 from chexspark.storage import locate
 from chexspark.store.check import check_files
@@ -76,7 +78,9 @@ def check_inputs(config: SearchConfig) -> tuple[Space, Manifest]:
     models = space.searched.get("model", Choice((space.fixed.get("model", TrainConfig.model),)))
     for name in models.values if isinstance(models, Choice) else ():
         find_network(name)
-    build(TrainConfig, with_effect(space) | {"data": "store", "run": "run"})
+    training = build(TrainConfig, with_effect(space) | {"data": "store", "run": "run"})
+    if not {"model", "weights"} & set(space.searched):
+        check_start(training)
     return space, manifest
 
 
@@ -341,7 +345,7 @@ def tell(folder: SearchFolder, record: SearchRecord, space: Space, num_proc: int
         raise RunFailedError(f"no trial was trained to its end: see {folder.page}")
     given = {"data": "store", "run": "run"} | ({"num_proc": num_proc} if num_proc else {})
     settings = space.settings(best["chosen"], given)
-    recipe = {name: value for name, value in settings.items() if name not in ("data", "run")}
+    recipe = {name: value for name, value in settings.items() if name not in OF_RECIPE}
     recipe = {name: list(v) if isinstance(v, tuple) else v for name, v in recipe.items()}
     head = (
         f"# {trial_text(best, space)}\n# The best of {len(record['trials'])} trials, chosen by the validation split of "

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chexspark.arguments import read_recipe
 from chexspark.config import TrainConfig
 from chexspark.errors import UserError, closest
+from chexspark.recipe_files import read_recipe
 from chexspark.settings import build, check_value, is_several, value_type
 from chexspark.storage import locate
 from chexspark.text_files import read_yaml
@@ -91,7 +91,7 @@ def read_space(uri: str) -> Space:
     recipe = found.pop("recipe", None)
     if recipe is not None and not isinstance(recipe, str):
         raise UserError(f"{name}: recipe is {recipe!r}, and not a name or a path")
-    fixed, searched = (read_recipe(recipe) if recipe else {}), {}
+    fixed, searched = (read_recipe(recipe) | {"recipe": recipe} if recipe else {}), {}
     for key, value in found.items():
         if key not in FIELDS:
             raise UserError(f"{name}: there is no setting {key!r}{closest(str(key), FIELDS)}")
