@@ -161,7 +161,7 @@ def pipelines_chart(rows: Sequence[PipelineRow], title: str) -> str:
         )
         for network, mine in rows_by_network(rows).items()
     ]
-    published = "TFRecord with its gain over PNG files as " + PUBLISHED
+    published = "TFRecord with the most that it gained over PNG files, " + PUBLISHED
     return fed_chart(panels, title, published)
 
 

@@ -37,6 +37,18 @@ FULL_SIZE_SHUFFLED = 1_000  # half a megabyte each
 AUTOTUNE = tf.data.AUTOTUNE
 
 
+def by_tf_data(build: Callable[["Ways"], tf.data.Dataset]) -> Callable[["Ways"], Iterator]:
+    """A way whose dataset is built once, as a training does; each call iterates over it, an epoch."""
+
+    @functools.wraps(build)
+    def epoch(ways: "Ways") -> Iterator:
+        if build.__name__ not in ways.datasets:
+            ways.datasets[build.__name__] = build(ways)
+        yield from ways.datasets[build.__name__]
+
+    return epoch
+
+
 class Ways:
     """Each method yields batches of one epoch; its docstring is what the table calls it."""
 
@@ -47,6 +59,7 @@ class Ways:
         self.size, self.findings = self.manifest.image_size, len(self.manifest.findings)
         self.reader = SplitReader(self.store, self.manifest, "train")
         self.epoch = 0
+        self.datasets: dict[str, tf.data.Dataset] = {}  # of tf.data's ways
 
     def chexspark(self) -> Generator[StepInputs, None, None]:
         """chexspark, read from storage"""
@@ -78,15 +91,17 @@ class Ways:
                     end = start + self.batch
                     yield np.array(images[start:end]), labels[start:end]
 
-    def tfrecord_raw(self) -> Iterator:
+    @by_tf_data
+    def tfrecord_raw(self) -> tf.data.Dataset:
         """TFRecord, raw pixels → tf.data"""
-        yield from self.tfrecord(
+        return self.tfrecord(
             "raw", lambda pixels: tf.reshape(tf.io.decode_raw(pixels, tf.uint8), self.shape)
         )
 
-    def tfrecord_png(self) -> Iterator:
+    @by_tf_data
+    def tfrecord_png(self) -> tf.data.Dataset:
         """TFRecord, PNG → tf.data"""
-        yield from self.tfrecord(
+        return self.tfrecord(
             "png", lambda pixels: tf.ensure_shape(tf.io.decode_png(pixels, 1), self.shape)
         )
 
@@ -95,19 +110,21 @@ class Ways:
         """Of an image: height, width, channels."""
         return self.size, self.size, 1
 
-    def full_size_records_tuned(self) -> Iterator:
+    @by_tf_data
+    def full_size_records_tuned(self) -> tf.data.Dataset:
         """TFRecord of full-size PNG → tf.data, in parallel, with prefetch"""
-        yield from self.tfrecord("full-size", self.shrunken, FULL_SIZE_SHUFFLED)
+        return self.tfrecord("full-size", self.shrunken, FULL_SIZE_SHUFFLED)
 
-    def full_size_records_naive(self) -> Iterator:
+    @by_tf_data
+    def full_size_records_naive(self) -> tf.data.Dataset:
         """TFRecord of full-size PNG → tf.data, one after the other"""
         files = self.record_files("full-size")
         data = files.flat_map(tf.data.TFRecordDataset).shuffle(self.at_most(FULL_SIZE_SHUFFLED))
-        yield from self.naive(data, self.parser(self.shrunken))
+        return self.naive(data, self.parser(self.shrunken))
 
     def tfrecord(
         self, form: str, decode: Callable[[tf.Tensor], tf.Tensor], shuffled: int = RECORDS_SHUFFLED
-    ) -> Iterator:
+    ) -> tf.data.Dataset:
         """In the order of the official models: interleave, shuffle, parse, batch, prefetch."""
         files = self.record_files(form)
         data = files.interleave(
@@ -115,7 +132,7 @@ class Ways:
             deterministic=False,
         )  # fmt: skip
         data = data.prefetch(self.batch).shuffle(self.at_most(shuffled))
-        yield from self.tuned(data, self.parser(decode))
+        return self.tuned(data, self.parser(decode))
 
     def record_files(self, form: str) -> tf.data.Dataset:
         """The names of the TFRecord files of a form, shuffled."""
@@ -185,13 +202,15 @@ class Ways:
             data = make_petastorm_dataset(reader).map(decode)
             yield from data.rebatch(self.batch).prefetch(AUTOTUNE)
 
-    def full_size_naive(self) -> Iterator:
+    @by_tf_data
+    def full_size_naive(self) -> tf.data.Dataset:
         """full-size PNG → tf.data, one after the other"""
-        yield from self.naive(self.full_size(), self.read_file)
+        return self.naive(self.full_size(), self.read_file)
 
-    def full_size_tuned(self) -> Iterator:
+    @by_tf_data
+    def full_size_tuned(self) -> tf.data.Dataset:
         """full-size PNG → tf.data, in parallel, with prefetch"""
-        yield from self.tuned(self.full_size(), self.read_file)
+        return self.tuned(self.full_size(), self.read_file)
 
     def full_size(self) -> tf.data.Dataset:
         """The names of the full-size PNG files with their labels, int8 (findings,), shuffled."""
