@@ -257,12 +257,21 @@ class TrainConfig:
                            minimum=0, maximum=0.5)  # fmt: skip
     rotation: float = setting("up to this many degrees, either way", "augmentation", 0.0,
                               minimum=0, maximum=180)  # fmt: skip
+    shear: float = setting(
+        "up to this many degrees, either way, by which upright lines lean", "augmentation", 0.0,
+        minimum=0, maximum=45)  # fmt: skip
+    crop: float = setting(
+        "0.6: a rectangle of 0.6 to 1.0 of the image's area is cut out and enlarged; 1.0: none is", "augmentation",
+        1.0, above=0, maximum=1)  # fmt: skip
     brightness: float = setting(
         "added or taken, up to this share of the range from black to white", "augmentation", 0.0,
         minimum=0, maximum=1)  # fmt: skip
     contrast: float = setting(
         "0.1: distances from the image's mean times 0.9 to 1.1", "augmentation", 0.0,
         minimum=0, maximum=1)  # fmt: skip
+    tone: float = setting(
+        "0.3: gray levels, from 0 to 1, to the power of 1/1.3 to 1.3", "augmentation", 0.0,
+        minimum=0, maximum=3)  # fmt: skip
     callbacks: tuple[str, ...] = setting(
         "functions of your own, package.module:function, which the driver calls after every epoch", "callbacks",
         ())  # fmt: skip

@@ -77,7 +77,7 @@ def test_augmentation_is_the_recipe_s(model, manifest):
 
     assert steps_of(model, manifest).augmentation == NO_AUGMENTATION
     given = {"flip": True, "shift": 0.1, "scale": 0.2, "rotation": 5.0, "brightness": 0.3,
-             "contrast": 0.4}  # fmt: skip
+             "contrast": 0.4, "crop": 0.6, "shear": 3.0, "tone": 0.2}  # fmt: skip
     assert steps_of(model, manifest, **given).augmentation == Augmentation(**given)
 
 

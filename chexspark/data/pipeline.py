@@ -24,7 +24,7 @@ class StepInputs(NamedTuple):
     images: Any  # uint8 (batch, size, size, 1)
     labels: Any  # int8 (batch, findings)
     weights: Any  # float32 (batch,)
-    draws: Any  # float32 (batch, 7): this epoch's random numbers of each image
+    draws: Any  # float32 (batch, `DRAWS`): this epoch's random numbers of each image
     rows: np.ndarray  # int64 (batch,)
 
 
@@ -33,7 +33,7 @@ def tensors(
 ) -> Generator[StepInputs, None, None]:
     """Yield `StepInputs` from `Batch`es, made up to `ahead` before they are asked for.
 
-    `draws`: float32 (rows of the split, 7) from `augmentation.random_numbers`; without it zeros, which
+    `draws`: float32 (rows of the split, `DRAWS`) from `augmentation.random_numbers`; without it zeros, which
     change nothing. Raises what the reader raises.
     """
     return read_ahead((as_tensors(batch, draws) for batch in batches), ahead)
