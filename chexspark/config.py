@@ -189,19 +189,27 @@ class TrainConfig:
         "how weights follow gradients", "recipe", "adam",
         choices=OPTIMIZERS)  # fmt: skip
     weight_decay: float = setting(
-        "of kernels; biases and normalisation are left alone", "recipe", 0.0, minimum=0
-    )
+        "of kernels; biases and normalisation are left alone; adamw and lamb: decoupled from the gradient, others: part "
+        "of it", "recipe", 0.0, minimum=0)  # fmt: skip
     momentum: float = setting("of sgd (Nesterov's), rmsprop and lars", "recipe", 0.9,
                               minimum=0, maximum=1, only_with={"optimizer": ("sgd", "rmsprop", "lars")})  # fmt: skip
     clip_norm: float | None = setting(
         "longest gradient, over all weights together", "recipe", None, above=0
     )
     loss: str = setting(
-        "weighted: rare classes weigh more, as in CheXNet; focal: hard images weigh more", "recipe",
-        "cross_entropy", choices=("cross_entropy", "weighted", "focal"))  # fmt: skip
+        "weighted: rare classes weigh more, as in CheXNet; focal: hard images weigh more; asymmetric: hard negatives "
+        "weigh more, and easy ones nothing", "recipe", "cross_entropy",
+        choices=("cross_entropy", "weighted", "focal", "asymmetric"))  # fmt: skip
     focal_gamma: float = setting(
         "how much more", "recipe", 2.0, minimum=0, only_with={"loss": ("focal",)}
     )
+    gamma_negative: float = setting("how much more, of negatives", "recipe", 4.0, minimum=0,
+                                    only_with={"loss": ("asymmetric",)})  # fmt: skip
+    gamma_positive: float = setting("how much more hard ones weigh, of positives", "recipe", 0.0, minimum=0,
+                                    only_with={"loss": ("asymmetric",)})  # fmt: skip
+    clip: float = setting(
+        "the probability up to which negatives weigh nothing; it is taken off that of the others", "recipe", 0.05,
+        minimum=0, maximum=0.5, only_with={"loss": ("asymmetric",)})  # fmt: skip
     label_smoothing: float = setting("0.1: train towards 0.05 and 0.95", "recipe", 0.0,
                                      minimum=0, maximum=0.5)  # fmt: skip
     ema: float | None = setting(
@@ -219,6 +227,9 @@ class TrainConfig:
     learning_rate_from_weights: bool = setting(
         "take it from the run that --weights names: that of its best epoch", "schedule", False
     )
+    head_rate: float = setting(
+        "the last layer's learning rate, as a multiple of the others': 10, say, where only that starts fresh", "schedule",
+        1.0, above=0)  # fmt: skip
     schedule: str = setting(
         "plateau: divided when validation loss stalls", "schedule", "plateau",
         choices=SCHEDULES)  # fmt: skip

@@ -37,6 +37,9 @@ def test_what_is_about_to_run(manifest):
     text = describe(resolved(batch_size=8), manifest, 1, None)
     assert "from random weights" in text and "\n1 rank, 16 images per step" in text
     at = Moment(1, 3, 9)
+    assert text.endswith("adam at 0.001")
+    faster = describe(resolved(head_rate=10.0), manifest, 1, None)
+    assert faster.endswith("adam at 0.001, the last layer at 10 times that")
     assert f"from its checkpoint at {at}" in describe(resolved(), manifest, 3, at)
 
 

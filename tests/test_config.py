@@ -73,6 +73,7 @@ def test_a_wrong_flag_is_one_clear_line(flags, message):
     "config_class, values, message",
     [
         (TrainConfig, {"focal_gamma": 1.0}, "--focal-gamma has no effect with --loss cross_entropy"),
+        (TrainConfig, {"clip": 0.1, "loss": "focal"}, "--clip has no effect with --loss focal"),
         (TrainConfig, {"cycle_epochs": 1.0}, "--cycle-epochs has no effect with --schedule plateau"),
         (TrainConfig, {"plateau_patience": 2, "schedule": "cosine"}, "--plateau-patience has no"),
         (TrainConfig, {"momentum": 0.5}, "with --optimizer adam: leave it out, or give --optimizer sgd"),

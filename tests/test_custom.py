@@ -14,6 +14,8 @@ import yaml
 from pyspark.sql import functions as F
 
 from chexspark import evaluate, explain, export, predict, read_store, train
+from chexspark.cluster.job import check_custom
+from chexspark.config import TrainConfig
 from chexspark.errors import RunFailedError, UserError
 from chexspark.evaluation.inference import load_keras
 from chexspark.evaluation.runs import best_model
@@ -26,6 +28,7 @@ from chexspark.models.model_files import has_own_code
 from chexspark.models.weights import fill_custom, load_weights
 from chexspark.run.folder import run_folder
 from chexspark.run.lineage import read_lineage
+from chexspark.settings import build
 from chexspark.store.manifest import read_manifest
 from chexspark.user_code import find_code, load_function
 
@@ -235,6 +238,15 @@ def there(place, monkeypatch):
     monkeypatch.chdir(place)
     write(place)
     return place
+
+
+@pytest.mark.parametrize("settings", [{"head_rate": 10.0}, {"freeze_epochs": 1}])
+def test_what_is_of_the_last_dense_layer_needs_one(settings):
+    config = build(TrainConfig, {"data": "d", "run": "r", "model": NAME, **settings})
+    check_custom(config, {"layers": [("conv2d", [[3, 3, 1, 2]]), (LOGITS, [[2, 3], [3]])]})
+    name = "--" + next(iter(settings)).replace("_", "-")
+    with pytest.raises(UserError, match=f"{name}: --model.{NAME} does not end in a dense layer"):
+        check_custom(config, {"layers": [("conv2d", [[3, 3, 1, 2]])]})
 
 
 def test_a_run_tells_the_name_and_the_digest_of_its_network(run, there):

@@ -9,10 +9,14 @@ from chexspark.errors import UserError
 from chexspark.training.optimizers import make_optimizer
 
 
-def take_steps(name, values, *steps, weight_decay=0.0, momentum=0.9):
-    """Apply ``(learning rate, gradients)`` for each step; return where the variables are after each."""
+def take_steps(name, values, *steps, weight_decay=0.0, momentum=0.9, head=0, head_rate=1.0):
+    """Apply ``(learning rate, gradients)`` for each step; return where the variables are after each.
+
+    The last `head` variables are the head's.
+    """
     variables = [tf.Variable(value, dtype=tf.float32) for value in values]
-    optimizer = make_optimizer(name, variables, 1.0, weight_decay, momentum)
+    of_head = variables[len(variables) - head :]
+    optimizer = make_optimizer(name, variables, 1.0, weight_decay, momentum, of_head, head_rate)
 
     @tf.function
     def apply(*grads):
@@ -137,7 +141,7 @@ def test_the_state_travels_in_its_variables(name):
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "rmsprop", "lars"])
 def test_one_fused_update_per_variable(name):
     variables = [tf.Variable(tf.ones((3, 2))), tf.Variable(tf.ones(2))]
-    optimizer = make_optimizer(name, variables)
+    optimizer = make_optimizer(name, variables, head=variables, head_rate=2.0)
 
     @tf.function
     def apply():
@@ -145,6 +149,37 @@ def test_one_fused_update_per_variable(name):
 
     operations = [op.type for op in apply.get_concrete_function().graph.get_operations()]
     assert sum(kind.startswith("ResourceApply") for kind in operations) == 2
+
+
+# The first step of a kernel and a bias of the head at twice the learning rate, by the formulas above.
+@pytest.mark.parametrize(
+    "name, rate, start, gradient, decay, expected",
+    [
+        ("adam", 0.1, [[[2.0]], [1.0]], [[[0.5]], [0.5]], 0.0, [2 - 0.2, 1 - 0.2]),
+        ("adamw", 0.1, [[[2.0]], [1.0]], [[[0.5]], [0.5]], 0.1, [2 * (1 - 0.02) - 0.2, 1 - 0.2]),
+        ("sgd", 0.1, [[[1.0]], [1.0]], [[[1.0]], [1.0]], 0.0, [1 - 0.2 * 1.9, 1 - 0.2 * 1.9]),
+        ("rmsprop", 0.1, [[[1.0]], [1.0]], [[[2.0]], [2.0]], 0.0, [1 - 2 * 0.3162278] * 2),
+        ("lars", 10, [[[3.0], [4.0]], [1.0]], [[[0.6], [0.8]], [0.5]], 0.1, [3 - 0.06, 4 - 0.08, 1 - 10]),
+        ("lamb", 0.1, [[[3.0], [4.0]], [1.0]], [[[0.5], [-0.25]], [0.5]], 0.1,
+         [3 - 2 * 0.34921515 * 1.3, 4 + 2 * 0.34921515 * 0.6, 1 - 0.2]),
+    ],
+)  # fmt: skip
+def test_the_head_at_twice_the_rate(name, rate, start, gradient, decay, expected):
+    step = (rate, [*gradient, *gradient])
+    (after,) = take_steps(name, [*start, *start], step, weight_decay=decay, head=2, head_rate=2.0)
+    assert flat(after[2:]) == pytest.approx(expected, rel=1e-5)
+    (plain,) = take_steps(name, start, (rate, gradient), weight_decay=decay)
+    assert after[:2] == plain, "the others learn as before"
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_head_s_rate_is_one_that_changes_with_the_schedule(name, momentum):
+    start, first, second = [[[1.0], [2.0]]], [[[0.3], [0.1]]], [[[-0.1], [0.4]]]
+    more = {"weight_decay": 0.1, "momentum": momentum}
+    multiple = take_steps(name, start, (0.1, first), (0.02, second), head=1, head_rate=5.0, **more)
+    itself = take_steps(name, start, (0.5, first), (0.1, second), **more)
+    assert flat(multiple) == pytest.approx(flat(itself), rel=1e-5)
 
 
 def test_an_unknown_optimizer():

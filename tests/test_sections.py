@@ -292,3 +292,9 @@ def test_what_a_training_was():
     assert start == "Start: /imagenet.h5." and "warm-up of 2 epochs" in optimizer
     assert "scaled" not in optimizer and batch == "Batch: 16 images (1 rank of 16)."
     assert loss == "Loss: focal, gamma 2.0, labels smoothed by 0.1."
+    more = told | {"loss": "asymmetric", "gamma_negative": 4.0, "gamma_positive": 0.0, "clip": 0.05, "head_rate": 10.0}  # fmt: skip
+    _, optimizer, _, loss = training_sections.recipe_lines(
+        Trained("/r", one.history, one.lineage, more)
+    )
+    assert optimizer.endswith("schedule plateau; the last layer's 10 times that.")
+    assert loss == "Loss: asymmetric, gamma 4.0, of positives 0.0, margin 0.05."

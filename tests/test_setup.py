@@ -63,6 +63,62 @@ def test_the_loss_is_the_recipe_s(model, manifest):
     np.testing.assert_allclose(weighted.positive + weighted.negative, np.ones(14), rtol=1e-6)
 
 
+def test_the_asymmetric_loss_is_the_paper_s_unless_the_recipe_says_otherwise(model, manifest):
+    from chexspark.training.loss import Asymmetry
+
+    assert steps_of(model, manifest, loss="asymmetric").loss.asymmetry == Asymmetry(0.0, 4.0, 0.05)
+    given = {"gamma_positive": 1.0, "gamma_negative": 2.0, "clip": 0.1}
+    found = steps_of(model, manifest, loss="asymmetric", label_smoothing=0.2, **given).loss
+    assert (found.asymmetry, found.smoothing) == (Asymmetry(1.0, 2.0, 0.1), 0.2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("sync_batch_norm", [False, True])
+def test_the_head_learns_at_its_own_rate_whether_the_trunk_is_frozen_or_not(
+    manifest, precision, sync_batch_norm
+):
+    import tf_keras as keras
+
+    from chexspark.data.pipeline import as_tensors
+    from chexspark.data.reader import Batch
+    from chexspark.models.weights import train_trunk
+
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (4, 32, 32)).astype(np.uint8)
+    labels = random.integers(0, 2, (4, 14)).astype(np.int8)
+    batch = as_tensors(Batch(images, labels, np.ones(4, np.float32), np.arange(4)))
+
+    def moved(head_rate, frozen):
+        keras.utils.set_random_seed(0)
+        keras.mixed_precision.set_global_policy(precision)
+        inputs = keras.Input((32, 32, 1), dtype="uint8")
+        x = keras.layers.BatchNormalization()(
+            keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(inputs))
+        )
+        x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
+        network = keras.Model(inputs, keras.layers.Dense(14, name="logits", dtype="float32")(x))
+        keras.mixed_precision.set_global_policy("float32")
+        steps = steps_of(
+            network, manifest, optimizer="sgd", momentum=0.0, learning_rate=0.5, batch_size=4,
+            head_rate=head_rate, sync_batch_norm=sync_batch_norm,
+        )  # fmt: skip
+        if frozen:
+            train_trunk(steps.model, False)
+            steps.compile()
+        before = [v.numpy() for v in steps.variables]
+        steps.train(batch)
+        return [v.numpy() - was for v, was in zip(steps.variables, before, strict=True)]
+
+    for frozen in (False, True):
+        *trunk, kernel, bias = moved(4.0, frozen)
+        *trunk_alike, kernel_alike, bias_alike = moved(1.0, frozen)
+        assert np.abs(kernel_alike).max() > 1e-3 and len(trunk) == (0 if frozen else 4)
+        np.testing.assert_allclose(kernel, 4 * kernel_alike, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(bias, 4 * bias_alike, rtol=1e-3, atol=1e-6)
+        for each, alike in zip(trunk, trunk_alike, strict=True):
+            np.testing.assert_array_equal(each, alike)
+
+
 def test_the_optimizer_is_the_recipe_s(model, manifest):
     import tf_keras as keras
 

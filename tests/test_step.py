@@ -291,6 +291,82 @@ def test_losses_are_their_formulas(kind):
     np.testing.assert_allclose(found, (expected * (labels >= 0)).sum(axis=1), rtol=1e-5)
 
 
+def losses_and_slopes(loss, labels, logits):
+    """The losses of single labels, and their derivatives by the logit, float32."""
+    import tensorflow as tf
+
+    given = tf.constant(np.array(logits, np.float32)[:, None])
+    with tf.GradientTape() as tape:
+        tape.watch(given)
+        found = loss.per_row(np.array(labels, np.int8)[:, None], given)
+    return found.numpy(), tape.gradient(found, given).numpy()[:, 0]
+
+
+def test_the_asymmetric_loss_by_hand():
+    # At p = 1/2 with m = .05: pₘ = .45, pₘ⁴ = .04100625, −log .55 = .5978370: .0245150. Its derivative by p,
+    # 4 · .45³ · .5978370 + .04100625 / .55 = .2924683, times p (1 − p) = 1/4. A positive: log 2, −1/2; with γ₊ = 1
+    # half of log 2, and −(½ · log 2 + ½) / 2. At p = .04 a negative counts nothing.
+    from chexspark.training.loss import Asymmetry, Loss
+
+    low = float(np.log(0.04 / 0.96))
+    found, slopes = losses_and_slopes(
+        Loss(asymmetry=Asymmetry(0.0, 4.0, 0.05)), [0, 1, 0, -1], [0.0, 0.0, low, 0.0]
+    )
+    assert found == pytest.approx([0.0245150, 0.6931472, 0, 0], rel=1e-5)
+    assert slopes == pytest.approx([0.0731171, -0.5, 0, 0], rel=1e-5)
+    found, slopes = losses_and_slopes(Loss(asymmetry=Asymmetry(1.0, 4.0, 0.05)), [1], [0.0])
+    assert found == pytest.approx([0.3465736]) and slopes == pytest.approx([-0.4232868])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("positive, negative, margin",
+                         [(0, 4, 0.05), (1, 4, 0.05), (0.5, 0.5, 0.05), (0, 0, 0), (2, 2, 0), (0.5, 0.5, 0), (0, 0, 0.2)])  # fmt: skip
+def test_the_asymmetric_loss_is_its_formula_and_so_is_its_slope(
+    positive, negative, margin, smoothing
+):
+    from chexspark.training.loss import Asymmetry, Loss
+
+    logits = np.linspace(-12, 12, 50)
+    y = np.tile([0.0, 1.0], 25)
+    target = y * (1 - smoothing) + smoothing / 2
+
+    def formula(x):
+        p, q = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
+        beyond = np.maximum(p - margin, 0)
+        focus = np.where(p > margin, beyond**negative, 0)
+        return -target * q**positive * np.log(p) - (1 - target) * focus * np.log(
+            np.minimum(q + margin, 1)
+        )
+
+    loss = Loss(smoothing=smoothing, asymmetry=Asymmetry(positive, negative, margin))
+    found, slopes = losses_and_slopes(loss, y, logits)
+    np.testing.assert_allclose(found, formula(logits), rtol=2e-4, atol=1e-6)
+    step = 1e-6
+    expected = (formula(logits + step) - formula(logits - step)) / (2 * step)
+    np.testing.assert_allclose(slopes, expected, rtol=2e-3, atol=1e-5)
+    if (positive, negative, margin) == (0, 0, 0):
+        np.testing.assert_allclose(
+            found, losses_and_slopes(Loss(smoothing=smoothing), y, logits)[0], rtol=1e-5
+        )
+    if (positive, negative, margin, smoothing) == (2, 2, 0, 0):
+        np.testing.assert_allclose(
+            found, losses_and_slopes(Loss(gamma=2), y, logits)[0], rtol=1e-4, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("gamma", [0, 0.5, 1, 4])
+@pytest.mark.parametrize("margin", [0, 0.05])
+def test_the_asymmetric_loss_is_finite_at_any_logit(gamma, margin):
+    from chexspark.training.loss import Asymmetry, Loss
+
+    logits = [-1e4, -200, -100, -90, -3, 0, 90, 100, 200, 1e4]
+    for label in (0, 1):
+        loss = Loss(asymmetry=Asymmetry(gamma, gamma, margin))
+        found, slopes = losses_and_slopes(loss, [label] * len(logits), logits)
+        assert np.isfinite(found).all() and np.isfinite(slopes).all()
+        assert (found >= 0).all() and ((slopes <= 1e-6) if label else (slopes >= 0)).all()
+
+
 def test_a_ring_of_one_that_says_nothing_is_horovod_s_of_one(one):
     assert_same(three_steps(ALONE, Alone()), three_steps(ALONE, one), 1e-7)
     for ring in (Alone(), one):

@@ -306,9 +306,14 @@ def tell_best(run: RunFolder) -> History:
 
 def check_custom(config: TrainConfig, cost: NetworkCost) -> None:
     """Raise UserError for a network of the user's own that cannot be trained as the settings say."""
-    if config.freeze_epochs and LOGITS not in [name for name, _ in cost["layers"]]:
+    has_head = LOGITS in [name for name, _ in cost["layers"]]
+    if config.freeze_epochs and not has_head:
         raise UserError(
             f"--freeze-epochs: --model={config.model} does not end in a dense layer, which would be trained alone"
+        )
+    if config.head_rate != 1 and not has_head:
+        raise UserError(
+            f"--head-rate: --model={config.model} does not end in a dense layer, whose learning rate it would be"
         )
 
 

@@ -65,6 +65,8 @@ def describe(
         f"{config.model} at {size}x{size}, {start}; {images['train']} images to train on, "
         f"{images['val']} to validate\n{ranks_text(num_proc)}, {settings.global_batch} images per step, "
         f"{config.epochs} epochs, {config.optimizer} at {config.learning_rate:g}"
+        + f", the last layer at {config.head_rate:g} times that"
+        * (config.head_rate != 1)
     )
 
 

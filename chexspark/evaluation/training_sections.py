@@ -73,6 +73,8 @@ def recipe_lines(trained: Trained | None) -> list[str]:
         rate += f"; schedule {given['schedule']}"
     if given.get("warmup_epochs"):
         rate += f", warm-up of {given['warmup_epochs']:g} epochs"
+    if given.get("head_rate", 1) != 1:
+        rate += f"; the last layer's {given['head_rate']:g} times that"
     batch = given["batch_size"]
     return [
         f"Start: {given['weights'] if given.get('weights') else 'random weights'}.",
@@ -89,6 +91,10 @@ def spoken_loss(settings: Mapping[str, Any]) -> str:
         loss = "cross entropy, rare classes weighted"
     if settings["loss"] == "focal":
         loss += f", gamma {settings.get('focal_gamma', 'not told')}"
+    if settings["loss"] == "asymmetric":
+        names = {"gamma_negative": "gamma", "gamma_positive": "of positives", "clip": "margin"}
+        told = (f"{words} {settings.get(name, 'not told')}" for name, words in names.items())
+        loss += ", " + ", ".join(told)
     if settings.get("label_smoothing"):
         loss += f", labels smoothed by {settings['label_smoothing']:g}"
     return loss

@@ -349,6 +349,12 @@ def trunk_layers(model: Any) -> list:
     return [layer for layer in model.layers if layer.name != LOGITS]
 
 
+def head_variables(model: Any) -> list:
+    """The variables of the logits that are trained; none where a network of the user's own has no such layer."""
+    head = [layer for layer in model.layers if layer.name == LOGITS]
+    return [variable for layer in head for variable in layer.trainable_variables]
+
+
 def train_trunk(model: Any, trainable: bool) -> None:
     """Freeze the trunk, or set it free again; the logits are always trained.
 

@@ -9,9 +9,13 @@ TensorFlow has one: a graph that is a third of the size, and is traced that much
 Weight decay and the layer-wise rates of LARS and LAMB are for weights of rank 2 and more. Biases
 and the scales and shifts of normalisation, all of rank 1, are left alone, as in the published runs
 (Goyal et al. 2017, section 5.1; You et al. 2019, in the code that its authors published).
+
+The head, the network's last layer, may have a learning rate of its own, a multiple of that of the others. It takes
+the place of the learning rate wherever that stands in a method: in Adam's step, in the decay of AdamW, in the
+velocity of LARS, before the ratio of LAMB.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -22,6 +26,11 @@ from chexspark.errors import UserError, closest
 
 TRUST_COEFFICIENT = 0.001  # η of LARS: You, Gitman, Ginsburg 2017, section 5
 LAMB_EPSILON = 1e-6  # the authors' code
+RATES = (
+    "lr_t",
+    "neg_lr_t",
+    "lr",
+)  # what Keras's legacy classes call the learning rate, and what they make of it
 
 
 def make_optimizer(
@@ -30,10 +39,13 @@ def make_optimizer(
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     momentum: float = 0.9,
+    head: Sequence[tf.Variable] = (),
+    head_rate: float = 1.0,
 ) -> legacy.Optimizer:
     """Make an optimizer and its state for `variables`.
 
-    `momentum`: of sgd, rmsprop and lars. Raises UserError for an unknown name.
+    `momentum`: of sgd, rmsprop and lars. `head`: those of the variables that learn at `head_rate` times the
+    learning rate. Raises UserError for an unknown name.
     """
     makers: dict[str, Callable[[], legacy.Optimizer]] = {
         "adam": lambda: Adam(weight_decay, learning_rate),
@@ -49,6 +61,8 @@ def make_optimizer(
             f"the optimizer {name!r} is unknown{closest(name, OPTIMIZERS)} (valid: {valid})"
         )
     optimizer = makers[name]()
+    if head_rate != 1:
+        optimizer.multiples = {variable.ref(): head_rate for variable in head}
     optimizer._create_all_weights(variables)
     return optimizer
 
@@ -69,11 +83,27 @@ def unless_zero(first: tf.Tensor, second: tf.Tensor, ratio: tf.Tensor) -> tf.Ten
 
 
 class Decaying(legacy.Optimizer):
-    """A weight decay, ahead of a Keras class."""
+    """A weight decay, and variables with learning rates of their own, ahead of a Keras class.
+
+    `multiples`: what the learning rate of a variable is multiplied by, by its `ref`.
+    """
 
     def __init__(self, weight_decay: float, *settings: float, **more: float) -> None:
         super().__init__(*settings, name=type(self).__name__, **more)
         self.weight_decay = weight_decay
+        self.multiples: dict[Any, float] = {}
+
+    def state_for(self, var: tf.Variable, apply_state: Any) -> Any:
+        """Keras's `apply_state`, numbers by device and type, with the learning rate of this variable."""
+        multiple = self.multiples.get(var.ref(), 1.0)
+        if multiple == 1:
+            return apply_state
+        key = var.device, var.dtype.base_dtype
+        rates = {n: multiple * v for n, v in apply_state[key].items() if n in RATES}
+        return {key: {**apply_state[key], **rates}}
+
+    def _resource_apply_dense(self, grad: tf.Tensor, var: tf.Variable, apply_state: Any) -> Any:
+        return super()._resource_apply_dense(grad, var, self.state_for(var, apply_state))
 
 
 class WithPenalty(Decaying):
@@ -122,7 +152,8 @@ class AdamW(Decaying, legacy.Adam):
 
     def _resource_apply_dense(self, grad: tf.Tensor, var: tf.Variable, apply_state: Any) -> Any:
         if self.weight_decay and is_weight(var):
-            rate = apply_state[var.device, var.dtype.base_dtype]["lr_t"]
+            state = self.state_for(var, apply_state)
+            rate = state[var.device, var.dtype.base_dtype]["lr_t"]
             var.assign_sub(rate * self.weight_decay * var, read_value=False)
         return super()._resource_apply_dense(grad, var, apply_state)
 
@@ -135,7 +166,7 @@ class LARS(Decaying, Momentum):
     """
 
     def _resource_apply_dense(self, grad: tf.Tensor, var: tf.Variable, apply_state: Any) -> Any:
-        c = apply_state[var.device, var.dtype.base_dtype]
+        c = self.state_for(var, apply_state)[var.device, var.dtype.base_dtype]
         velocity = self.get_slot(var, "momentum")
         if is_weight(var):
             length, slope = norm(var), norm(grad)
@@ -155,7 +186,7 @@ class LAMB(Decaying, legacy.Adam):
     """
 
     def _resource_apply_dense(self, grad: tf.Tensor, var: tf.Variable, apply_state: Any) -> Any:
-        c = apply_state[var.device, var.dtype.base_dtype]
+        c = self.state_for(var, apply_state)[var.device, var.dtype.base_dtype]
         m, v = self.get_slot(var, "m"), self.get_slot(var, "v")
         if not is_weight(var):
             # The fused operation adds ε to the root of v; the paper to that of v / (1 − β₂ᵗ).

@@ -13,7 +13,7 @@ from chexspark.config import TrainConfig
 from chexspark.data.augmentation import Augmentation
 from chexspark.data.plan import RankFacts
 from chexspark.models import build_model
-from chexspark.models.weights import load_weights, start_of
+from chexspark.models.weights import head_variables, load_weights, start_of
 from chexspark.run.folder import run_folder
 from chexspark.run.resolved import ResolvedTraining
 from chexspark.store.manifest import Manifest
@@ -60,7 +60,7 @@ def make_steps(
         model = synchronised(model, ring)
     optimizer = make_optimizer(
         config.optimizer, model.trainable_variables, config.learning_rate,
-        config.weight_decay, config.momentum,
+        config.weight_decay, config.momentum, head_variables(model), config.head_rate,
     )  # fmt: skip
     ring.copy_first([*model.variables, *optimizer.variables()])
     step_settings = StepSettings(
@@ -68,7 +68,7 @@ def make_steps(
         compression=config.compression, xla=config.xla,
         scale_loss=config.precision == "mixed_float16", deterministic=config.deterministic,
     )  # fmt: skip
-    loss = make_loss(config.loss, config.focal_gamma, config.label_smoothing, manifest)
+    loss = make_loss(config, manifest)
     return Steps(
         model, optimizer, settings.rows_per_rank(facts.world_size), ring, augmentation_of(config),
         loss, step_settings,
