@@ -134,3 +134,16 @@ def test_a_process_whose_measurements_are_no_longer_wanted_ends(module):
     found = measurements(name, [], {})
     next(found)
     found.close()  # would wait for ever
+
+
+def test_a_turn_takes_its_steps_after_one_that_is_not_timed():
+    from chexspark.benchmark.fed_steps import train_fed
+
+    trained = []
+    steps = types.SimpleNamespace(train=trained.append)
+    batches = iter([types.SimpleNamespace(weights=[1] * n + [0]) for n in (9, 1, 2, 3, 4)])
+    fed = train_fed(steps, batches, 3)
+    assert fed.images == 6 and 0 <= fed.waited <= fed.seconds
+    assert [len(inputs.weights) for inputs in trained] == [10, 2, 3, 4]
+    with pytest.raises(StopIteration):  # one is left, and the time is not over
+        train_fed(steps, batches, 0, seconds=60.0)

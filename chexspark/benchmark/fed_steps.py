@@ -56,14 +56,17 @@ def full_batches(batches: Any, rows: int) -> Iterator[StepInputs]:
                 yield StepInputs(batch[0], batch[1], weights, draws, np.arange(rows))
 
 
-def train_fed(steps: Steps, batches: Iterator[StepInputs], count: int) -> Fed:
-    """Take `count` steps, after one that is not timed: it compiles, and what is read ahead is there after it."""
+def train_fed(steps: Steps, batches: Iterator[StepInputs], count: int, seconds: float = 0.0) -> Fed:
+    """Take at least `count` steps and at least that long, after a step that is not timed.
+
+    That one compiles, and what is read ahead is there after it.
+    """
     steps.train(next(batches))
-    images, waited, started = 0, 0.0, time.perf_counter()
-    for _ in range(count):
+    images, taken, waited, started = 0, 0, 0.0, time.perf_counter()
+    while taken < count or time.perf_counter() - started < seconds:
         asked = time.perf_counter()
         inputs = next(batches)
         waited += time.perf_counter() - asked
         steps.train(inputs)
-        images += images_in(inputs)
+        images, taken = images + images_in(inputs), taken + 1
     return Fed(images, time.perf_counter() - started, waited)

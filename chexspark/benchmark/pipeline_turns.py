@@ -4,7 +4,7 @@ In: the folder that `chexspark.benchmark.reader_data` wrote, networks, and ways 
 on standard output: {"network", "pipeline", "round", "images", "seconds", "waited"}. A network has one compiled step,
 which all ways feed; threads and device are those of a training of one rank on this machine.
 
-    python -m chexspark.benchmark.pipeline_turns FOLDER BATCH ROUNDS STEPS NETWORK,… WAY,…
+    python -m chexspark.benchmark.pipeline_turns FOLDER BATCH ROUNDS STEPS SECONDS NETWORK,… WAY,…
 """
 
 import contextlib
@@ -18,8 +18,10 @@ from chexspark.benchmark.results import Results
 from chexspark.training.devices import claim_device
 
 
-def main(folder: str, batch: str, rounds: str, count: str, networks: str, pipelines: str) -> None:
-    """Take all turns, `count` steps each, and tell them."""
+def main(
+    folder: str, batch: str, rounds: str, count: str, seconds: str, networks: str, pipelines: str
+) -> None:
+    """Take all turns, of at least `count` steps and so many seconds, and tell them."""
     results = Results()
     pa.set_memory_pool(pa.system_memory_pool())  # as on a rank
     claim_device(0, 1, None)
@@ -30,7 +32,7 @@ def main(folder: str, batch: str, rounds: str, count: str, networks: str, pipeli
             for pipeline in pipelines.split(","):
                 batches = again_and_again(getattr(ways, pipeline), ways.batch)
                 with contextlib.closing(batches):
-                    fed = train_fed(steps, batches, int(count))
+                    fed = train_fed(steps, batches, int(count), float(seconds))
                 results.tell(network=network, pipeline=pipeline, round=number, **fed._asdict())
 
 

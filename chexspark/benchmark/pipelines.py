@@ -17,7 +17,8 @@ from chexspark.cluster.launch import ENVIRONMENT
 from chexspark.errors import UserError
 from chexspark.progress import ProgressLine
 
-BATCH, ROUNDS, STEPS = 16, 3, 4
+BATCH, ROUNDS = 16, 3
+STEPS, SECONDS = 4, 4.0  # of a turn, at least: fast steps live on what was read ahead before them
 
 NETWORKS = {"resnet50": "ResNet-50", "densenet121": "DenseNet-121"}
 # Ways of `readers`.
@@ -90,7 +91,7 @@ def measure_pipelines(work: Work) -> Measured:
 def take_turns(work: Work) -> Turns:
     """Run the turns in a process of their own. Raises RunFailedError with its last words."""
     ways = [*PIPELINES, STEP_ALONE]
-    arguments = [work.folder, BATCH, ROUNDS, STEPS, ",".join(NETWORKS), ",".join(ways)]
+    arguments = [work.folder, BATCH, ROUNDS, STEPS, SECONDS, ",".join(NETWORKS), ",".join(ways)]
     turns: Turns = {(network, way): [] for network in NETWORKS for way in ways}
     with ProgressLine() as line:
         line.show("compiling")
