@@ -245,7 +245,6 @@ def test_the_shuffle_s_steps_are_those_of_an_average_of_means_in_float64(
     assert len(found.end) == len(expected["end"])
     away = largest_difference(found.end, expected["end"], expected["start"])
     bound = rounding_bound(expected["end"], expected["start"], 1 + STEPS)
-    print("away", away, bound)
     assert away <= bound < 1e-2
 
 
