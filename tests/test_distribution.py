@@ -164,7 +164,7 @@ def test_three_ways_take_the_same_steps(spark, tmp_path, network, monkeypatch):
     assert set(rows) == {(way, ranks) for way in distribution.WAYS for ranks in (1, 2)}
     for way, ranks in [("shuffle", 1), ("shuffle", 2), ("servers", 1)]:
         row = rows[way, ranks]
-        # For two ranks there is one sum: it was 0. The bound leaves room for a processor that multiplies and adds in one.
+        # For two ranks there is one sum: it was 0. The bound leaves room for processors that fuse operations.
         assert row["difference"] <= row["rounding"] < 1e-2, (way, ranks)
     assert rows["servers", 2]["difference"] is None
     for (way, ranks), row in rows.items():

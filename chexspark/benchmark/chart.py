@@ -59,7 +59,7 @@ def rates_chart(rates: dict[str, float], title: str) -> str:
 
 
 def grouped_chart(rates: dict[str, dict[int, float]], title: str, of: str) -> str:
-    """Upright bars in groups, one per number; `rates`: by the names of the bars, then by number; `of`: what is numbered."""
+    """Upright bars in groups, one per number. `rates`: by a bar's name, then by number; `of`: what is numbered."""
     numbers = sorted({number for each in rates.values() for number in each})
     width = 0.8 / len(rates)
     with matplotlib.rc_context(STYLE):

@@ -1,13 +1,14 @@
 """Three ways to distribute the same step, side by side. Runs on the driver.
 
-In: numbers of ranks, a network, its batch. Out: rates, bytes, where the time goes, and how far weights differ. The ways are a ring
-of Horovod's (`ring_rank`), parameter servers (`server_rank`) and Spark's shuffle (`shuffled`). All start from the same weights, take
-the same rows of the same batches, which are in memory, and the same plain SGD in float32, on one thread of the CPU per rank; each
-step's loss is divided by the known labels of its global batch. A first step, which counts as training, compiles; it is not measured.
+In: numbers of ranks, a network, its batch. Out: rates, bytes, where the time goes, and how far weights differ. The
+ways are a ring of Horovod's (`ring_rank`), parameter servers (`server_rank`) and Spark's shuffle (`shuffled`). All
+start from the same weights, take the same rows of the same batches, which are in memory, and the same plain SGD in
+float32, on one thread of the CPU per rank; each step's loss is divided by the known labels of its global batch. A
+first step, which counts as training, compiles; it is not measured.
 
-The ways are measured in turn, round after round, each time in new processes, but for Spark's Python workers. Of sums of float32 the
-order is each way's own. For two ranks there is but one, and ring and shuffle came out equal bit for bit; for three, of a small network, they were 6e-8
-of the largest move apart, where `rounding_bound` allows 3e-4.
+The ways are measured in turn, round after round, each time in new processes, but for Spark's Python workers. Of sums
+of float32 the order is each way's own. For two ranks there is but one, and ring and shuffle came out equal bit for
+bit; for three, of a small network, they were 6e-8 of the largest move apart, where `rounding_bound` allows 3e-4.
 """
 
 import statistics
@@ -42,16 +43,16 @@ LEARNING_RATE = 0.01
 ON_CPU = ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
 
 NOTES = (
-    "MB sent: per rank and step, over all interfaces of a host, the loopback one too: a worker of the parameter servers",
-    "  asks its own rank's server over it. Of the shuffle it is what Spark writes for the next stage, its own part too, as Spark",
-    "  counts it (compressed); on one host that is read from local files, and nothing is sent. needed: what the algorithm",
-    "  has to send to other ranks, 2 (N - 1) / N x gradients in all three ways.",
-    "compute: in the gradients. exchange: of the ring what is left after the last gradient; of the servers until all weights",
-    "  are there, and from the gradients to the updates; of the shuffle reading, summing and updating in tasks. scheduling: the rest,",
-    "  with what is pickled on the way out of a task, and waiting for who is slower.",
-    "difference: the weights' largest from the ring's, over the largest move of one; in brackets what the rounding of weights",
-    "  alone may come to. Parameter servers are asynchronous: from 2 ranks on gradients may be of older weights, and weights",
-    "  are not the same from run to run.",
+    "MB sent: per rank and step, over all interfaces of a host, the loopback one too: a worker of parameter servers",
+    "  asks its own rank's server over it. Of the shuffle it is what Spark writes for the next stage, its own part too, as",
+    "  Spark counts it (compressed); on one host that is read from local files, and nothing is sent. needed: what the",
+    "  algorithm has to send to other ranks, 2 (N - 1) / N x gradients in all three ways.",
+    "compute: in the gradients. exchange: of the ring what is left after the last gradient; of the servers until all",
+    "  weights are there, and from the gradients to the updates; of the shuffle reading, summing and updating in tasks.",
+    "  scheduling: the rest, with what is pickled on the way out of a task, and waiting for who is slower.",
+    "difference: the weights' largest from the ring's, over the largest move of one; in brackets what the rounding of",
+    "  weights alone may come to. Parameter servers are asynchronous: from 2 ranks on gradients may be of older weights,",
+    "  and weights are not the same from run to run.",
 )
 
 
@@ -128,8 +129,8 @@ def check_count(count: int, batch_size: int, ranks: int) -> None:
     """Raise UserError where there are fewer images than a global batch has."""
     if count < batch_size * ranks:
         raise UserError(
-            f"--count={count} is too few: {ranks} ranks of {batch_size} images take {ranks * batch_size} in a step; raise "
-            "it, or lower --batch-size or --ranks"
+            f"--count={count} is too few: {ranks} ranks of {batch_size} images take {ranks * batch_size} in a step; "
+            "raise it, or lower --batch-size or --ranks"
         )
 
 
@@ -144,7 +145,7 @@ def training_of(config: BenchmarkConfig, store: str, run: Path) -> TrainConfig:
 
 
 def measure_rounds(spark: SparkSession, shared: Shared) -> dict[str, list[WayFound]]:
-    """The rounds of each way. Raises RunFailedError where a rank or a task fails, UserError for a mistake of the user."""
+    """The rounds of each way. Raises RunFailedError where a rank or a task fails, UserError for the user's mistake."""
     rounds: dict[str, list[WayFound]] = {way: [] for way in WAYS}
     for number in range(ROUNDS):
         for way, found in rounds.items():

@@ -21,9 +21,9 @@ def bytes_needed(ranks: int, size: int) -> float:
     """The bytes that a rank sends in a step, on average, for gradients of `size` bytes; of each of the three ways.
 
     Ring: each rank hands on N − 1 of N slices twice, to sum and to spread (Patarasuk and Yuan 2009). Parameter
-    servers beside the ranks: weights come down and gradients go up, and of both one N-th is the rank's own on average,
-    wherever a parameter is. Slices in a shuffle: N − 1 slices of gradients go to who sums them, and one slice of weights to
-    N − 1 others (Dai et al. 2019, section 3.3). Messages around them are not counted.
+    servers beside the ranks: weights come down and gradients go up, and of both one N-th is the rank's own on
+    average, wherever a parameter is. Slices in a shuffle: N − 1 slices of gradients go to who sums them, and
+    one slice of weights to N − 1 others (Dai et al. 2019). Messages around them are not counted.
     """
     return 2 * (ranks - 1) / ranks * size
 
@@ -51,7 +51,7 @@ def joined(slices: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
 
 
 def summed(parts: Iterable[tuple[int, np.ndarray]]) -> np.ndarray:
-    """The sum (values,) of vectors of numbered ranks, float32, from the first rank to the last, in whatever order they come."""
+    """The sum of vectors of numbered ranks, float32 (values,), from the first rank to the last, however they come."""
     ordered = [part for _, part in sorted(parts, key=lambda one: one[0])]
     total = ordered[0].copy()
     for part in ordered[1:]:
@@ -65,16 +65,16 @@ def largest_difference(found: np.ndarray, expected: np.ndarray, start: np.ndarra
 
 
 def rounding_bound(expected: np.ndarray, start: np.ndarray, updates: int) -> float:
-    """How large that difference may become by the rounding of weights (values,) alone, where a network does not enlarge it.
+    """How large that may become by the rounding of weights (values,) alone, where a network does not enlarge it.
 
-    Each update rounds a float32 weight by 2⁻²⁴ of it at most, on both sides. In what order gradients are summed is less: it
-    rounds a step, which is that much shorter than the weight.
+    Each update rounds a float32 weight by 2⁻²⁴ of it at most, on both sides. In what order gradients are summed
+    is less: it rounds a step, which is that much shorter than the weight.
     """
     return float(2 * updates * 2.0**-24 * np.abs(expected).max() / np.abs(expected - start).max())
 
 
 def shares(wall: float, compute: Sequence[float], exchange: Sequence[float]) -> dict[str, float]:
-    """Where the time of ranks went, as shares of it: `wall` seconds for all, and of each rank the seconds of both kinds."""
+    """Where the time of ranks went, as shares of it: `wall` seconds for all, and each rank's of both kinds."""
     whole = wall * len(compute)
     known = {"compute": sum(compute) / whole, "exchange": sum(exchange) / whole}
     return known | {"scheduling": 1 - sum(known.values())}

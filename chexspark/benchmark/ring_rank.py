@@ -1,7 +1,7 @@
 """A step whose gradients are summed around a ring, measured on one rank. Runs on ranks.
 
-In: `Shared`. Out: `WayFound`, from rank 0. It is the step of a training (`training.step`): gradients travel in groups while the
-backward pass goes on, and so the exchange that is told is what is left of it after the last gradient.
+In: `Shared`. Out: `WayFound`, from rank 0. It is the step of a training (`training.step`): gradients travel in groups
+while the backward pass goes on, and so the exchange that is told is what is left of it after the last gradient.
 """
 
 import os

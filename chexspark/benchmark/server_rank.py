@@ -1,12 +1,13 @@
 """A step whose weights lie on parameter servers, measured on one rank. Runs on ranks.
 
-In: `Shared`. Out: `WayFound`, from rank 0. TensorFlow's own: ``tf.distribute.ParameterServerStrategy``. Each rank's process has a
-server that computes and a server that holds parameters (a variable is whole, on one of them in turn); in rank 0's is the
-coordinator, too. It gives out a step's rows of one rank as a piece of work to whoever is free, and nobody waits for anybody:
-with more than one rank gradients may be of weights that have changed since (asynchronous SGD, Dean et al. 2012).
+In: `Shared`. Out: `WayFound`, from rank 0. TensorFlow's own: ``tf.distribute.ParameterServerStrategy``. Each rank's
+process has a server that computes and a server that holds parameters (a variable is whole, on one of them in turn);
+in rank 0's is the coordinator, too. It gives out a step's rows of one rank as a piece of work to whoever is free, and
+nobody waits for anybody: with more than one rank gradients may be of weights that have changed since (asynchronous
+SGD, Dean et al. 2012).
 
-Horovod brings the ranks together, so that they learn each other's addresses, and has left before anything is measured. TensorFlow's
-servers listen on all interfaces and know no password; they end with the rank's process.
+Horovod brings the ranks together, so that they learn each other's addresses, and has left before anything is
+measured. TensorFlow's servers listen on all interfaces and know no password; they end with the rank's process.
 """
 
 import contextlib
@@ -188,9 +189,9 @@ class ServerTraining:
         return np.reshape(parts, (steps, ranks)).sum(axis=1).tolist(), np.stack(times)
 
     def _work(self, at: Any) -> tuple["tf.Tensor", "tf.Tensor"]:
-        """Rows' part of the loss, and float64 (4,): when it began, had all weights, all gradients, and had applied them.
+        """Rows' part of the loss, and float64 (4,): when it began, had all weights, all gradients, and applied them.
 
-        The network does not wait for the last weights to begin: of the time until they are there, it computes in a part.
+        The network does not wait for the last weights to begin: it computes for a part of the time until then.
         """
         import tensorflow as tf
 

@@ -1,7 +1,8 @@
-"""The two halves of a step that Spark's shuffle carries, as tasks of one stage and the next do them. Runs in Spark tasks.
+"""The two halves of a step that Spark's shuffle carries, in tasks of one stage and the next. Runs in Spark tasks.
 
-In: records of a partition, numbered pickles of numpy vectors. Out: records, by the number of the partition that they are for. The
-network stays in the Python worker, which serves one task after the other; a worker that has none builds it.
+In: records of a partition, numbered pickles of numpy vectors. Out: records, by the number of the partition that they
+are for. The network stays in the Python worker, which serves one task after the other; a worker that has none builds
+it.
 """
 
 import functools
@@ -55,9 +56,9 @@ def network(shared: Shared) -> "FlatGradients":
 def compute_gradient(
     shared: Shared, times: Any, step: int, rank: int, records: Iterable[tuple[int, Any]]
 ) -> Iterator[tuple[int, Part]]:
-    """The first half: slices of the weights in (none: those of the start), slices of this task's gradient out, float32 (values,).
+    """The first half: slices of the weights in, or none at the start, slices of this task's gradient out.
 
-    `times`: an accumulator of `TaskTime`.
+    Both are float32 (values,). `times`: an accumulator of `TaskTime`.
     """
     began = time.perf_counter()
     slices = [value for _, value in records]
@@ -84,7 +85,7 @@ def compute_gradient(
 def update_slice(
     shared: Shared, times: Any, step: int, number: int, records: Iterable[tuple[int, Part]]
 ) -> Iterator[tuple[int, tuple[int, np.ndarray]]]:
-    """The second half: all tasks' gradients of a slice in, its new weights, float32 (values,), out for all tasks of the next step."""
+    """The second half: all tasks' gradients of a slice in, its new weights, float32 (values,), out for all of them."""
     began = time.perf_counter()
     parts = [part for _, part in records]
     total = summed((part.rank, part.gradient) for part in parts)

@@ -1,13 +1,14 @@
 """Steps whose gradients Spark's shuffle carries, measured. Runs on the driver.
 
-In: a session, `Shared`. Out: `WayFound`. It is the way of BigDL (Dai et al. 2019, "BigDL: A Distributed Deep Learning Framework for Big
-Data", algorithm 2): a step is two stages, of which the first computes gradients and cuts them into slices, and the second sums a
-slice in a task, updates its weights and hands them to all tasks of the next step. BigDL itself broadcasts through Spark's
-block manager inside of a job per step; here both are shuffles, of PySpark's RDDs.
+In: a session, `Shared`. Out: `WayFound`. It is the way of BigDL (Dai et al. 2019, "BigDL: A Distributed Deep Learning
+Framework for Big Data", on parameter synchronisation): a step is two stages, of which the first computes gradients and
+cuts them into slices, and the second sums a slice in a task, updates its weights and hands them to all tasks of the
+next step. BigDL itself runs each half as a job, and hands weights on through Spark's block manager; here both are
+shuffles, of PySpark's RDDs.
 
-All measured steps are one Spark job, which saves the start of a job per step. What tasks have written stays on disk until it
-is over: (2 × ranks + 1) × gradients per step. Tasks compute as ranks do, in an environment like theirs; the network stays in the
-Python workers.
+All measured steps are one Spark job: a job per step took a third longer where tasks did nothing. What tasks have written stays on disk
+until it is over: (2 × ranks + 1) × gradients per step. Tasks compute as ranks do, in an environment like theirs; the
+network stays in the Python workers.
 """
 
 import contextlib
@@ -106,7 +107,7 @@ def way_found(
 
 
 def shuffled_bytes(context: SparkContext, group: str, earlier: set[int]) -> int:
-    """What the stages of a group's jobs, other than the `earlier` ones, have written for the next, by Spark's own count."""
+    """What stages of a group's jobs, but for the `earlier` ones, have written for the next, by Spark's own count."""
     scala, tracker = context._jsc.sc(), context.statusTracker()
     scala.listenerBus().waitUntilEmpty()  # it counts in a thread of its own
     jobs = [tracker.getJobInfo(job) for job in set(tracker.getJobIdsForGroup(group)) - earlier]
