@@ -104,6 +104,13 @@ COMMANDS = {
         ("--suite scaling|distribution|pipelines|reader|train|start --out FOLDER",),
         extras=("train", "report"),
     ),
+    "reproduce": Command(
+        "chexspark.experiment.reproduce:reproduce",
+        config.ReproduceConfig,
+        "Train, evaluate and report two recipes over several seeds on NIH's official lists: one page of figures.",
+        ("--nih FOLDER --out FOLDER [--weights FILE] [--seeds 3] [--quick]",),
+        extras=("train", "report"),
+    ),
     "phantom": Command(
         "chexspark.phantom:write_release",
         config.PhantomConfig,

@@ -546,6 +546,28 @@ class BenchmarkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    """NIH's download in, every figure of two recipes over several seeds out."""
+
+    nih: str = setting(
+        "the folder of NIH ChestX-ray14 as it is downloaded: images, labels and both lists", "input", path=True
+    )  # fmt: skip
+    weights: str | None = setting(
+        "ImageNet weights to start from, as for train: a file, imagenet, or none", "input", None, path=True,
+        words=("imagenet", "none"))  # fmt: skip
+    out: str = setting("where everything is kept: store, runs, the page and its figures", "output", path=True)  # fmt: skip
+    private: bool = setting(PRIVATE, "output", False)
+    quick: bool = setting(
+        "try everything on a part of the images, small, for two epochs, from random weights", "experiment", False
+    )  # fmt: skip
+    seeds: int | None = setting(
+        "trainings of each recipe; by default 3, of a try-out 2", "experiment", None, minimum=1)  # fmt: skip
+    num_proc: int | None = setting(
+        "ranks; by default as many as Spark has task slots", "cluster", None, minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhantomConfig:
     """A synthetic release of chest phantoms out."""
 

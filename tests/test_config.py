@@ -122,7 +122,7 @@ def test_every_path_is_made_absolute_once(tmp_path, monkeypatch):
 def test_no_setting_that_is_a_path_is_forgotten(command):
     """Names that mean places in one command are places in all, but for names of images in a store."""
     places = {"data", "space", "run", "out", "images", "labels", "boxes", "weights", "against", "predictions",
-              "validation_predictions", "split_lists", "split_file"}  # fmt: skip
+              "validation_predictions", "split_lists", "split_file", "nih"}  # fmt: skip
     for field in dataclasses.fields(command.config):
         other = field.name == "images" and command.config in (ExplainConfig, PhantomConfig)
         assert bool(field.metadata.get("path")) == (field.name in places and not other), field.name
@@ -188,7 +188,7 @@ def test_a_recipe_is_valid_and_says_where_it_comes_from_and_what_to_expect(path)
 def test_the_recipes_are_those_of_the_papers():
     assert {path.stem for path in RECIPES} == {
         "aidoc-poc", "chexnet", "chexpert", "dell-gpu", "large-batch", "large-batch-lamb", "large-image",
-        "surfsara-cyclic",
+        "official-best", "surfsara-cyclic",
     }  # fmt: skip
 
 

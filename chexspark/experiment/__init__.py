@@ -1,0 +1,1 @@
+"""Whole experiments: from NIH's folder to one page of figures. See `chexspark.experiment.reproduce`."""

@@ -1,0 +1,295 @@
+"""NIH's folder in, a page and a JSON file with every figure out. Runs on the driver.
+
+Both recipes are trained over several seeds on NIH's official lists, evaluated and reported, each alone and all seeds of a
+recipe as an ensemble. What is there already is kept: the same command goes on where an earlier one ended.
+"""
+
+import json
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from chexspark.arguments import takes, under
+from chexspark.cluster.job import train
+from chexspark.cluster.recipe_check import check_start
+from chexspark.config import ReproduceConfig, TrainConfig
+from chexspark.errors import UserError
+from chexspark.evaluation.job import evaluate
+from chexspark.evaluation.published_aurocs import OFFICIAL_IMAGES
+from chexspark.evaluation.report import report
+from chexspark.evaluation.tables import read_evaluation, read_split
+from chexspark.experiment.nih_release import Release, find_release, part_of
+from chexspark.experiment.reproduce_page import reproduce_page
+from chexspark.experiment.stages import Stages
+from chexspark.findings import FINDINGS, MEAN
+from chexspark.ingestion.job import ingest
+from chexspark.lock import Lock
+from chexspark.models.imagenet import RANDOM
+from chexspark.models.weights import check_weights, start_of
+from chexspark.recipe_files import read_expected
+from chexspark.run.folder import METRICS, RunFolder, model_and_digest, run_folder
+from chexspark.run.history import best_epoch, read_history
+from chexspark.run.lineage import read_lineage
+from chexspark.run.settings import read_settings
+from chexspark.session import start_session
+from chexspark.settings import build
+from chexspark.storage import Location, locate
+from chexspark.store.manifest import Manifest, read_manifest
+
+log = logging.getLogger(__name__)
+
+RECIPES = ("chexnet", "official-best")
+QUICK_EPOCHS, QUICK_SIZE = 2, 64  # of a try-out
+SEEDS, QUICK_SEEDS = 3, 2
+NOT_TOLD = (
+    "data",
+    "run",
+    "weights",
+    "seed",
+)  # of a training's settings: paths, and what seeds differ in
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A recipe trained with one seed."""
+
+    recipe: str
+    seed: int
+    run: RunFolder
+
+
+@takes(ReproduceConfig)
+def reproduce(spark: SparkSession | None, config: ReproduceConfig) -> dict[str, Any]:
+    """Train, evaluate and report the recipes, write ``OUT/reproduction.html`` and ``.json``; return what the latter holds.
+
+    Raises UserError for what the user can mend, before anything is trained.
+    """
+    out, release = locate(config.out), find_release(config.nih)
+    for name in RECIPES:
+        check_training(settings_of(config, name, 0, "store", "run"))
+    out.make_directory(config.private)
+    with Lock(out, "--out", "reproduction"):
+        stages = Stages(out / "stages.json")
+        if config.quick:
+            (out / "part").make_directory()
+            release = part_of(release, out / "part")
+        spark = start_session(spark, "reproduce")
+        sizes = {name: size_of(name, config) for name in RECIPES}
+        stores = {
+            size: ingested(spark, stages, release, out, size, config)
+            for size in sorted(set(sizes.values()))
+        }
+        trained = [
+            train_and_score(spark, config, stages, out, stores[sizes[name]], name, seed)
+            for seed in range(seeds_of(config))
+            for name in RECIPES
+        ]
+        together = {name: [each for each in trained if each.recipe == name] for name in RECIPES}
+        ensembles = {
+            name: score_together(spark, stages, out, stores[sizes[name]], name, runs)
+            for name, runs in together.items()
+        }
+        found = summary(
+            config, read_manifest(stores[max(stores)]), together, ensembles, sizes, stages.seconds
+        )
+        (out / "reproduction.json").write_text(json.dumps(found, indent=1) + "\n")
+        (out / "reproduction.html").write_text(reproduce_page(found))
+    log.info("written: %s, %s", out / "reproduction.html", out / "reproduction.json")
+    return found
+
+
+def settings_of(
+    config: ReproduceConfig, name: str, seed: int, store: str, run: str
+) -> dict[str, Any]:
+    """The settings of a training, beside its recipe's."""
+    given: dict[str, Any] = {
+        "recipe": name,
+        "data": store,
+        "run": run,
+        "seed": seed,
+        "private": config.private,
+    }
+    if config.num_proc:
+        given["num_proc"] = config.num_proc
+    if config.weights or config.quick:
+        given["weights"] = config.weights or RANDOM
+    return given | ({"epochs": QUICK_EPOCHS} if config.quick else {})
+
+
+def check_training(given: dict[str, Any]) -> None:
+    """Raise UserError for weights that a training cannot start from, or lacks."""
+    config = build(TrainConfig, under(given["recipe"], given))
+    check_start(config)
+    weights = start_of(config.model, config.weights)
+    if weights:
+        check_weights(config.model, weights)
+
+
+def size_of(name: str, config: ReproduceConfig) -> int:
+    """The size of the images that a recipe is trained on, pixels. Raises UserError for one that does not say it."""
+    size = QUICK_SIZE if config.quick else read_expected(name).image_size
+    if size is None:
+        raise UserError(f"--recipe={name} does not say what size its images have")
+    return size
+
+
+def seeds_of(config: ReproduceConfig) -> int:
+    """How many trainings of each recipe."""
+    return config.seeds or (QUICK_SEEDS if config.quick else SEEDS)
+
+
+def ingested(
+    spark: SparkSession,
+    stages: Stages,
+    release: Release,
+    out: Location,
+    size: int,
+    config: ReproduceConfig,
+) -> Location:
+    """The store of images of a size; one that is there from the same input is left as it is."""
+    store = out / f"store-{size}"
+    stages.run(
+        f"ingest, {size} pixels",
+        lambda: ingest(
+            spark, images=release.images, labels=(release.labels,), boxes=release.boxes, split_lists=release.lists,
+            out=str(store), size=size, split="official", allow_missing="all" if config.quick else "images",
+            private=config.private,
+        ),
+    )  # fmt: skip
+    return store
+
+
+def train_and_score(
+    spark: SparkSession,
+    config: ReproduceConfig,
+    stages: Stages,
+    out: Location,
+    store: Location,
+    name: str,
+    seed: int,
+) -> Trained:
+    """A recipe trained with a seed, evaluated on the test list and reported, as far as that is not done."""
+    run = run_folder(str(out / "runs" / f"{name}-seed-{seed}"))
+    given = settings_of(config, name, seed, str(store), str(run))
+    stages.run(f"train {name}, seed {seed}", lambda: train(spark, **given))
+    if not is_scored(run, [run]):
+        stages.run(
+            f"evaluate {name}, seed {seed}",
+            lambda: evaluate(spark, data=str(store), run=(str(run),), private=config.private),
+        )
+        report(run=(str(run),))
+    return Trained(name, seed, run)
+
+
+def score_together(
+    spark: SparkSession,
+    stages: Stages,
+    out: Location,
+    store: Location,
+    name: str,
+    trained: Sequence[Trained],
+) -> RunFolder | None:
+    """All seeds of a recipe as an ensemble; None for a single one."""
+    if len(trained) < 2:
+        return None
+    together, runs = run_folder(str(out / "ensembles" / name)), [each.run for each in trained]
+    if not is_scored(together, runs):
+        stages.run(
+            f"evaluate {name}, all seeds",
+            lambda: evaluate(spark, data=str(store), run=tuple(map(str, runs)), out=str(together)),
+        )
+        report(run=(str(together), str(runs[0])))
+    return together
+
+
+def is_scored(place: RunFolder, runs: Sequence[RunFolder]) -> bool:
+    """Whether the test split was evaluated with these runs' models as they are."""
+    facts = read_evaluation(place).get("test", {})
+    models = [model_and_digest(run)[1] for run in runs]
+    return bool(facts.get("metrics")) and facts.get("models") == models and place.report.is_file()
+
+
+def summary(
+    config: ReproduceConfig, manifest: Manifest, trained: dict[str, list[Trained]],
+    ensembles: dict[str, RunFolder | None], sizes: dict[str, int], seconds: dict[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    """What the JSON file holds: no name of a host, a path or a patient."""
+    first = read_lineage(trained[RECIPES[0]][0].run)
+    test = manifest.splits["test"]
+    return {
+        "quick": config.quick,
+        "images": {name: split.images for name, split in manifest.splits.items()},
+        "patients": {name: split.patients for name, split in manifest.splits.items()},
+        "official": test.images == OFFICIAL_IMAGES and not manifest.synthetic,
+        "synthetic": manifest.synthetic > 0,
+        "store_fingerprint": manifest.fingerprint,
+        "refused": manifest.quarantined,
+        "recipes": {
+            name: {"size": sizes[name]} | recipe_figures(runs, ensembles[name], seconds)
+            for name, runs in trained.items()
+        },
+        "seconds": seconds,
+        "versions": {
+            "chexspark": first["chexspark"],
+            "python": first["python"],
+            **first["packages"],
+        },
+    }
+
+
+def recipe_figures(
+    runs: Sequence[Trained], ensemble: RunFolder | None, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Of one recipe: each seed's figures, their mean and spread, and the ensemble's."""
+    seeds = [seed_figures(each, seconds) for each in runs]
+    aurocs = [each["auroc"] for each in seeds if each["auroc"] is not None]
+    _, settings = read_settings(runs[0].run)
+    ranks = read_lineage(runs[0].run)["ranks"]
+    return {
+        "settings": {key: value for key, value in settings.items() if key not in NOT_TOLD},
+        "random_start": settings.get("weights") in (None, RANDOM),
+        "ranks": len(ranks), "hosts": len({rank["host"] for rank in ranks}),
+        "devices": sorted({rank["device"] for rank in ranks}),
+        "seeds": seeds,
+        "mean": statistics.mean(aurocs) if aurocs else None,
+        "deviation": statistics.stdev(aurocs) if len(aurocs) > 1 else None,
+        "ensemble": None if ensemble is None else figures_of(ensemble),
+        "rank_hours": sum(each["train_seconds"] for each in seeds) * len(ranks) / 3600,
+    }  # fmt: skip
+
+
+def seed_figures(trained: Trained, seconds: dict[str, float]) -> dict[str, Any]:
+    """Of one training."""
+    history = read_history(trained.run)
+    best = best_epoch(history)
+    return {
+        "seed": trained.seed, "epochs": len(history), "best_epoch": int(best["epoch"]) + 1,
+        "val_auroc": none_if_nan(best["val_auroc"]),
+        "images_per_second": float(history["images_per_second"].iloc[1:].median())
+        if len(history) > 1 else float(history["images_per_second"].iloc[0]),
+        "train_seconds": seconds[f"train {trained.recipe}, seed {trained.seed}"],
+        **figures_of(trained.run),
+    }  # fmt: skip
+
+
+def none_if_nan(value: Any) -> float | None:
+    """A number for JSON."""
+    return None if value is None or value != value else float(value)
+
+
+def figures_of(place: RunFolder) -> dict[str, Any]:
+    """AUROC of the test split with its interval, and of each finding. Raises UserError where there are none."""
+    table = read_split(place, METRICS, "test")
+    if table is None:
+        raise UserError(f"{place} has no metrics of the test split: run the same command again")
+    rows = {row["finding"]: row for row in table.to_dict("records")}
+    mean = rows[MEAN]
+    return {
+        "auroc": none_if_nan(mean["auroc"]), "low": none_if_nan(mean["auroc_low"]),
+        "high": none_if_nan(mean["auroc_high"]),
+        "findings": {name: none_if_nan(row["auroc"]) for name, row in rows.items() if name in FINDINGS},
+    }  # fmt: skip
