@@ -121,13 +121,16 @@ def test_networks_without_published_weights(cache):
 
 def test_what_is_published_is_what_keras_and_torchvision_say():
     """Keras's sources stand in the environment; torchvision's file has its digits in its name."""
-    from tf_keras.src.applications import densenet, resnet, vgg16
+    from tf_keras.src.applications import convnext, densenet, efficientnet_v2, resnet, vgg16
 
     sources = {module: Path(module.__file__).read_text() for module in (densenet, vgg16)}
     for name, module in (("densenet121", densenet), ("vgg16", vgg16)):
         keras_s = MODELS[name].imagenet[0]
         assert f'file_hash="{keras_s.digest}"' in sources[module] and keras_s.file in re.sub(r'"\s*(\+\s*)?"', "", sources[module])  # fmt: skip
     assert MODELS["resnet50"].imagenet[0].digest == resnet.WEIGHTS_HASHES["resnet50"][1]
+    (tiny,), (small,) = MODELS["convnext_tiny"].imagenet, MODELS["efficientnetv2_s"].imagenet
+    assert tiny.digest == convnext.WEIGHTS_HASHES["convnext_tiny"][1]
+    assert small.digest == efficientnet_v2.WEIGHTS_HASHES["-s"][1]
     torchvision = MODELS["densenet121"].imagenet[1]
     assert torchvision.algorithm == "sha256" and torchvision.digest in torchvision.file
     assert imagenet.is_published(b"", "densenet121") is None

@@ -35,6 +35,29 @@ def test_maps_of_amoebanet_d_are_its_logits_and_point_at_their_largest_cell(monk
     assert any({row, column} & {0, SIDE - 1} for row, column in places), "one at the border"
 
 
+def test_maps_of_convnext_are_its_logits_through_the_normalisation_of_the_averages(monkeypatch):
+    import tf_keras as keras
+
+    from chexspark.models import build_model
+
+    keras.utils.set_random_seed(0)
+    model = build_model("convnext_tiny", 64, 3)
+    random = np.random.default_rng(0)
+    for layer in model.layers:
+        changed = [w + random.normal(0, 0.1, w.shape) for w in layer.get_weights()]
+        layer.set_weights(changed)
+    monkeypatch.setattr(maps, "load_keras", lambda *_: model)
+    mapper = maps.load_mapper(
+        Model("/next", "its digest", ("A", "B", "C"), "convnext_tiny", 64), "CPU:0"
+    )
+    images = random.integers(0, 256, (3, 64, 64), np.uint8)
+    found = mapper(images)
+    assert found.maps.shape == (3, 3, 2, 2) and found.maps.std((2, 3)).min() > 1e-3
+    logits = model(images[..., None], training=False).numpy()
+    bias = model.get_layer("logits").bias.numpy()
+    np.testing.assert_allclose(found.maps.mean((2, 3)) + bias, logits, rtol=1e-3, atol=1e-3)
+
+
 def test_a_network_without_pooling_has_no_maps(monkeypatch):
     import tf_keras as keras
 

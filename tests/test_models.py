@@ -1,8 +1,11 @@
 """The networks: known sizes, shapes, and what their first layer makes of a gray image."""
 
+import hashlib
 import json
+import os
 import signal
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from chexspark.models.cost import (
     kept_cost,
     place_of,
 )
+from chexspark.models.weights import fill
 from chexspark.user_code import Code
 
 
@@ -31,12 +35,15 @@ def shape_after(model, layer):
 
 
 # Keras's documentation, less the top of 1,000 classes, plus one of 14: ResNet-50 25,636,712 with
-# 53,120 that are not trained, less 2,049,000; VGG-16's convolutions 14,714,688.
+# 53,120 that are not trained, less 2,049,000; VGG-16's convolutions 14,714,688. EfficientNetV2-S 21,612,360 with
+# 153,872 that are not trained, less 1,281,000; ConvNeXt-T 28,589,128, less 769,000.
 @pytest.mark.parametrize(
     "name, parameters",
     [
         ("resnet50", 25_636_712 - 53_120 - 2_049_000 + 2048 * 14 + 14),
         ("vgg16", 14_714_688 + 512 * 14 + 14),
+        ("convnext_tiny", 28_589_128 - 769_000 + 768 * 14 + 14),
+        ("efficientnetv2_s", 21_612_360 - 153_872 - 1_281_000 + 1280 * 14 + 14),
     ],
 )
 def test_known_sizes(name, parameters):
@@ -54,6 +61,61 @@ def test_gray_becomes_three_channels_as_caffe_s_weights_expect():
     expected = keras.applications.vgg16.preprocess_input(gray)[0, 0, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(found, [128 - 103.939, 128 - 116.779, 128 - 123.68], rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_tiny", "efficientnetv2_s"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_step_of_a_network_changes_all_of_its_weights(name, precision):
+    from chexspark.data.pipeline import as_tensors
+    from chexspark.data.reader import Batch
+    from chexspark.training.optimizers import make_optimizer
+    from chexspark.training.ring import Alone
+    from chexspark.training.step import Steps
+
+    random = np.random.default_rng(0)
+    keras.mixed_precision.set_global_policy(precision)
+    try:
+        keras.utils.set_random_seed(0)
+        model = build_model(name, 32, 3)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    steps = Steps(model, make_optimizer("adam", model.trainable_variables), 4, Alone())
+    images = random.integers(0, 256, (4, 32, 32)).astype(np.uint8)
+    labels = random.integers(0, 2, (4, 3)).astype(np.int8)
+    before = [v.numpy() for v in model.trainable_variables]
+    result = steps.train(as_tensors(Batch(images, labels, np.ones(4, np.float32), np.arange(4))))
+    assert result.finite and 0.3 < result.loss < 3
+    # Ahead of a normalisation over a single place nothing has a gradient.
+    moved = [(v.numpy() != was).any() for v, was in zip(steps.variables, before, strict=True)]
+    assert np.mean(moved) > 0.8
+    logits, _, _ = steps.score(
+        as_tensors(Batch(images, labels, np.ones(4, np.float32), np.arange(4)))
+    )
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_tiny", "efficientnetv2_s"])
+def test_a_saved_network_opens_with_keras_alone_and_fills_its_twin(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    model, twin = build_model(name, 32, 3), build_model(name, 32, 3)
+    model.save(tmp_path / "model.keras")
+    content = (tmp_path / "model.keras").read_bytes()
+    fill(twin, content, hashlib.sha256(content).hexdigest(), "it")
+    code = (
+        "import sys, numpy as np, tf_keras as keras\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        "np.save(sys.argv[2], model(np.load(sys.argv[2])).numpy())\n"
+    )
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": ""}
+    names = [str(tmp_path / "model.keras"), str(tmp_path / "images.npy")]
+    subprocess.run([sys.executable, "-c", code, *names], check=True, env=quiet, cwd=tmp_path)
+    expected = model(images).numpy()
+    np.testing.assert_allclose(twin(images).numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "images.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +224,20 @@ def test_what_a_step_keeps_is_counted():
     kept = facts["activations_bytes"]
     assert facts["memory_bytes"] == kept + 4 * (126 + 3 * 118) + 5 * 4 * 144
     assert facts["checkpoint_bytes"] == 4 * (126 + 2 * 118)
+
+
+def test_what_smooth_activations_and_products_keep_is_counted():
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 2))
+    x = layers.DepthwiseConv2D(3)(inputs)
+    x = layers.Activation("gelu")(layers.LayerNormalization()(x))
+    x = layers.Multiply()([layers.Activation("swish")(layers.Dense(5)(x)), layers.Dense(5)(x)])
+    model = keras.Model(inputs, layers.Dense(14)(layers.GlobalAveragePooling2D()(x)))
+    facts = count(model, batch=3, slots=2)
+    # In floats: into the depthwise convolution 8·8·2, into the normalisation 6·6·2, three of it for gelu, its product
+    # as it goes into both dense layers, into swish 6·6·5, into the product twice that, into the logits 5.
+    assert facts["activations_bytes"] == 3 * 4 * (128 + 72 + 3 * 72 + 72 + 180 + 2 * 180 + 5)
+    assert facts["forward_flops"] == 2 * (9 * 72 + 2 * 180 + 2 * 180 + 5 * 14)
 
 
 @pytest.fixture

@@ -122,6 +122,20 @@ def test_a_penalty_is_part_of_the_gradient_and_not_for_biases(name):
     assert after[1][0] > 2.0
 
 
+def test_a_scale_per_channel_is_no_weight_whatever_its_shape():
+    import tf_keras as keras
+
+    from chexspark.training.optimizers import is_weight
+
+    inputs = keras.Input((4, 4, 3))
+    scale, convolution = keras.layers.DepthwiseConv2D(1), keras.layers.DepthwiseConv2D(3)
+    dense = keras.layers.Dense(1)
+    dense(convolution(scale(inputs)))
+    assert [is_weight(v) for v in [*scale.weights, *convolution.weights, *dense.weights]] == [
+        False, False, True, False, True, False,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_state_travels_in_its_variables(name):
     steps = [(0.1, [[[0.3], [0.1]], [0.2]]), (0.2, [[[-0.1], [0.4]], [0.1]])]

@@ -196,6 +196,45 @@ def test_imagenet_s_weights_go_into_all_but_the_logits(tmp_path):
         load_weights(build_model("resnet50", 32, 14), "resnet50", path, FINDINGS)
 
 
+def test_keras_s_convnext_gives_its_features(tmp_path):
+    """Whose file has models within, and depthwise kernels of another shape."""
+    path = str(tmp_path / "convnext_tiny_notop.h5")
+    keras.utils.set_random_seed(7)
+    source = keras.applications.ConvNeXtTiny(
+        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
+    )
+    random = np.random.default_rng(0)
+    source.set_weights([w + random.normal(0, 0.05, w.shape) for w in source.get_weights()])
+    source.save_weights(path)
+    model = build_model("convnext_tiny", 32, 14)
+    check_fits("convnext_tiny", path, layers_of(model))
+    line = load_weights(model, "convnext_tiny", path, FINDINGS)
+    layers = len(layers_of(model))
+    assert line.startswith(f"{layers - 1} of {layers} layers start from {path}; fresh: logits")
+    features = keras.Model(model.input, model.get_layer("logits").input)
+    images = random.integers(0, 256, (2, 32, 32, 1)).astype(np.uint8)
+    expected = source(images.repeat(3, axis=3).astype(np.float32)).numpy()
+    np.testing.assert_allclose(features(images).numpy(), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="no layer has the name and shapes of one of vgg16's"):
+        load_weights(build_model("vgg16", 32, 14), "vgg16", path, FINDINGS)
+
+
+def test_keras_s_efficientnetv2_gives_its_features(tmp_path):
+    path = str(tmp_path / "efficientnetv2-s_notop.h5")
+    keras.utils.set_random_seed(7)
+    source = keras.applications.EfficientNetV2S(
+        include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg"
+    )
+    source.save_weights(path)
+    model = build_model("efficientnetv2_s", 32, 14)
+    line = load_weights(model, "efficientnetv2_s", path, FINDINGS)
+    assert line.endswith("fresh: logits (the file does not say its findings)")
+    features = keras.Model(model.input, model.get_layer("logits").input)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1)).astype(np.uint8)
+    expected = source(images.repeat(3, axis=3).astype(np.float32)).numpy()
+    np.testing.assert_allclose(features(images).numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_an_hdf5_file_that_holds_no_weights(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w"):
         pass

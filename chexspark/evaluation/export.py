@@ -246,6 +246,17 @@ def write_saved_model(
     return place, scores
 
 
+def complementary_error(graph: Any, node: Any, name: str, arguments: Any) -> None:
+    """Make TensorFlow's Erfc, which gelu is computed by and tf2onnx does not know, 1 − Erf in a graph of ONNX."""
+    (output,) = node.output
+    shape, kind = graph.get_shape(output), graph.get_dtype(output)
+    graph.remove_node(node.name)
+    error = graph.make_node("Erf", node.input, dtypes=[kind], shapes=[shape])
+    one = graph.make_const(f"{name}_one", np.array(1, np.float32))
+    parts = [one.output[0], error.output[0]]
+    graph.make_node("Sub", parts, name=name, outputs=[output], dtypes=[kind], shapes=[shape])
+
+
 def write_onnx(whole: Any, metadata: Metadata, folder: Path) -> tuple[Path, Scores]:
     """Write ``model.onnx`` of the `whole` function with the metadata, and load it in onnxruntime."""
     import onnx
@@ -253,7 +264,10 @@ def write_onnx(whole: Any, metadata: Metadata, folder: Path) -> tuple[Path, Scor
     import tf2onnx
 
     place = folder / "model.onnx"
-    proto, _ = tf2onnx.convert.from_function(whole, whole.input_signature, opset=OPSET)
+    proto, _ = tf2onnx.convert.from_function(
+        whole, whole.input_signature, opset=OPSET,
+        custom_op_handlers={"Erfc": (complementary_error, [])},
+    )  # fmt: skip
     texts = {name: json.dumps(value) for name, value in metadata.items()}
     onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto)

@@ -4,7 +4,8 @@ In: a run's best model and images. Out: for each image the maps of all findings 
 resolution of the last features; ``OUT/localisation`` and ``OUT/examples`` of an evaluated split.
 A map is the sum of the last features, weighted as the logit weighs their averages: its mean and the
 logit's bias are the logit (Zhou et al. 2016; CheXNet, section 2.3). Any Keras model that ends in
-global average pooling and a dense layer called ``logits`` has them.
+global average pooling and a dense layer called ``logits`` has them, also with a layer normalisation between
+the two: the features of each place are then normalised by the statistics of the averages.
 """
 
 import functools
@@ -94,20 +95,40 @@ class StoredImages:
     findings: tuple[str, ...]  # of the store
 
 
-def map_layers(model: Any) -> tuple[Any, Any] | NoMaps:
-    """The tensor of last features, and the dense layer over their averages."""
+class Top(NamedTuple):
+    """The end of a network that has maps."""
+
+    features: Any  # the tensor of the last ones, (batch, height, width, channels)
+    normalisation: Any  # the layer normalisation of their averages; None: there is none
+    logits: Any  # the dense layer
+
+
+def map_layers(model: Any) -> Top | NoMaps:
+    """The end of a model."""
     import tf_keras as keras
 
     names = [layer.name for layer in model.layers]
     if LOGITS not in names or not isinstance(model.get_layer(LOGITS), keras.layers.Dense):
         return NoMaps(f"{model.name} has no dense layer called {LOGITS}")
     logits = model.get_layer(LOGITS)
-    before = logits.input.node.layer
+    before, normalisation = logits.input.node.layer, None
     while isinstance(before, (keras.layers.Dropout, keras.layers.Activation)):
         before = before.input.node.layer
+    if isinstance(before, keras.layers.LayerNormalization):
+        before, normalisation = before.input.node.layer, before
     if not isinstance(before, keras.layers.GlobalAveragePooling2D):
         return NoMaps(f"{model.name}: {LOGITS} do not come from global average pooling")
-    return before.input, logits
+    return Top(before.input, normalisation, logits)
+
+
+def normalised(features: np.ndarray, layer: Any) -> np.ndarray:
+    """Features, float32 (n, height, width, channels), whose average is the layer normalisation of their average."""
+    average = features.mean((1, 2), keepdims=True)
+    deviation = np.sqrt(average.var(3, keepdims=True) + layer.epsilon)
+    centred = (features - average.mean(3, keepdims=True)) / deviation
+    if layer.scale:
+        centred *= layer.gamma.numpy()
+    return centred + layer.beta.numpy() if layer.center else centred
 
 
 @functools.lru_cache(maxsize=DEVICES)
@@ -117,19 +138,21 @@ def load_mapper(model: Model, device: str) -> Callable[[np.ndarray], ImageMaps] 
     import tensorflow as tf
     import tf_keras as keras
 
-    layers = map_layers(keras_model)
-    if isinstance(layers, NoMaps):
-        return layers
-    features, logits = layers
-    twin = keras.Model(keras_model.input, [features, keras_model.output])
-    kernel = logits.kernel.numpy().astype(np.float32)
+    top = map_layers(keras_model)
+    if isinstance(top, NoMaps):
+        return top
+    twin = keras.Model(keras_model.input, [top.features, keras_model.output])
+    kernel = top.logits.kernel.numpy().astype(np.float32)
     signature = tf.TensorSpec((None, *keras_model.input_shape[1:]), tf.uint8)
     run = tf.function(functools.partial(twin, training=False), input_signature=[signature])
 
     def mapper(images: np.ndarray) -> ImageMaps:
         with tf.device(device):
             last, outputs = run(np.ascontiguousarray(images[..., None]))
-        maps = np.einsum("nhwc,cf->nfhw", last.numpy().astype(np.float32), kernel)
+        features = last.numpy().astype(np.float32)
+        if top.normalisation is not None:
+            features = normalised(features, top.normalisation)
+        maps = np.einsum("nhwc,cf->nfhw", features, kernel)
         return ImageMaps(maps, sigmoid(outputs.numpy()))
 
     return mapper

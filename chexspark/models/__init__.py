@@ -34,7 +34,7 @@ class Published:
     @property
     def digest_words(self) -> str:
         """Its digest, for a message."""
-        return f"MD5 {self.digest}" if self.algorithm == "md5" else f"SHA-256 {self.digest}…"
+        return f"MD5 {self.digest}" if self.algorithm == "md5" else f"SHA-256 {self.digest[:16]}…"
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,17 @@ def keras_file(folder: str, name: str, md5: str) -> Published:
 
 
 GOOGLE = "https://storage.googleapis.com/tensorflow/keras-applications"
-# tf_keras.src.applications: densenet.py, resnet.py (WEIGHTS_HASHES), vgg16.py.
+# tf_keras.src.applications: densenet.py, resnet.py (WEIGHTS_HASHES), vgg16.py, convnext.py, efficientnet_v2.py.
 DENSENET121 = keras_file("densenet", "densenet121", "30ee3e1110167f948a6b9946edeeb738")
 RESNET50 = keras_file("resnet", "resnet50", "4d473c1dd8becc155b73f8504c6f6626")
 VGG16 = keras_file("vgg16", "vgg16", "6d6bbae143d832006294945121d1f1fc")
+CONVNEXT_TINY = Published(
+    f"{GOOGLE}/convnext", "convnext_tiny_notop.h5", "sha256",
+    "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
+)  # fmt: skip
+EFFICIENTNETV2_S = Published(
+    f"{GOOGLE}/efficientnet_v2", "efficientnetv2-s_notop.h5", "md5", "af0682fb74e8c54910f2d4393339c070"
+)  # fmt: skip
 # torchvision.models.DenseNet121_Weights; its file has the digits in its name.
 TORCHVISION = Published("https://download.pytorch.org/models", "densenet121-a639ec97.pth", "sha256", "a639ec97")  # fmt: skip
 
@@ -65,6 +72,8 @@ MODELS = {
     "resnet50": Network("resnet50", imagenet=(RESNET50,)),
     "resnet59": Network("resnet59"),
     "vgg16": Network("vgg16", imagenet=(VGG16,)),
+    "convnext_tiny": Network("convnext_tiny", imagenet=(CONVNEXT_TINY,)),
+    "efficientnetv2_s": Network("efficientnetv2_s", imagenet=(EFFICIENTNETV2_S,)),
     "amoebanet-d-4-256": Network("amoebanet_d", {"normal_cells": 4, "filters": 256}),
     "amoebanet-d-2-512": Network("amoebanet_d", {"normal_cells": 2, "filters": 512}),
 }

@@ -145,8 +145,8 @@ def count(model: Any, batch: int, slots: int) -> NetworkCost:
 
     forward_flops: two for a multiplication and its addition, in convolutions and dense layers.
     activations_bytes: what a step keeps of its
-    forward pass for the gradient, that is what goes into convolutions, dense layers, normalisations
-    and max pools, and what comes out of max pools and ReLUs, each tensor once. memory_bytes: these,
+    forward pass for the gradient, that is what goes into convolutions, dense layers, normalisations, products
+    and max pools, what comes out of max pools and ReLUs, and what swish and gelu keep, each tensor once. memory_bytes: these,
     one tensor of the largest size in passing, and 4 bytes for each parameter, its gradient and each
     of the `slots`. checkpoint_bytes: the parameters and the slots. Not counted: the process, which TensorFlow makes 0.7 GB, Horovod's and the
     reader's buffers, and what oneDNN or cuDNN take to work in.
@@ -154,7 +154,8 @@ def count(model: Any, batch: int, slots: int) -> NetworkCost:
     Measured against the peak of resident memory of two steps with Adam on a CPU, less 0.7 GB:
     1 % too low for VGG-16 (224, batch 12), 3 % for AmoebaNet-D 4, 256 (192, batch 8), 4 % for
     ResNet-59 (256, batch 12), 19 % for DenseNet-121 (224, batch 16), 24 % for ResNet-50 (224,
-    batch 16; 1 % without oneDNN).
+    batch 16; 1 % without oneDNN), about 15 % for
+    ConvNeXt-T and 18 % for EfficientNetV2-S (224, batch 8).
     """
     import numpy as np
     import tf_keras as keras
@@ -162,15 +163,19 @@ def count(model: Any, batch: int, slots: int) -> NetworkCost:
     from chexspark.models.weights import flat_layers, layers_of
 
     layers = keras.layers
-    kept, largest, flops = {}, 0, 0
+    kept: dict[int, int] = {}
+    largest, flops = 0, 0
     for layer in flat_layers(model):
         for output in tensors_of(layer.output):
             values = int(np.prod(output.shape[1:]))
             largest = max(largest, values * output.dtype.size)
-            if isinstance(layer, (layers.Conv2D, layers.Dense)):
+            if isinstance(layer, layers.DepthwiseConv2D):
+                flops += 2 * values * int(np.prod(layer.depthwise_kernel.shape[:2]))
+            elif isinstance(layer, (layers.Conv2D, layers.Dense)):
                 flops += 2 * values * int(np.prod(layer.kernel.shape[:-1]))
-        for tensor in kept_by(layer):
-            kept[id(tensor)] = int(np.prod(tensor.shape[1:])) * tensor.dtype.size
+        for tensor, times in kept_by(layer):
+            size = int(np.prod(tensor.shape[1:])) * tensor.dtype.size
+            kept[id(tensor)] = max(kept.get(id(tensor), 0), times * size)
     parameters = model.count_params()
     trainable = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     activations = batch * sum(kept.values())
@@ -192,16 +197,23 @@ def tensors_of(value: Any) -> list:
     return [t for t in tf.nest.flatten(value) if None not in t.shape[1:]]
 
 
-def kept_by(layer: Any) -> list:
-    """The tensors that the gradient of a layer needs of its forward pass."""
+def kept_by(layer: Any) -> list[tuple[Any, int]]:
+    """The tensors that the gradient of a layer needs of its forward pass, and how many of that size."""
     import tf_keras as keras
 
-    layers, linear = keras.layers, keras.activations.linear
-    of_input = (layers.Conv2D, layers.Dense, layers.BatchNormalization, layers.MaxPooling2D)
-    keeps = tensors_of(layer.input) if isinstance(layer, of_input) else []
-    activated = getattr(layer, "activation", linear) is not linear
-    if activated or isinstance(layer, (layers.ReLU, layers.MaxPooling2D)):
-        keeps += tensors_of(layer.output)
+    layers, activations = keras.layers, keras.activations
+    of_input = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense, layers.BatchNormalization,
+                layers.LayerNormalization, layers.MaxPooling2D, layers.Multiply)  # fmt: skip
+    keeps = [(t, 1) for t in tensors_of(layer.input)] if isinstance(layer, of_input) else []
+    activation = getattr(layer, "activation", activations.linear)
+    # Swish keeps its input; gelu the parts of its product, ½ x and erfc(−x / √2), and −x / √2.
+    inside = {activations.swish: 1, activations.gelu: 3}.get(activation)
+    if inside:
+        keeps += [(t, inside) for t in tensors_of(layer.input)]
+    elif activation is not activations.linear or isinstance(
+        layer, (layers.ReLU, layers.MaxPooling2D)
+    ):
+        keeps += [(t, 1) for t in tensors_of(layer.output)]
     return keeps
 
 

@@ -19,7 +19,7 @@ from chexspark.run.folder import RunFolder
 from chexspark.storage import Location, locate
 
 IMAGENET, RANDOM = "imagenet", "none"  # what --weights may be instead of a path
-MOST_BYTES = 200 << 20  # of a file that is looked at; the largest published is 59 MB
+MOST_BYTES = 200 << 20  # of a file that is looked at; the largest published are some 110 MB
 log = logging.getLogger(__name__)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import tf_keras as keras
 
 from chexspark.models import LOGITS
-from chexspark.models.normalisation import CAFFE, TORCH
+from chexspark.models.normalisation import CAFFE, HALVES, TORCH
 
-__all__ = ["CAFFE", "TORCH", "gray_input", "with_logits"]
+__all__ = ["CAFFE", "HALVES", "TORCH", "gray_input", "with_logits"]
 
 KerasTensor: TypeAlias = Any  # what layers take and give; tf_keras does not say its own type
 

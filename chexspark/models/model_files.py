@@ -185,7 +185,8 @@ def arrays_of(hdf: h5py.File, names: Mapping[str, Any]) -> dict[str, list[h5py.D
         group = inside(top, layer)
         paths = texts(group, "weight_names")
         arrays = [inside(group, path) for path in paths]
-        if len(paths) <= len(("gamma", "beta", "mean", "variance")):
+        few = len(paths) <= len(("gamma", "beta", "mean", "variance"))
+        if few and len(set(map(posixpath.dirname, paths))) <= 1:
             add(found, layer, arrays)
             continue
         for path, array in zip(

@@ -6,9 +6,10 @@ In: a pixel of 0 to 255. Out: scale × pixel + offset, per channel, as a set of 
 import numpy as np
 
 # TORCH: ImageNet's mean and standard deviation per channel (RGB, 0–1). CAFFE: ImageNet's mean taken off, blue
-# first, without scaling. XRAYVISION: one channel, −1024 to 1024 (torchxrayvision's `datasets.normalize`).
+# first, without scaling. HALVES: from −1 to 1, nearly. XRAYVISION: one channel, −1024 to 1024 (torchxrayvision's `datasets.normalize`).
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 TORCH = (1 / (255 * DEVIATION), -MEAN / DEVIATION)
+HALVES = (np.full(3, 1 / 128), -np.ones(3))
 CAFFE = (np.ones(3), -np.array([103.939, 116.779, 123.68]))
 XRAYVISION = (2048 / 255, -1024.0)
 

@@ -180,13 +180,15 @@ def plan_of(
 
     `layers`: of the network, those with weights; `found`: the shapes in the file, by plain name; `given`: the
     findings of the file's outputs, where it does not say them. Layers go by name; where none fits by its
-    name, in order, if all of the trunk fit so (weights that were saved by other names). Raises UserError
+    name, in order, if all of the trunk fit so (weights that were saved by other names). Sides of 1 may stand
+    elsewhere: a convolution of each channel by itself has them in one place or another. Raises UserError
     where nothing fits, or where a layer does not that is before one that does, and for findings that the
     file contradicts.
     """
-    trunk = [(n, [tuple(s) for s in shapes]) for n, shapes in layers if n != LOGITS]
-    fitting = {n: plain_name(n) for n, shapes in trunk if found.get(plain_name(n)) == shapes}
-    if not fitting and [*found.values()][: len(trunk)] == [shapes for _, shapes in trunk]:
+    trunk = [(n, without_ones(shapes)) for n, shapes in layers if n != LOGITS]
+    there = {n: without_ones(shapes) for n, shapes in found.items()}
+    fitting = {n: plain_name(n) for n, shapes in trunk if there.get(plain_name(n)) == shapes}
+    if not fitting and [*there.values()][: len(trunk)] == [shapes for _, shapes in trunk]:
         fitting = dict(zip((n for n, _ in trunk), found, strict=False))
     if not fitting:
         raise UserError(
@@ -217,6 +219,11 @@ def plan_of(
     return Plan(fitting, head, known)
 
 
+def without_ones(shapes: Sequence[Sequence[int]]) -> Shapes:
+    """Shapes without their sides of 1, in whose place the numbers are the same."""
+    return [tuple(side for side in shape if side != 1) for shape in shapes]
+
+
 def load_weights(
     model: Any, name: str, uri: str, findings: Sequence[str], given: Sequence[str] = ()
 ) -> str:
@@ -230,7 +237,8 @@ def load_weights(
         plan = plan_of(place, name, layers_of(model), shapes_of(source.arrays), given)
         own = named_layers(model)
         for layer, there in plan.layers.items():
-            own[layer].set_weights(values_of(source.arrays[there]))
+            values = zip(values_of(source.arrays[there]), own[layer].weights, strict=True)
+            own[layer].set_weights([value.reshape(weight.shape) for value, weight in values])
         taken = take_logits(model, source.arrays, findings, plan) if plan.head else []
     fresh = [n for n, _ in layers_of(model) if n != LOGITS and n not in plan.layers]
     where = f"{place} ({source.kind})" if source.kind else str(place)

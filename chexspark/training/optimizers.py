@@ -68,8 +68,10 @@ def make_optimizer(
 
 
 def is_weight(variable: tf.Variable) -> bool:
-    """Whether a variable is a kernel, and no bias, scale or shift."""
-    return variable.shape.rank > 1
+    """Whether a variable is a kernel, and no bias, scale or shift. A depthwise kernel of 1×1 is a scale."""
+    shape = variable.shape
+    scales = "depthwise_kernel" in variable.name and tuple(shape[:2]) == (1, 1)
+    return shape.rank > 1 and not scales
 
 
 def norm(tensor: tf.Tensor) -> tf.Tensor:
