@@ -59,7 +59,7 @@ COMMANDS = {
         config.EvaluateConfig,
         "Score a split with a run's best model, or take anybody's scores: predictions and metrics.",
         (
-            "--data STORE --run RUN [RUN …] [--split test] [--flip] [--against RUN]",
+            "--data STORE --run RUN [RUN …] [--split test] [--tta flip,crops,scales] [--against RUN]",
             "--predictions FILE --labels CSV --out DIR",
         ),
     ),
@@ -74,7 +74,7 @@ COMMANDS = {
         "chexspark.evaluation.predict:predict",
         config.PredictConfig,
         "Score images that have no labels with a run's best model: probabilities as Parquet.",
-        ("--images PATH [PATH …] --run RUN [RUN …] --out PARQUET [--flip]",),
+        ("--images PATH [PATH …] --run RUN [RUN …] --out PARQUET [--tta flip,crops,scales]",),
     ),
     "explain": Command(
         "chexspark.evaluation.explain:explain",

@@ -31,6 +31,11 @@ NETWORKS = (
     "the networks of your own that the runs were trained with, package.module:function: only what is named "
     "here is imported, whatever a run says"
 )
+VIEWS = ("flip", "crops", "scales")  # of an image, beside itself
+AVERAGED = (
+    "what is scored beside each image, and averaged with it, A,B,…: flip: the mirror image; crops: its corners and "
+    "middle, enlarged; scales: 0.9 and 1.1 times its size; all three: 16 times the work"
+)
 PRIVATE = "make the folder that is written one that nobody else on this system can enter"
 
 
@@ -401,8 +406,8 @@ class EvaluateConfig:
     model: tuple[str, ...] = setting(NETWORKS, "input: a store and a run", ())
     split: str = setting("which patients to score", "input: a store and a run", "test",
                          choices=("train", "val", "test"))  # fmt: skip
-    flip: bool = setting(
-        "also score the mirror image, and average", "input: a store and a run", False
+    tta: tuple[str, ...] = setting(
+        AVERAGED, "input: a store and a run", (), listed=True, choices=VIEWS, formerly="flip"
     )
     batch_size: int = setting(
         "images per step of inference", "input: a store and a run", 32, minimum=1
@@ -463,7 +468,9 @@ class PredictConfig:
         path=True,
     )
     model: tuple[str, ...] = setting(NETWORKS, "input", ())
-    flip: bool = setting("also score the mirror image, and average", "input", False)
+    tta: tuple[str, ...] = setting(
+        AVERAGED, "input", (), listed=True, choices=VIEWS, formerly="flip"
+    )
     batch_size: int = setting("images per step of inference", "input", 32, minimum=1)
     bit_depth: int | None = setting(
         "bits of the detector whose images are 16-bit PNGs, 8 to 16; by default as the run's store was made",

@@ -88,7 +88,7 @@ def test_scores_of_versions_that_did_not_ask_what_is_synthetic_are_still_taken(
     assert said["val"].pop("synthetic") is said["test"]["synthetic"] is True
     out.evaluation.write_text(json.dumps(said))
     models = tuple(Model("", digest, FINDINGS, "vgg16", 32) for digest in said["val"]["models"])
-    scoring = Scoring(tuple(said["val"]["runs"]), Scorer(models, FINDINGS, False, 8), out)
+    scoring = Scoring(tuple(said["val"]["runs"]), Scorer(models, FINDINGS, (), 8), out)
     real = dataclasses.replace(manifest, synthetic=0)
     assert earlier_scores(StoreSplit(store, real, "val"), scoring) is not None
     assert earlier_scores(StoreSplit(store, manifest, "val"), scoring) is None
@@ -120,7 +120,9 @@ def test_a_flip_and_an_ensemble_are_means(spark, store, runs, evaluated, tmp_pat
     assert set(found.run) == {f"{runs[0].path} + {runs[1].path}"}
     page = Path(report(run=str(tmp_path / "both"))).read_text()
     assert "an ensemble of 2" in page and all(run.path in page for run in runs)
-    flipped = evaluate(spark, run=runs[0].path, out=str(tmp_path / "flip"), flip=True, **settings)
+    flipped = evaluate(
+        spark, run=runs[0].path, out=str(tmp_path / "flip"), tta=["flip"], **settings
+    )
     flipped = flipped.predictions.toPandas().sort_values("image_index")[PROBABILITIES]
     assert 1e-4 < np.abs(flipped.to_numpy() - each[0].to_numpy()).max() < 0.2
 

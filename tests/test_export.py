@@ -12,11 +12,12 @@ from chexspark import export, predict
 from chexspark.errors import RunFailedError
 from chexspark.evaluation import export as exporting
 from chexspark.evaluation import tables
-from chexspark.evaluation.export_graph import fitted_in_graph
+from chexspark.evaluation.export_graph import fitted_in_graph, raw_image_function
 from chexspark.evaluation.operating_points import operating_points, points_as_json
 from chexspark.evaluation.runs import best_model
 from chexspark.findings import FINDINGS
 from chexspark.ingestion.fitting import fitted
+from chexspark.models import build_model
 from chexspark.phantom import draw_anatomy, draw_phantom, generator
 from chexspark.preparation import FITS, Preparation
 from chexspark.run.folder import METRICS, model_and_digest, run_folder
@@ -186,9 +187,9 @@ def test_where_thresholds_come_from(run, tmp_path):
     model = best_model(run)
     found = operating_points(run, model)
     assert found.words == "val of S" and len(found.fitted) == len(FITTED)
-    tables.write_evaluation(run, "test", facts_of(run) | {"flip": True, "by": "study"})
+    tables.write_evaluation(run, "test", facts_of(run) | {"tta": ["flip", "crops"], "by": "study"})
     words = operating_points(run, model).words
-    assert words == "val of S, scored with mirror images, of whole studies"
+    assert words == "val of S, scored with mirror images, crops, of whole studies"
     tables.write_evaluation(run, "test", facts_of(run) | {"models": ["another"]})
     assert operating_points(run, model) is None
     assert points_as_json(None, model.findings) == dict.fromkeys(FITTED)
@@ -203,3 +204,18 @@ def test_what_differs_is_refused(run, monkeypatch, tmp_path):
         RunFailedError, match=r"50 × 40 pixels are fitted otherwise .* 2 gray levels"
     ):
         exporting.as_ingested(raw, how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convnext_tiny", "efficientnetv2_s"])
+def test_networks_of_other_layers_are_the_same_in_onnx(name, tmp_path):
+    import tf_keras as keras
+
+    keras.utils.set_random_seed(0)
+    model = build_model(name, 64, 3)
+    how = Preparation(64)
+    names = {"findings": ["A", "B", "C"]}
+    _, scores = exporting.write_onnx(raw_image_function(model, how), names, tmp_path)
+    images = exporting.phantoms(64)[..., None]
+    difference = exporting.difference_of(scores(images), model(images, training=False).numpy())
+    assert difference < exporting.TOLERANCE

@@ -140,13 +140,13 @@ def test_scaling_compares_runs_of_the_same_kind():
 
 def test_lineage_of_a_run_and_of_scores():
     facts = {"runs": ["/run"], "models": ["ab12"], "store": "/store", "fitted_on": "val",
-             "flip": True, "data": {"train": "800 images", "source": "NIH"}}  # fmt: skip
+             "tta": ["flip", "scales"], "data": {"train": "800 images", "source": "NIH"}}  # fmt: skip
     rows = sections.lineage_rows(
         "/run", evaluated(facts), trained(packages={"numpy": "1.26"}, trained_patients="cd34")
     )
     for row in (
         ("Run", "/run"), ("Model SHA-256", "ab12"), ("Store scored", "/store"),
-        ("Store, train", "800 images"), ("source", "NIH"), ("Mirror images averaged", "yes"),
+        ("Store, train", "800 images"), ("source", "NIH"), ("Averaged with each image", "mirror images, scales"),
         ("Thresholds and scaling", "from val"), ("Bootstrap", "2,000 resamples of the patients"),
         ("Patients seen, SHA-256", "cd34"), ("Packages", "numpy 1.26"), ("Findings", "Mass"),
     ):  # fmt: skip
@@ -154,7 +154,7 @@ def test_lineage_of_a_run_and_of_scores():
     rows = sections.lineage_rows("/out", evaluated({"scores": "/s.csv", "labels": "/l.csv"}), None)
     assert rows == [
         ("Evaluation", "/out"), ("Scores", "/s.csv"), ("Labels", "/l.csv"), ("Findings", "Mass"),
-        ("Mirror images averaged", "no"),
+        ("Averaged with each image", "nothing"),
         ("Thresholds and scaling", "none: no validation split"),
         ("Bootstrap", "2,000 resamples of the patients"),
     ]  # fmt: skip

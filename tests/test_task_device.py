@@ -44,7 +44,7 @@ tf.config.set_logical_device_configuration(
 from chexspark.evaluation import inference
 from chexspark.findings import FINDINGS
 model = inference.Model(*{model_and_digest(RunFolder(place))!r}, FINDINGS, "vgg16", 32)
-scorer = inference.Scorer((model,), FINDINGS, False, 4)
+scorer = inference.Scorer((model,), FINDINGS, (), 4)
 images = np.random.default_rng(0).integers(0, 256, (6, 32, 32)).astype(np.uint8)
 found = []
 for device in ("CPU:0", "CPU:1"):

@@ -19,6 +19,7 @@ from scipy.special import expit
 
 from chexspark.evaluation.predictions import label_column, probability_column
 from chexspark.evaluation.task_device import task_device
+from chexspark.evaluation.views import number_of_views, views
 from chexspark.session import task_slots
 from chexspark.storage import locate
 from chexspark.store.manifest import Manifest
@@ -57,7 +58,7 @@ class Scorer:
 
     models: tuple[Model, ...]
     findings: tuple[str, ...]  # those to score, in the order of the columns
-    flip: bool  # also score the mirror image, and average
+    tta: tuple[str, ...]  # what is scored beside each image, and averaged: see `views`
     batch_size: int
 
 
@@ -116,7 +117,7 @@ def task_count(groups: int, pixels: int, slots: int) -> int:
 
 
 def probabilities_of(images: np.ndarray, scorer: Scorer) -> np.ndarray:
-    """The mean probability over models and, with `flip`, mirror images: float64 (rows, findings).
+    """The mean probability over models and views of each image: float64 (rows, findings).
 
     `images`: uint8 (rows, size, size). Raises RunFailedError as `task_device` and `load_keras` do.
     """
@@ -124,18 +125,16 @@ def probabilities_of(images: np.ndarray, scorer: Scorer) -> np.ndarray:
     models = load_models(scorer.models, device)
     import tensorflow as tf
 
-    views = [images, images[:, :, ::-1]] if scorer.flip else [images]
     places = [positions(scorer.findings, model.findings) for model in scorer.models]
     total = np.zeros((len(images), len(scorer.findings)))
     for start in range(0, len(images), scorer.batch_size):
         part = slice(start, start + scorer.batch_size)
-        for model, place in zip(models, places, strict=True):
-            for view in views:
-                pixels = np.ascontiguousarray(view[part, ..., None])
-                with tf.device(device):
-                    logits = model(tf.constant(pixels)).numpy()
-                total[part] += sigmoid(logits[:, place])
-    return total / (len(models) * len(views))
+        with tf.device(device):
+            for view in views(images[part], scorer.tta):
+                pixels = tf.constant(np.ascontiguousarray(view[..., None]))
+                for model, place in zip(models, places, strict=True):
+                    total[part] += sigmoid(model(pixels).numpy()[:, place])
+    return total / (len(models) * number_of_views(scorer.tta))
 
 
 @functools.lru_cache(maxsize=DEVICES)

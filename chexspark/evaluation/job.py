@@ -37,6 +37,7 @@ from chexspark.evaluation.scores import GivenScores, Scores, read_given
 from chexspark.evaluation.scoring import Scoring, earlier_scores, score
 from chexspark.evaluation.store_split import StoreSplit
 from chexspark.evaluation.studies import STUDY, by_study
+from chexspark.evaluation.views import in_order
 from chexspark.findings import column_name
 from chexspark.run.folder import METRICS, PREDICTIONS, RunFolder, run_folder
 from chexspark.run.tracking import tell_figures
@@ -82,7 +83,7 @@ def evaluate(spark: SparkSession | None, config: EvaluateConfig) -> Evaluation:
 def check_settings(config: EvaluateConfig) -> None:
     """Raise UserError for settings that do not go together."""
     if config.predictions is not None:
-        given = ["--data"] * bool(config.data) + ["--flip"] * config.flip
+        given = ["--data"] * bool(config.data) + ["--tta"] * bool(config.tta)
         if given:
             raise UserError(
                 f"--predictions is scored already: leave out {' and '.join(given)}, or leave out "
@@ -143,7 +144,7 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
         "the best epoch was chosen on validation: its figures flatter the model"
         if split.name == "val" else None,
     ])  # fmt: skip
-    scorer = Scorer(models, findings, config.flip, config.batch_size)
+    scorer = Scorer(models, findings, in_order(config.tta), config.batch_size)
     scoring = Scoring(tuple(str(run) for run in runs), scorer, out)
     out.place.make_directory(config.private)
     spark = start_session(spark, "evaluate")

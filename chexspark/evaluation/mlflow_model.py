@@ -29,7 +29,7 @@ class ImageScorer:
     """What ``mlflow.pyfunc`` calls. TensorFlow is loaded when the first image is scored."""
 
     def __init__(self, model: Model, preparation: Preparation) -> None:
-        self.scorer = Scorer((model,), model.findings, flip=False, batch_size=BATCH)
+        self.scorer = Scorer((model,), model.findings, tta=(), batch_size=BATCH)
         self.preparation = preparation
 
     def predict(self, images: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from chexspark.evaluation.inference import Model
 from chexspark.evaluation.metrics import Fitted
 from chexspark.evaluation.studies import STUDY
 from chexspark.evaluation.thresholds import Thresholds
+from chexspark.evaluation.views import views_text
 from chexspark.run.folder import METRICS, RunFolder
 
 FITTED_ON = ("val", "test")  # splits whose metrics have the thresholds of validation
@@ -37,7 +38,8 @@ def operating_points(run: RunFolder, model: Model) -> OperatingPoints | None:
             continue
         rows = tables.read_split(run, METRICS, split)
         if rows is not None and set(model.findings) <= set(rows["finding"]):
-            words += ", scored with mirror images" * facts.get("flip", False)
+            beside = views_text(facts.get("tta", []))
+            words += f", scored with {beside}" * bool(beside)
             words += ", of whole studies" * (facts.get("by") == STUDY)
             by_finding = rows.set_index("finding").replace({np.nan: None}).to_dict("index")
             return OperatingPoints([fitted_of(by_finding[name]) for name in model.findings], words)

@@ -20,6 +20,7 @@ from chexspark.errors import RunFailedError, UserError, spoken
 from chexspark.evaluation.inference import Scorer, probabilities_of
 from chexspark.evaluation.predictions import probability_column
 from chexspark.evaluation.runs import best_models, different_runs, one_preparation, shared_findings
+from chexspark.evaluation.views import in_order
 from chexspark.ingestion.frame_columns import quoted
 from chexspark.ingestion.images import BadImageError, prepare
 from chexspark.ingestion.kinds import NO_IMAGE
@@ -86,7 +87,7 @@ def predict(spark: SparkSession | None, config: PredictConfig) -> Predicted:
         log.warning("note: %s", left_out)
     if passed_over:
         log.warning(spoken("note: --images: %s"), passed_over_words([f.name for f in passed_over]))
-    scorer = Scorer(models, findings, config.flip, config.batch_size)
+    scorer = Scorer(models, findings, in_order(config.tta), config.batch_size)
     for place in (out, beside):
         place.make_directory(config.private)
     with PartWriter(beside, REFUSED, len(sources)) as writer:

@@ -42,7 +42,7 @@ def facts_of(split: StoreSplit, scoring: Scoring) -> SplitFacts:
     scorer, manifest = scoring.scorer, split.manifest
     return {
         "findings": list(scorer.findings), "runs": list(scoring.runs),
-        "models": [model.digest for model in scorer.models], "flip": scorer.flip,
+        "models": [model.digest for model in scorer.models], "tta": list(scorer.tta),
         "store": str(split.store), "store_fingerprint": manifest.fingerprint,
         "split_hash": manifest.split_hash, "official_split": manifest.settings.get("split") == "official",
         "data": data_of(manifest),

@@ -29,6 +29,7 @@ from chexspark.evaluation.studies import STUDY
 from chexspark.evaluation.subgroups import MIN_PATIENTS, rarer_patients
 from chexspark.evaluation.tables import SplitFacts, SubgroupRow, records_of
 from chexspark.evaluation.training_sections import Trained, trained_rows, training_contents
+from chexspark.evaluation.views import views_text
 from chexspark.findings import MEAN, is_mean
 from chexspark.store.manifest import SPLITS
 
@@ -284,7 +285,7 @@ def lineage_rows(run: str, evaluated: Evaluated, trained: Trained | None) -> lis
     for name, words in facts.get("data", {}).items():
         rows.append((f"Store, {name}" if name in SPLITS else name, words))
     rows.append(("Findings", facts.get("left_out") or listed(facts["findings"])))
-    rows.append(("Mirror images averaged", "yes" if facts.get("flip") else "no"))
+    rows.append(("Averaged with each image", views_text(facts.get("tta", [])) or "nothing"))
     rows.append(("Thresholds and scaling", f"from {facts['fitted_on']}"
                  if facts.get("fitted_on") else "none: no validation split"))  # fmt: skip
     rows.append(("Bootstrap", f"{facts['bootstrap']:,} resamples of the patients"))

@@ -79,7 +79,9 @@ class SplitFacts(TypedDict, total=False):
     # Of runs on a store.
     runs: list[str]
     models: list[str]  # SHA-256 of each run's best model
-    flip: bool
+    tta: list[
+        str
+    ]  # what was scored beside each image; before, whether the mirror image was: `flip`
     store: str
     store_fingerprint: str
     split_hash: str
@@ -212,6 +214,8 @@ def read_evaluation(out: RunFolder) -> dict[str, SplitFacts]:
             raise UserError(f"{out.evaluation} is damaged: {split} is no object; {AGAIN}")
         facts["findings"] = of_file(facts)
         facts.setdefault("synthetic", False)
+        mirrored = facts.pop("flip", False) is True  # of earlier versions
+        facts.setdefault("tta", ["flip"] if mirrored else [])
         if wrong := misfit(facts, SPLIT_FACTS):
             raise UserError(f"{out.evaluation} is damaged: {wrong}; {AGAIN}")
         fault = (

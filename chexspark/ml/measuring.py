@@ -46,7 +46,7 @@ def validate(spark: SparkSession, store: Location, run: RunFolder, networks: Seq
         return
     split = StoreSplit(store, read_manifest(store), "val")
     scoring = Scoring(
-        (str(run),), Scorer((model,), model.findings, False, EvaluateConfig.batch_size), run
+        (str(run),), Scorer((model,), model.findings, (), EvaluateConfig.batch_size), run
     )
     table = earlier_scores(split, scoring)
     if table is None:

@@ -205,7 +205,7 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
     def scoring(self, kind: columns.Kind, ask_seen: bool) -> FrameScoring:
         """What the tasks need. Raises UserError where the run has no model, or a damaged one."""
         model, lineage = self.best_model(), self.lineage
-        scorer = Scorer((model,), model.findings, False, EvaluateConfig.batch_size)
+        scorer = Scorer((model,), model.findings, (), EvaluateConfig.batch_size)
         seen = read_seen_patients(self.run, lineage) if ask_seen else None
         return FrameScoring(
             scorer, preparation_of(lineage), kind, self.value("invalid") == "error", seen
