@@ -26,10 +26,8 @@ def reproduce_page(found: Mapping[str, Any]) -> str:
     )  # fmt: skip
     pages.filters |= {"duration": duration, "spoken": spoken, "auroc": auroc_text}
     same = [source for source in PUBLISHED if source.official] if found["official"] else []
-    best = max(
-        (figures for name, recipe in found["recipes"].items() if (figures := headline_of(name, recipe))[1] is not None),
-        key=lambda pair: pair[1], default=None,
-    )  # fmt: skip
+    headlines = [headline_of(name, recipe) for name, recipe in found["recipes"].items()]
+    best = max(headlines, key=lambda pair: pair[1] or 0.0)
     return pages.get_template("reproduce.html.jinja").render(
         found=found,
         best=best,
