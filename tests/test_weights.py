@@ -196,6 +196,7 @@ def test_imagenet_s_weights_go_into_all_but_the_logits(tmp_path):
         load_weights(build_model("resnet50", 32, 14), "resnet50", path, FINDINGS)
 
 
+@pytest.mark.slow
 def test_keras_s_convnext_gives_its_features(tmp_path):
     """Whose file has models within, and depthwise kernels of another shape."""
     path = str(tmp_path / "convnext_tiny_notop.h5")
@@ -219,6 +220,7 @@ def test_keras_s_convnext_gives_its_features(tmp_path):
         load_weights(build_model("vgg16", 32, 14), "vgg16", path, FINDINGS)
 
 
+@pytest.mark.slow
 def test_keras_s_efficientnetv2_gives_its_features(tmp_path):
     path = str(tmp_path / "efficientnetv2-s_notop.h5")
     keras.utils.set_random_seed(7)
