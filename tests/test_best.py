@@ -130,10 +130,11 @@ def test_a_model_whose_image_is_damaged_is_one_line(run, member):
     "policy",
     [
         "mixed_bfloat16",
-        pytest.param("mixed_float16", marks=pytest.mark.slow),
-        pytest.param("float32", marks=pytest.mark.slow),
+        "mixed_float16",
+        "float32",
     ],
 )
+@pytest.mark.slow
 def test_a_saved_model_computes_in_float32_whatever_it_was_trained_in(policy, tmp_path):
     import tf_keras as keras
 

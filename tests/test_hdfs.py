@@ -296,6 +296,7 @@ def reported(uri, folder):
     return line
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     """Through hdfs-native itself."""
     assert "hdfs://nowhere.invalid/run/" in reported("hdfs://nowhere.invalid/run", tmp_path)
