@@ -7,8 +7,8 @@ The model: every rank computes a step; its gradients are ready message by messag
 meanwhile, one message after the other, by ring-allreduce: of n ranks each sends and receives 2 (n − 1) / n of a
 message, in 2 (n − 1) turns (Patarasuk and Yuan 2009). A step ends when the last message is summed and the slowest of the
 ranks has computed: what is expected of the slowest comes from the spread of the measured steps. What a step takes at the
-measured number of ranks beyond that (a processor that sends does not compute meanwhile) is laid on the others by what
-they send. Further ranks are taken to be on hosts and a network like those that were measured.
+measured number of ranks beyond that (a processor that sends does not compute meanwhile, and ranks come a little early or
+late to each message) is taken to be the same at others. Further ranks are taken to be on hosts and a network like those that were measured.
 """
 
 import math
@@ -152,7 +152,7 @@ def forecast(
     """A training at so many ranks. `found`: of two ranks or more; `wire`, `fusion`: as for `modelled`."""
     talking = max(0.0, found.together - modelled(found, found.ranks).whole)
     step = modelled(found, ranks, wire, fusion)
-    whole = step.whole + talking * wire * share(ranks) / share(found.ranks)
+    whole = step.whole + (talking if ranks > 1 else 0.0)
     seconds = max(whole, found.input)
     batch = ranks * found.rows
     steps = math.ceil(sizes.train_images / batch)
