@@ -545,7 +545,7 @@ class BenchmarkConfig:
     batch_size: int = setting("images per rank and step", "benchmark", 16, minimum=1,
                               only_with={"suite": ("scaling", "distribution")})  # fmt: skip
     count: int | None = setting(
-        "images; by default 4096 for reader, 128 for train, pipelines and distribution, else 800", "benchmark", None,
+        "images; by default 4096 for reader, 1200 for scaling, 800 for start, else 128", "benchmark", None,
         minimum=64, not_with=("data",))  # fmt: skip
     size: int | None = setting(
         "pixels; by default 256 for reader, 224 for train and pipelines, else 64", "benchmark", None, minimum=32,
