@@ -100,7 +100,7 @@ COMMANDS = {
     "benchmark": Command(
         "chexspark.benchmark.job:benchmark",
         config.BenchmarkConfig,
-        "Measure chexspark beside its alternatives, on this machine, in one run.",
+        "Measure chexspark beside its alternatives, and at several numbers of ranks, in one run.",
         ("--suite scaling|distribution|pipelines|reader|train|start --out FOLDER",),
         extras=("train", "report"),
     ),

@@ -121,7 +121,8 @@ def found(**more):
         train_seconds=60.0,
     )
     recipe = {
-        "size": 224, "settings": {"batch_size": 16, "precision": "float32"}, "random_start": False, "ranks": 2,
+        "size": 224, "settings": {"batch_size": 16, "precision": "float32", "scale_learning_rate": "none"},
+        "random_start": False, "ranks": 2,
         "hosts": 1, "devices": ["CPU"], "seeds": [seed, seed | {"seed": 1, "auroc": 0.79}], "mean": 0.795,
         "deviation": 0.007, "ensemble": figures(0.8123), "rank_hours": 0.1,
     }  # fmt: skip
@@ -135,6 +136,7 @@ def found(**more):
 def test_the_page_has_every_figure_and_only_published_ones_of_the_same_images():
     page = reproduce_page(found())
     assert "0.8123" in page and "0.812</b>" in page and "1:01" in page and page.count("<svg") == 1
+    assert "took 32 images per step on 2 ranks, of which its recipe is for 16" in page
     assert "Swin-T" in page and "CheXNet v3" not in page and "try-out" not in page
     other = reproduce_page(found(official=False, quick=True))
     assert "Published" not in other and "Its figures mean nothing" in other
@@ -158,9 +160,9 @@ def test_a_try_out_ends_in_a_page_and_goes_on_where_it_was(spark, nih, tmp_path,
     assert {
         name: len(recipe["seeds"]) for name, recipe in first["recipes"].items()
     } == dict.fromkeys(RECIPES, 2)
-    assert first == json.loads((tmp_path / "out" / "reproduction.json").read_text())
+    assert first == json.loads((tmp_path / "out" / "quick" / "reproduction.json").read_text())
     assert str(tmp_path) not in json.dumps(first), "no path is told"
-    assert "Synthetic X-rays" in (tmp_path / "out" / "reproduction.html").read_text()
+    assert "Synthetic X-rays" in (tmp_path / "out" / "quick" / "reproduction.html").read_text()
     caplog.clear()
     again = reproduce(spark, **given)
     assert again["recipes"]["chexnet"]["ensemble"] == first["recipes"]["chexnet"]["ensemble"]

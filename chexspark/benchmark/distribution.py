@@ -60,9 +60,7 @@ class Compared(TypedDict):
     """Weights beside the ring's; None: of the ring itself, and where updates do not wait for all."""
 
     difference: float | None  # see `exchange.largest_difference`
-    rounding: (
-        float | None
-    )  # what that may be by the rounding of weights alone, see `exchange.rounding_bound`
+    rounding: float | None  # of weights alone may make it so large, see `exchange.rounding_bound`
 
 
 NOT_COMPARED: Compared = {"difference": None, "rounding": None}
@@ -81,12 +79,6 @@ class Row(Compared):
     exchange: float
     scheduling: float
     losses: list[float]  # of the global batch, of each step of the first round
-    difference: (
-        float | None
-    )  # of weights, from the ring's; None: of the ring, and where updates do not wait for all
-    rounding: (
-        float | None
-    )  # what that may be by the rounding of weights alone, see `exchange.rounding_bound`
     fresh_workers: int  # that had to build the network while steps were measured
 
 

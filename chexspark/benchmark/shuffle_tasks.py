@@ -35,9 +35,7 @@ class TaskTime(NamedTuple):
     step: int
     rank: int
     compute: float  # seconds of gradients
-    exchange: (
-        float  # to read, put together, cut, sum and apply; pickling what goes out is not among them
-    )
+    exchange: float  # to read, put together, cut, sum and apply; not to pickle what goes out
     loss: float | None = None  # of a task of gradients: its part of the global batch's
     built: bool = False  # it had to build the network
 

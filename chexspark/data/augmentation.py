@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-FIRST_DRAWS = (
-    7  # numbers per image: flip, shift down, shift right, scale, rotation, brightness, contrast
-)
-LATER_DRAWS = 6  # crop's area, its aspect, its place down and right, shear, tone; drawn after all of the first
+# Numbers per image: flip, shift down, shift right, scale, rotation, brightness, contrast; and, drawn after all of
+# these, crop's area, its aspect, its place down and right, shear, tone.
+FIRST_DRAWS, LATER_DRAWS = 7, 6
 DRAWS = FIRST_DRAWS + LATER_DRAWS
 LARGEST_ASPECT = 4 / 3  # width over height of what is cut out, and the other way round
 STREAM = 1  # keeps these numbers apart from those of the epoch's order

@@ -79,9 +79,7 @@ class SplitFacts(TypedDict, total=False):
     # Of runs on a store.
     runs: list[str]
     models: list[str]  # SHA-256 of each run's best model
-    tta: list[
-        str
-    ]  # what was scored beside each image; before, whether the mirror image was: `flip`
+    tta: list[str]  # what was scored beside each image; earlier versions have `flip`
     store: str
     store_fingerprint: str
     split_hash: str

@@ -16,12 +16,11 @@ WORDS = {"flip": "mirror images", "crops": "crops", "scales": "scales"}
 
 
 class Window(NamedTuple):
-    """A square of an image, made as large as the image."""
+    """A square of an image, made as large as the image. `right`, `down`: how far its middle is from the image's, from
+    −1 at one border to 1 at the other."""
 
     side: float  # of the image's side; more than 1: with black around the image
-    right: float = (
-        0.0  # how far its middle is from the image's, −1 at the left border to 1 at the right one
-    )
+    right: float = 0.0
     down: float = 0.0
 
 

@@ -45,12 +45,7 @@ log = logging.getLogger(__name__)
 RECIPES = ("chexnet", "official-best")
 QUICK_EPOCHS, QUICK_SIZE = 2, 64  # of a try-out
 SEEDS, QUICK_SEEDS = 3, 2
-NOT_TOLD = (
-    "data",
-    "run",
-    "weights",
-    "seed",
-)  # of a training's settings: paths, and what seeds differ in
+NOT_TOLD = ("data", "run", "weights", "seed")  # of settings: paths, and what seeds differ in
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,8 @@ def reproduce(spark: SparkSession | None, config: ReproduceConfig) -> dict[str, 
     Raises UserError for what the user can mend, before anything is trained.
     """
     out, release = locate(config.out), find_release(config.nih)
+    if config.quick:
+        out = out / "quick"  # the whole experiment may follow in the same folder
     for name in RECIPES:
         check_training(settings_of(config, name, 0, "store", "run"))
     out.make_directory(config.private)
@@ -90,7 +87,7 @@ def reproduce(spark: SparkSession | None, config: ReproduceConfig) -> dict[str, 
         ]
         together = {name: [each for each in trained if each.recipe == name] for name in RECIPES}
         ensembles = {
-            name: score_together(spark, stages, out, stores[sizes[name]], name, runs)
+            name: score_together(spark, config, stages, out, stores[sizes[name]], name, runs)
             for name, runs in together.items()
         }
         found = summary(
@@ -187,6 +184,7 @@ def train_and_score(
 
 def score_together(
     spark: SparkSession,
+    config: ReproduceConfig,
     stages: Stages,
     out: Location,
     store: Location,
@@ -200,7 +198,13 @@ def score_together(
     if not is_scored(together, runs):
         stages.run(
             f"evaluate {name}, all seeds",
-            lambda: evaluate(spark, data=str(store), run=tuple(map(str, runs)), out=str(together)),
+            lambda: evaluate(
+                spark,
+                data=str(store),
+                run=tuple(map(str, runs)),
+                out=str(together),
+                private=config.private,
+            ),
         )
         report(run=(str(together), str(runs[0])))
     return together

@@ -26,11 +26,8 @@ from chexspark.errors import UserError, closest
 
 TRUST_COEFFICIENT = 0.001  # η of LARS: You, Gitman, Ginsburg 2017, section 5
 LAMB_EPSILON = 1e-6  # the authors' code
-RATES = (
-    "lr_t",
-    "neg_lr_t",
-    "lr",
-)  # what Keras's legacy classes call the learning rate, and what they make of it
+# What Keras's legacy classes call the learning rate, and what they make of it.
+RATES = ("lr_t", "neg_lr_t", "lr")
 
 
 def make_optimizer(
