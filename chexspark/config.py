@@ -582,6 +582,12 @@ class PhantomConfig:
     images: int = setting("number of images", "output", 1200, minimum=1)
     size: int = setting("height and width of the images, pixels", "output", 64, minimum=32)
     seed: int = setting("the same seed gives the same release", "output", 0, minimum=0)
+    label_noise: float = setting(
+        "share of the labels of train_val_list.txt that are turned over, present for absent and absent for present",
+        "output", 0.0, minimum=0, maximum=0.5)  # fmt: skip
+    lookalikes: bool = setting(
+        "signs that are findings on one side of the chest are drawn on the other too, where they are none", "output",
+        False)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

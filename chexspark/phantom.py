@@ -31,6 +31,7 @@ from chexspark.storage import Location, locate
 log = logging.getLogger(__name__)
 SYNTHETIC = ("Source", "synthetic chest X-ray (chexspark phantom)")  # the PNGs' text: keyword, text
 PREVALENCE = 0.13  # of each finding, independently: rarer ones would need more images to learn
+SIDED = ("Effusion", "Mass", "Pneumothorax", "Pleural_Thickening")  # that may have lookalikes across the chest
 IMAGES_PER_PATIENT = 3
 TEST_SHARE = 0.2
 
@@ -204,19 +205,30 @@ def draw_sign(canvas: Canvas, finding: str) -> np.ndarray:
     return mask
 
 
+def draw_lookalike(canvas: Canvas, finding: str) -> None:
+    """Draw a finding's sign where it would be in a mirror image of the chest."""
+    straight, canvas.x = canvas.x, 1 - canvas.x
+    draw_sign(canvas, finding)
+    canvas.x = straight
+
+
 def draw_phantom(
     size: int,
     findings: Iterable[str],
     random: np.random.Generator,
     anatomy: Anatomy | None = None,
+    lookalikes: Iterable[str] = (),
 ) -> tuple[np.ndarray, dict[str, Box]]:
     """Return a phantom, uint8 (size, size), and the `Box` of each of its findings by name.
 
     `anatomy`: the patient's; without it, one is drawn from `random`, as is what differs between the
-    images of a patient: how they stand, exposure and noise.
+    images of a patient: how they stand, exposure and noise. `lookalikes`: findings whose signs are drawn on
+    the other side, where they are none.
     """
     canvas = Canvas(size, random, anatomy or draw_anatomy(random))
     draw_chest(canvas)
+    for finding in lookalikes:
+        draw_lookalike(canvas, finding)
     boxes = {finding: canvas.box(draw_sign(canvas, finding)) for finding in findings}
     gain, offset = random.uniform(0.85, 1.15), random.uniform(-10, 10)
     noise = random.normal(0, 6, (size, size))
@@ -253,11 +265,17 @@ def write_release(config: PhantomConfig) -> Location:
                 }
             name = f"{patient:08}_{follow_up:03}.png"
             findings = [f for f in FINDINGS if random.random() < PREVALENCE]
-            pixels, places = draw_phantom(config.size, findings, random, person["anatomy"])
+            others = generator(config.seed, number, 2)  # what else is drawn changes no release of before
+            lookalikes = [f for f in SIDED if config.lookalikes and others.random() < PREVALENCE]
+            pixels, places = draw_phantom(
+                config.size, findings, random, person["anatomy"], lookalikes
+            )
             (out / "images" / name).write_bytes(png(pixels))
             view = "PA" if random.random() < 0.6 else "AP"
+            noise = config.label_noise if person["list"] == "train_val_list.txt" else 0.0
+            labels = [f for f in FINDINGS if (f in findings) != (others.random() < noise)]
             entries.append(
-                [name, "|".join(findings) or NO_FINDING, follow_up, patient, f"{person['age']:03}Y",
+                [name, "|".join(labels) or NO_FINDING, follow_up, patient, f"{person['age']:03}Y",
                  person["sex"], view, config.size, config.size, 0.143, 0.143, ""]
             )  # fmt: skip
             for finding, box in places.items():

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from chexspark.errors import UserError
@@ -7,7 +8,7 @@ from chexspark.ingestion.box_files import read_boxes
 from chexspark.ingestion.duplicates import duplicate_pairs
 from chexspark.ingestion.images import perceptual_hash
 from chexspark.ingestion.labels import read_labels
-from chexspark.phantom import draw_anatomy, draw_phantom, generator, write_release
+from chexspark.phantom import SIDED, draw_anatomy, draw_phantom, generator, write_release
 from chexspark.storage import locate
 
 
@@ -111,3 +112,49 @@ def test_the_release_has_nih_s_form(release):
 def test_a_folder_with_files_is_left_alone(release):
     with pytest.raises(UserError, match="has files in it already"):
         write_release(out=str(release), images=1)
+
+
+def labels_of(folder):
+    """Finding → the images that a release's table says have it; and the images of its test list."""
+    table = pd.read_csv(folder / "Data_Entry_2017.csv")
+    found = table.set_index("Image Index")["Finding Labels"].str.get_dummies("|")
+    return found[list(FINDINGS)], (folder / "test_list.txt").read_text().split()
+
+
+def test_labels_for_training_are_turned_over_and_nothing_else_changes(tmp_path):
+    plain, noisy = (
+        write_release(out=str(tmp_path / name), images=300, size=32, label_noise=noise)
+        for name, noise in (("plain", 0.0), ("noisy", 0.1))
+    )
+    (true, test), (given, same) = labels_of(tmp_path / "plain"), labels_of(tmp_path / "noisy")
+    assert test == same and len(test) > 20
+    assert given.loc[test].equals(true.loc[test])
+    turned = (true != given).drop(test).to_numpy()
+    assert turned.mean() == pytest.approx(0.1, abs=4 * (0.09 / turned.size) ** 0.5)
+    for name in true.index[:20]:
+        image = f"images/{name}"
+        assert (plain / image).read_bytes() == (noisy / image).read_bytes()
+    boxes = "BBox_List_2017.csv"
+    assert (plain / boxes).read_bytes() == (noisy / boxes).read_bytes()
+
+
+def test_a_lookalike_is_the_sign_on_the_other_side_and_has_no_label(tmp_path):
+    folders = [tmp_path / "plain", tmp_path / "alike"]
+    write_release(out=str(folders[0]), images=60, size=64)
+    write_release(out=str(folders[1]), images=60, size=64, lookalikes=True)
+    (true, _), (given, _) = (labels_of(folder) for folder in folders)
+    assert given.equals(true)
+    images = [
+        {path.name: path.read_bytes() for path in (folder / "images").iterdir()} for folder in folders
+    ]
+    changed = sum(images[0][name] != images[1][name] for name in images[0])
+    assert 60 * (1 - 0.87**4) / 2 < changed < 60
+    for finding in SIDED:
+        chest, _ = draw_phantom(200, [], NoisyAlike(random()))
+        sign, boxes = draw_phantom(200, [finding], NoisyAlike(random()))
+        alike, none = draw_phantom(200, [], NoisyAlike(random()), lookalikes=[finding])
+        assert not none
+        columns = [np.abs(each.astype(float) - chest).sum(0) for each in (sign, alike)]
+        middle = [(column * np.arange(200)).sum() / column.sum() for column in columns]
+        assert middle[0] + middle[1] == pytest.approx(199, abs=12), finding
+        assert boxes[finding].x < middle[0] < boxes[finding].x + boxes[finding].width

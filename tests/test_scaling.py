@@ -121,7 +121,7 @@ def test_more_ranks_than_slots_are_refused(spark):
 @pytest.mark.slow
 def test_a_study_trains_measures_and_is_not_repeated(spark, tmp_path, caplog):
     caplog.set_level("INFO")
-    given = {"suite": "scaling", "out": str(tmp_path / "out"), "ranks": (1, 2), "count": 160, "size": 32,
+    given = {"suite": "scaling", "out": str(tmp_path / "out"), "ranks": (1, 2), "count": 160, "size": 64,
              "epochs": 2, "batch_size": 8}  # fmt: skip
     found = benchmark(spark, **given)
     assert [row["ranks"] for row in found["rows"]] == [1, 2]
