@@ -111,6 +111,13 @@ COMMANDS = {
         ("--nih FOLDER --out FOLDER [--weights FILE] [--seeds 3] [--quick]",),
         extras=("train", "report"),
     ),
+    "ablate": Command(
+        "chexspark.experiment.ablation:ablate",
+        config.AblateConfig,
+        "Train with and without each lever over several seeds: what it does to AUROC, with paired intervals.",
+        ("--out FOLDER [--data STORE] [--levers YAML] [--seeds 5] [--num-proc N]",),
+        extras=("train", "report"),
+    ),
     "phantom": Command(
         "chexspark.phantom:write_release",
         config.PhantomConfig,

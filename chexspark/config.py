@@ -575,6 +575,27 @@ class ReproduceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AblateConfig:
+    """A store and levers in, what each lever does to AUROC out."""
+
+    data: str | None = setting(
+        "the store that ingest wrote; without it, synthetic X-rays with a tenth of their labels turned over, and signs "
+        "that are findings on one side only", "input", None, path=True)  # fmt: skip
+    levers: str | None = setting(
+        "a YAML file of settings of all trainings (base) and what each lever changes (levers); by default those of the "
+        "best published runs", "input", None, path=True)  # fmt: skip
+    out: str = setting("where everything is kept: runs, the page and its figures", "output", path=True)  # fmt: skip
+    private: bool = setting(PRIVATE, "output", False)
+    split: str = setting("whose AUROC is told", "experiment", "test", choices=("val", "test"))
+    seeds: int = setting(
+        "trainings with each lever, with the seeds 0, 1 and so on", "experiment", 5, minimum=2
+    )
+    num_proc: int | None = setting(
+        "ranks; by default as many as Spark has task slots", "cluster", None, minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhantomConfig:
     """A synthetic release of chest phantoms out."""
 

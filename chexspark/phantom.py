@@ -31,7 +31,12 @@ from chexspark.storage import Location, locate
 log = logging.getLogger(__name__)
 SYNTHETIC = ("Source", "synthetic chest X-ray (chexspark phantom)")  # the PNGs' text: keyword, text
 PREVALENCE = 0.13  # of each finding, independently: rarer ones would need more images to learn
-SIDED = ("Effusion", "Mass", "Pneumothorax", "Pleural_Thickening")  # that may have lookalikes across the chest
+SIDED = (
+    "Effusion",
+    "Mass",
+    "Pneumothorax",
+    "Pleural_Thickening",
+)  # that may have lookalikes across the chest
 IMAGES_PER_PATIENT = 3
 TEST_SHARE = 0.2
 
@@ -265,7 +270,9 @@ def write_release(config: PhantomConfig) -> Location:
                 }
             name = f"{patient:08}_{follow_up:03}.png"
             findings = [f for f in FINDINGS if random.random() < PREVALENCE]
-            others = generator(config.seed, number, 2)  # what else is drawn changes no release of before
+            others = generator(
+                config.seed, number, 2
+            )  # what else is drawn changes no release of before
             lookalikes = [f for f in SIDED if config.lookalikes and others.random() < PREVALENCE]
             pixels, places = draw_phantom(
                 config.size, findings, random, person["anatomy"], lookalikes

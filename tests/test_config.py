@@ -122,7 +122,7 @@ def test_every_path_is_made_absolute_once(tmp_path, monkeypatch):
 def test_no_setting_that_is_a_path_is_forgotten(command):
     """Names that mean places in one command are places in all, but for names of images in a store."""
     places = {"data", "space", "run", "out", "images", "labels", "boxes", "weights", "against", "predictions",
-              "validation_predictions", "split_lists", "split_file", "nih"}  # fmt: skip
+              "validation_predictions", "split_lists", "split_file", "nih", "levers"}  # fmt: skip
     for field in dataclasses.fields(command.config):
         other = field.name == "images" and command.config in (ExplainConfig, PhantomConfig)
         assert bool(field.metadata.get("path")) == (field.name in places and not other), field.name

@@ -145,7 +145,8 @@ def test_a_lookalike_is_the_sign_on_the_other_side_and_has_no_label(tmp_path):
     (true, _), (given, _) = (labels_of(folder) for folder in folders)
     assert given.equals(true)
     images = [
-        {path.name: path.read_bytes() for path in (folder / "images").iterdir()} for folder in folders
+        {path.name: path.read_bytes() for path in (folder / "images").iterdir()}
+        for folder in folders
     ]
     changed = sum(images[0][name] != images[1][name] for name in images[0])
     assert 60 * (1 - 0.87**4) / 2 < changed < 60

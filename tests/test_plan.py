@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chexspark.data.plan import FILLER, RankFacts, canonical_shards, fixed_plan, training_plan
+from chexspark.data.plan import (
+    FILLER,
+    RankFacts,
+    canonical_shards,
+    fixed_plan,
+    shown_rows,
+    training_plan,
+    with_filler,
+)
 
 ROW_GROUPS = [10, 3, 10, 10, 7, 1, 10, 10, 10, 9]  # 80 rows, uneven
 
@@ -95,3 +103,29 @@ def test_a_batch_mixes_row_groups_from_everywhere():
     assert np.mean([len(set(groups[step])) for step in plan]) > 14
     first_row_of_all = np.argsort(plan.ravel())[::16]
     assert abs(np.corrcoef(first_row_of_all, np.arange(100))[0, 1]) < 0.3
+
+
+def test_filler_shows_the_latest_rows_of_before_each_once_as_far_as_they_go():
+    plan = np.array([[7, 3, -1], [5, 1, -1], [-1, 4, -1], [-1, -1, -1]])
+    shown = shown_rows(with_filler(plan))
+    assert shown.tolist() == [[7, 3, 5], [5, 1, 3], [1, 4, 5], [4, 1, 5]]
+    assert (with_filler(plan) < FILLER).tolist() == (plan == FILLER).tolist()
+    assert shown_rows(with_filler(np.array([[-1, -1], [2, -1]]))).tolist() == [[2, 2], [2, 2]]
+    assert with_filler(np.array([[-1, -1]])).tolist() == [[-1, -1]]
+    many = with_filler(np.array([[1, 2], [3, -1], [-1, -1]]))
+    assert shown_rows(many).tolist() == [[1, 2], [3, 2], [3, 2]]
+
+
+@quick
+@given(row_groups, world_sizes, batches, numbers)
+def test_filler_changes_no_row_and_a_step_of_one_row_has_others_beside_it(
+    groups, world_size, batch, seed
+):
+    for plan in plans(world_size, batch, seed, 0, groups):
+        filled, real = with_filler(plan), plan != FILLER
+        assert (filled[real] == plan[real]).all()
+        own = plan[real]
+        if len(own):
+            assert set(shown_rows(filled).ravel()) == set(own)
+            for step in shown_rows(filled):
+                assert len(set(step)) == min(len(own), len(step))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chexspark.data.pipeline import read_ahead
-from chexspark.data.plan import RankFacts, fixed_plan, training_plan
+from chexspark.data.plan import RankFacts, fixed_plan, shown_rows, training_plan, with_filler
 from chexspark.data.reader import Cache, SplitReader
 from chexspark.errors import UserError
 from chexspark.ingestion.job import read_stored
@@ -46,20 +46,16 @@ def expected_rows(store, manifest):
 
 def test_batches_are_the_rows_of_the_plan(store, manifest, reader):
     images, labels = expected_rows(store, manifest)
-    plan = training_plan(reader.row_groups, 7, RankFacts(0, 1), 0, 0)
-    batches = list(reader.batches(plan))
-    assert len(batches) == len(plan)
-    for rows, batch in zip(plan, batches, strict=True):
+    plan = with_filler(training_plan(reader.row_groups, 7, RankFacts(0, 1), 0, 0))
+    seen = 0
+    for rows, batch in zip(plan, reader.batches(plan), strict=True):
         real = rows >= 0
         np.testing.assert_array_equal(batch.images[real], images[rows[real]])
         np.testing.assert_array_equal(batch.labels[real], labels[rows[real]])
         np.testing.assert_array_equal(batch.weights, real)
-        if not real.all():
-            assert (
-                batch.images[~real].sum()
-                == np.resize(batch.images[real], (7 - real.sum(), 32, 32)).sum()
-            )
-    assert sum(batch.weights.sum() for batch in batches) == len(images)
+        np.testing.assert_array_equal(batch.images, images[shown_rows(rows)])
+        seen += real.sum()
+    assert seen == len(images) and not (plan >= 0).all()
 
 
 def test_row_groups_in_pieces_and_a_ring_that_goes_round(store, manifest, reader, monkeypatch):
@@ -153,12 +149,25 @@ def test_fewer_rows_than_ranks_and_a_last_batch_of_one(store, manifest, rows, wo
     assert sorted(seen) == list(range(rows))
 
 
-def test_filler_has_images_of_other_rows(reader):
-    plan = np.array([[3, 4, -1, -1], [-1, -1, -1, -1]])
-    first, second = ((b.images.copy(), b.weights, b.labels) for b in reader.batches(plan))
-    np.testing.assert_array_equal(first[0][2:], first[0][:2])
-    np.testing.assert_array_equal(second[0], first[0][[0, 0, 0, 0]])
-    assert first[1].tolist() == [1, 1, 0, 0] and not second[1].any() and not second[2].any()
+def test_filler_has_images_of_other_rows_or_is_black(reader):
+    plan = np.array([[3, 4, 5, -2 - 12], [-2 - 4, -2 - 3, -1, 6], [-1, -1, -1, -1]])
+    first, second, third = (
+        (b.images.copy(), b.weights, b.labels.copy(), b.rows) for b in reader.batches(plan)
+    )
+    (alone,) = (b.images.copy() for b in reader.batches(np.array([[3, 4, 12, 6]])))
+    np.testing.assert_array_equal(first[0][[0, 1, 3]], alone[:3])
+    np.testing.assert_array_equal(second[0], [alone[1], alone[0], np.zeros((32, 32)), alone[3]])
+    assert first[1].tolist() == [1, 1, 1, 0] and second[1].tolist() == [0, 0, 0, 1]
+    assert first[3].tolist() == [3, 4, 5, -1] and second[3].tolist() == [-1, -1, -1, 6]
+    assert not second[2][:3].any() and not any(each.any() for each in third[:3])
+
+
+def test_filler_that_makes_a_group_s_rows_as_many_as_it_has_is_no_group_read_whole(reader):
+    rows = reader.row_groups[0]
+    plan = np.array([[*range(rows - 1), -2 - 0]])  # one row is missing, and another comes twice
+    (images,) = (b.images.copy() for b in reader.batches(plan))
+    (alone,) = (b.images.copy() for b in reader.batches(np.arange(rows)[None]))
+    np.testing.assert_array_equal(images, alone[[*range(rows - 1), 0]])
 
 
 def test_memory_is_flat_over_fifty_epochs(store, manifest):

@@ -310,15 +310,14 @@ def test_a_rank_s_batches_begin_at_any_step(store, manifest):
     for rank in (0, 1, 2):  # of a run that two began
         feed = Feed(reader, ResolvedTraining(config, 2), RankFacts(rank, 3))
         plan = feed.plan(1)
-        assert plan.shape[1] == 6 and (plan[:, 5] == FILLER).all()
+        assert plan.shape[1] == 6 and (plan[:, 5] < FILLER).all()
         batches = list(feed.batches(1))
         for first in (1, len(plan) - 1, len(plan)):
             for ours, whole in zip(feed.batches(1, first), batches[first:], strict=True):
                 np.testing.assert_array_equal(ours.rows, whole.rows)
                 np.testing.assert_array_equal(ours.draws.numpy(), whole.draws.numpy())
-                real = ours.rows != FILLER
-                np.testing.assert_array_equal(ours.images.numpy()[real], whole.images.numpy()[real])
-        rows += [row for row in plan.ravel() if row != FILLER]
+                np.testing.assert_array_equal(ours.images.numpy(), whole.images.numpy())
+        rows += [row for row in plan.ravel() if row >= 0]
     assert sorted(rows) == list(range(feed.images))
 
 
@@ -336,7 +335,7 @@ def test_a_sample_is_of_neighbouring_steps_unchanged(store, manifest):
         assert not any(batch.draws.numpy().any() for of_rank in batches for batch in of_rank)
         steps = [set(np.concatenate(rows)) - {FILLER} for rows in
                  zip(*([batch.rows for batch in of_rank] for of_rank in batches), strict=True)]  # fmt: skip
-        whole = [set(step.ravel()) - {FILLER} for step in
+        whole = [set(step[step >= 0]) for step in
                  np.concatenate([feed.plan(epoch) for feed in feeds], 1)]  # fmt: skip
         first = whole.index(steps[0])
         assert steps == whole[first : first + most]
@@ -365,7 +364,8 @@ def test_the_statistics_of_the_saved_model_are_of_its_weights(
     from chexspark.training.faults import StoppedByUserError
 
     monkeypatch.setattr("chexspark.training.setup.build_model", normalised_network)
-    recipe = {"epochs": 2, "optimizer": "sgd", "ema": 0.9, "best_by": "loss"}
+    # 4 divides the images: filler, which is images of other rows, would count in the moments of its batch.
+    recipe = {"epochs": 2, "optimizer": "sgd", "ema": 0.9, "best_by": "loss", "batch_size": 4}
     clean = make_training(store, manifest, tmp_path / "clean", Driver(), **recipe)
     clean.epochs()
     run = run_folder(str(tmp_path / "clean"))

@@ -1,7 +1,7 @@
 """Which rows a rank reads at which step. Pure numpy; runs anywhere.
 
 In: the rows of each row group, the global batch, rank and world size, seed, epoch. Out: for every
-step of the rank, the numbers of its rows in the split, −1 where a place is only filled up.
+step of the rank, the numbers of its rows in the split, less than 0 where a place is only filled up.
 
 Every row is in exactly one batch of an epoch, and all ranks take the same number of steps. The
 row groups are dealt anew each epoch and laid end to end; that line is cut into canonical shards,
@@ -21,7 +21,8 @@ import numpy as np
 LEAST_SHARDS = 16
 ROWS_PER_SHARD = 8  # of a global batch: a rank with a batch of 32 reads four shards
 WINDOW_GROUPS = 4  # row groups that a shard's rows are shuffled across
-FILLER = -1
+FILLER = -1  # a place of no row, whose image is black
+FIRST_SHOWN = -2  # −2 − row: a place that shows the image of a row, and weighs nothing
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,29 @@ def training_plan(
         first, last = (len(batch) * r // facts.world_size for r in (facts.rank, facts.rank + 1))
         mine[: last - first] = batch[first:last]
     return plan
+
+
+def with_filler(plan: np.ndarray) -> np.ndarray:
+    """A training plan, int64 (steps, batch), whose −1 are −2 − row: filler that shows images of other rows.
+
+    So normalisation over a batch sees different X-rays however few rows of its own a step has. Shown are the rank's
+    rows of the steps before, the latest first, each once as far as they go; then those that
+    come, and its own. They depend on the plan alone, and so does what a resumed run computes.
+    """
+    rows = plan[plan != FILLER]
+    edges = np.concatenate([[0], np.cumsum((plan != FILLER).sum(axis=1))])
+    filled = plan.copy()
+    for step in np.flatnonzero((plan == FILLER).any(axis=1)) if len(rows) else ():
+        own = slice(*edges[step : step + 2])
+        others = np.concatenate([rows[: own.start][::-1], rows[own.stop :], rows[own]])
+        gaps = np.flatnonzero(plan[step] == FILLER)
+        filled[step, gaps] = FIRST_SHOWN - np.resize(others, len(gaps))
+    return filled
+
+
+def shown_rows(plan: np.ndarray) -> np.ndarray:
+    """The rows whose images stand in a plan's places, filler or not, int64 (steps, batch) as it is; −1: none."""
+    return np.where(plan <= FIRST_SHOWN, FIRST_SHOWN - plan, plan)
 
 
 def fixed_plan(row_groups: Sequence[int], batch_size: int, facts: RankFacts) -> np.ndarray:

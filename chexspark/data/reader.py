@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from chexspark.data.plan import FILLER
+from chexspark.data.plan import FILLER, shown_rows
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 from chexspark.store.row_groups import Piece, image_names, joined, pieces, row_groups
@@ -29,7 +29,7 @@ AHEAD_BYTES = 64 << 20  # of the ring, beyond what the plan's shuffle takes
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's input. Filler has the images of other rows, labels 0 and weight 0.
+    """One step's input. Filler has images of other rows (`plan.with_filler`) or black ones, labels 0 and weight 0.
 
     Images and labels are places in the reader's ring: they hold until the next batch is asked for.
     """
@@ -108,7 +108,7 @@ class SplitReader:
         ]
 
     def batches(self, plan: np.ndarray, ahead_bytes: int = AHEAD_BYTES) -> Iterator[Batch]:
-        """Yield a `Batch` for each row of the plan, int64 (steps, batch).
+        """Yield a `Batch` for each row of the plan, int64 (steps, batch), with `plan.with_filler` or without.
 
         Each row group that the plan needs is read once. Raises DamagedStoreError.
         """
@@ -118,7 +118,6 @@ class SplitReader:
         rows = min(spread + ahead_bytes // self.size**2, plan.size)
         ring = Ring(-(-rows // width) * width, self.size, self.findings)
         running: deque[tuple[int, Future]] = deque()  # steps that wait, and what they wait for
-        last = None
         with pool(READERS) as readers:
             for step, wanted in enumerate(plan):
                 while waiting and waiting[0].last < step * width + len(ring.images):
@@ -128,14 +127,15 @@ class SplitReader:
                     running.popleft()[1].result()
                 start = step * width % len(ring.images)
                 here = slice(start, start + width)
-                weights = (wanted != FILLER).astype(np.float32)
-                batch = Batch(ring.images[here], ring.labels[here], weights, wanted)
-                last = fill_up(batch, last)
-                yield batch
+                real = wanted >= 0
+                ring.images[here][wanted == FILLER] = 0
+                ring.labels[here][~real] = 0
+                yield Batch(ring.images[here], ring.labels[here], real.astype(np.float32),
+                            np.where(real, wanted, FILLER))  # fmt: skip
 
     def errands(self, plan: np.ndarray) -> list["Errand"]:
         """What to read for a plan (steps, batch), in the order in which it is needed, and where its rows go."""
-        flat = plan.ravel()
+        flat = shown_rows(plan).ravel()
         places = np.flatnonzero(flat != FILLER)
         rows = flat[places]
         by_row = np.argsort(rows)
@@ -157,7 +157,7 @@ class SplitReader:
             edges = piece.first, piece.first + len(piece.images)
             mine = slice(*np.searchsorted(errand.rows, edges))
             rows, places = errand.rows[mine] - piece.first, errand.places[mine] % len(ring.images)
-            whole = len(rows) == len(piece.images)
+            whole = np.array_equal(rows, np.arange(len(piece.images)))
             ring.images[places] = piece.images if whole else piece.images[rows]
             ring.labels[places] = piece.labels[rows]
 
@@ -178,23 +178,6 @@ class Ring:
     def __init__(self, rows: int, size: int, findings: int) -> None:
         self.images = np.empty((rows, size, size), np.uint8)
         self.labels = np.zeros((rows, findings), np.int8)
-
-
-def fill_up(batch: Batch, last: np.ndarray | None) -> np.ndarray | None:
-    """Put real images where filler is, so that normalisation over the batch sees X-rays.
-
-    They are the batch's own, or `last`, one of the rank's earlier ones. Returns one for later.
-    """
-    real = batch.weights > 0
-    filler = int((~real).sum())
-    batch.labels[~real] = 0
-    if real.any():
-        last = batch.images[int(real.argmax())][None].copy()
-    if filler:
-        images = batch.images[real] if real.any() else last
-        shape = (filler, *batch.images.shape[1:])
-        batch.images[~real] = 0 if images is None else np.resize(images, shape)
-    return last
 
 
 @contextlib.contextmanager

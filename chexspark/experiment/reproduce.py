@@ -13,30 +13,26 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from chexspark.arguments import takes, under
+from chexspark.arguments import takes
 from chexspark.cluster.job import train
-from chexspark.cluster.recipe_check import check_start
-from chexspark.config import ReproduceConfig, TrainConfig
+from chexspark.config import ReproduceConfig
 from chexspark.errors import UserError
 from chexspark.evaluation.job import evaluate
 from chexspark.evaluation.published_aurocs import OFFICIAL_IMAGES
 from chexspark.evaluation.report import report
-from chexspark.evaluation.tables import read_evaluation, read_split
+from chexspark.experiment.figures import check_training, figures_of, is_scored, none_if_nan
 from chexspark.experiment.nih_release import Release, find_release, part_of
 from chexspark.experiment.reproduce_page import reproduce_page
 from chexspark.experiment.stages import Stages
-from chexspark.findings import FINDINGS, MEAN
 from chexspark.ingestion.job import ingest
 from chexspark.lock import Lock
 from chexspark.models.imagenet import RANDOM
-from chexspark.models.weights import check_weights, start_of
 from chexspark.recipe_files import read_expected
-from chexspark.run.folder import METRICS, RunFolder, model_and_digest, run_folder
+from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.history import best_epoch, read_history
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import read_settings
 from chexspark.session import start_session
-from chexspark.settings import build
 from chexspark.storage import Location, locate
 from chexspark.store.manifest import Manifest, read_manifest
 
@@ -117,15 +113,6 @@ def settings_of(
     return given | ({"epochs": QUICK_EPOCHS} if config.quick else {})
 
 
-def check_training(given: dict[str, Any]) -> None:
-    """Raise UserError for weights that a training cannot start from, or lacks."""
-    config = build(TrainConfig, under(given["recipe"], given))
-    check_start(config)
-    weights = start_of(config.model, config.weights)
-    if weights:
-        check_weights(config.model, weights)
-
-
 def size_of(name: str, config: ReproduceConfig) -> int:
     """The size of the images that a recipe is trained on, pixels. Raises UserError for one that does not say it."""
     size = QUICK_SIZE if config.quick else read_expected(name).image_size
@@ -173,7 +160,7 @@ def train_and_score(
     run = run_folder(str(out / "runs" / f"{name}-seed-{seed}"))
     given = settings_of(config, name, seed, str(store), str(run))
     stages.run(f"train {name}, seed {seed}", lambda: train(spark, **given))
-    if not is_scored(run, [run]):
+    if not (is_scored(run, [run]) and run.report.is_file()):
         stages.run(
             f"evaluate {name}, seed {seed}",
             lambda: evaluate(spark, data=str(store), run=(str(run),), private=config.private),
@@ -195,7 +182,7 @@ def score_together(
     if len(trained) < 2:
         return None
     together, runs = run_folder(str(out / "ensembles" / name)), [each.run for each in trained]
-    if not is_scored(together, runs):
+    if not (is_scored(together, runs) and together.report.is_file()):
         stages.run(
             f"evaluate {name}, all seeds",
             lambda: evaluate(
@@ -208,13 +195,6 @@ def score_together(
         )
         report(run=(str(together), str(runs[0])))
     return together
-
-
-def is_scored(place: RunFolder, runs: Sequence[RunFolder]) -> bool:
-    """Whether the test split was evaluated with these runs' models as they are."""
-    facts = read_evaluation(place).get("test", {})
-    models = [model_and_digest(run)[1] for run in runs]
-    return bool(facts.get("metrics")) and facts.get("models") == models and place.report.is_file()
 
 
 def summary(
@@ -277,23 +257,4 @@ def seed_figures(trained: Trained, seconds: dict[str, float]) -> dict[str, Any]:
         if len(history) > 1 else float(history["images_per_second"].iloc[0]),
         "train_seconds": seconds[f"train {trained.recipe}, seed {trained.seed}"],
         **figures_of(trained.run),
-    }  # fmt: skip
-
-
-def none_if_nan(value: Any) -> float | None:
-    """A number for JSON."""
-    return None if value is None or value != value else float(value)
-
-
-def figures_of(place: RunFolder) -> dict[str, Any]:
-    """AUROC of the test split with its interval, and of each finding. Raises UserError where there are none."""
-    table = read_split(place, METRICS, "test")
-    if table is None:
-        raise UserError(f"{place} has no metrics of the test split: run the same command again")
-    rows = {row["finding"]: row for row in table.to_dict("records")}
-    mean = rows[MEAN]
-    return {
-        "auroc": none_if_nan(mean["auroc"]), "low": none_if_nan(mean["auroc_low"]),
-        "high": none_if_nan(mean["auroc_high"]),
-        "findings": {name: none_if_nan(row["auroc"]) for name, row in rows.items() if name in FINDINGS},
     }  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 
 from chexspark.data.augmentation import random_numbers
 from chexspark.data.pipeline import StepInputs, tensors
-from chexspark.data.plan import FILLER, RankFacts, training_plan
+from chexspark.data.plan import FILLER, RankFacts, training_plan, with_filler
 from chexspark.data.reader import SplitReader
 from chexspark.run.resolved import ResolvedTraining
 
@@ -25,13 +25,13 @@ class Feed:
         self.images = sum(reader.row_groups)
 
     def plan(self, epoch: int) -> np.ndarray:
-        """The rank's rows of an epoch, int64 (steps, rows of a step); −1 where there is filler."""
+        """The rank's rows of an epoch, int64 (steps, rows of a step); less than 0 where there is filler."""
         plan = training_plan(
             self.reader.row_groups, self.settings.global_batch, self.facts,
             self.settings.config.seed, epoch,
         )  # fmt: skip
         more = self.settings.rows_per_rank(self.facts.world_size) - plan.shape[1]
-        return np.pad(plan, ((0, 0), (0, more)), constant_values=FILLER)
+        return with_filler(np.pad(plan, ((0, 0), (0, more)), constant_values=FILLER))
 
     def batches(self, epoch: int, first: int = 0) -> Generator[StepInputs, None, None]:
         """The batches of an epoch from the step `first` on. Raises DamagedStoreError."""
@@ -52,10 +52,4 @@ class Feed:
         self, plan: np.ndarray, first: int, end: int | None, draws: np.ndarray | None
     ) -> Generator[StepInputs, None, None]:
         """The batches of the steps `first` to `end` of a plan, int64 (steps, rows)."""
-        begin = first
-        while begin and (plan[begin : begin + 1] == FILLER).all():
-            begin -= 1  # a step without rows of its own repeats an image of an earlier one
-        batches = tensors(self.reader.batches(plan[begin:end]), draws)
-        for _ in range(first - begin):
-            next(batches)
-        return batches
+        return tensors(self.reader.batches(plan[first:end]), draws)
