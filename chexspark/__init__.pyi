@@ -153,6 +153,7 @@ def train(
     run: str,
     private: bool = ...,
     model: str = ...,
+    size: int | None = ...,
     weights: str | None = ...,
     weights_findings: str | Sequence[str] = ...,
     freeze_epochs: int = ...,

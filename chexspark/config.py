@@ -171,6 +171,9 @@ class TrainConfig:
     model: str = setting(
         "the network, by its name; or one of your own, package.module:function, which takes the size of the "
         "images and the number of findings and returns a Keras model of logits", "model", "densenet121")  # fmt: skip
+    size: int | None = setting(
+        "height and width that images are reduced to before the network, pixels; by default those of the store, which "
+        "may be larger", "model", None, minimum=32, maximum=LARGEST)  # fmt: skip
     weights: str | None = setting(
         "what to start from: imagenet, once its file was given; a file of Keras applications; another .keras or .h5 "
         "file of this network; for densenet121 a .pth, .pt or .safetensors file of PyTorch; a run, or its .keras file, "

@@ -41,7 +41,9 @@ def build(shared: Shared) -> keras.Model:
     """The network with its start weights, the same ones everywhere."""
     training = shared.training
     manifest = read_manifest(locate(training.config.data))
-    return make_model(training.config, manifest.image_size, manifest.findings, training.code)[0]
+    return make_model(
+        training.config, training.image_size(manifest), manifest.findings, training.code
+    )[0]
 
 
 def batches_of(shared: Shared, rank: int) -> list[StepInputs]:

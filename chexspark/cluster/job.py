@@ -185,7 +185,7 @@ def what_to_count(
     slots = 1 if config.optimizer in ("sgd", "lars") else 2
     slots += 1 if config.ema else 0
     return ToCount(
-        config.model, manifest.image_size, len(manifest.findings), -(-rows // config.accumulate),
+        config.model, config.size or manifest.image_size, len(manifest.findings), -(-rows // config.accumulate),
         slots, config.policy, code,
     )  # fmt: skip
 
@@ -331,6 +331,14 @@ def check_inputs(
     check_files(store, manifest, ("train", "val"))
     if manifest.image_size < MINIMUM_SIZE:
         raise UserError(f"--data={store}: networks take images of {MINIMUM_SIZE} pixels or more")
+    if config.size and config.size > manifest.image_size:
+        raise UserError(
+            f"--size={config.size} is more than the {manifest.image_size} pixels of the images in --data={store}: "
+            f"give at most that, or ingest with --size={config.size}"
+        )
+    if config.size == manifest.image_size:
+        config = dataclasses.replace(config, size=None)
+    size = config.size or manifest.image_size
     if config.batch_size % config.accumulate:
         raise UserError(
             f"--batch-size={config.batch_size} cannot be worked through in equal parts: "
@@ -339,7 +347,7 @@ def check_inputs(
     earlier = earlier_settings(run)
     if not earlier:
         check_start(config)
-        for text in differences(config, manifest.image_size, manifest.findings):
+        for text in differences(config, size, manifest.findings, manifest.image_size):
             log.warning("note: %s", spoken(text))
     if config.weights == RANDOM:
         config = dataclasses.replace(config, weights=None)

@@ -29,12 +29,22 @@ def check_start(config: TrainConfig) -> None:
         )
 
 
-def differences(config: TrainConfig, size: int, findings: Sequence[str]) -> list[str]:
-    """What of the store is not as the recipe expects it, in words. `size`: of its images, pixels."""
+def differences(
+    config: TrainConfig, size: int, findings: Sequence[str], stored: int | None = None
+) -> list[str]:
+    """What of the store is not as the recipe expects it, in words.
+
+    `size`: of the images that the network takes, pixels; `stored`: of those in the store, if that is not the same.
+    """
     expected = read_expected(config.recipe) if config.recipe else Expected()
     name, found = f"--recipe={config.recipe}", []
     if expected.image_size not in (None, size):
-        found.append(f"{name} is for images of {expected.image_size} pixels, and these have {size}")
+        could = f" (--size={expected.image_size} reduces them)" * (
+            expected.image_size < (stored or size)
+        )
+        found.append(
+            f"{name} is for images of {expected.image_size} pixels, and these have {size}{could}"
+        )
     lacking = [each for each in expected.findings if find(each, findings) is None]
     more = [each for each in findings if find(each, expected.findings) is None]
     if expected.findings and (lacking or more):

@@ -57,12 +57,13 @@ def describe(
     """What is about to run, in two lines. `num_proc`: ranks now; `at`: where the run stands, if it does."""
     config = settings.config
     images = {name: f"{split.images:,}" for name, split in manifest.splits.items()}
-    size = manifest.image_size
+    size, stored = settings.image_size(manifest), manifest.image_size
+    before = f", reduced from {stored}x{stored}" * (size != stored)
     start = f"from {config.weights or spoken('random weights (no --weights given)')}"
     if at:
         start = f"from its checkpoint at {at}"
     return (
-        f"{config.model} at {size}x{size}, {start}; {images['train']} images to train on, "
+        f"{config.model} at {size}x{size}{before}, {start}; {images['train']} images to train on, "
         f"{images['val']} to validate\n{ranks_text(num_proc)}, {settings.global_batch} images per step, "
         f"{config.epochs} epochs, {config.optimizer} at {config.learning_rate:g}"
         + f", the last layer at {config.head_rate:g} times that"

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from chexspark.data.plan import FILLER, shown_rows
+from chexspark.reduction import reduced
 from chexspark.storage import Location
 from chexspark.store.manifest import Manifest
 from chexspark.store.row_groups import Piece, image_names, joined, pieces, row_groups
@@ -57,13 +58,16 @@ class Cache:
 
 
 class SplitReader:
-    """Reads a split by plans. Several readers may share a `cache`."""
+    """Reads a split by plans. Several readers of one size may share a `cache`."""
 
     def __init__(
-        self, store: Location, manifest: Manifest, split: str, cache: Cache | None = None
-    ) -> None:
+        self, store: Location, manifest: Manifest, split: str, cache: Cache | None = None,
+        size: int | None = None,
+    ) -> None:  # fmt: skip
+        """`size`: that images are reduced to, pixels; by default that of the store."""
         self.store, self.split = store, split
-        self.size, self.findings = manifest.image_size, len(manifest.findings)
+        self.stored_size, self.findings = manifest.image_size, len(manifest.findings)
+        self.size = size or manifest.image_size
         self.groups = row_groups(store, manifest, split)
         self.row_groups = [group.rows for group in self.groups]
         self.starts = np.concatenate([[0], np.cumsum(self.row_groups)]).astype(np.int64)
@@ -97,7 +101,10 @@ class SplitReader:
     def stored_pieces(self, number: int) -> Iterator[Piece]:
         """The same, from storage."""
         place = self.store / self.files[number]
-        return pieces(self.groups[number], self.size, place=place, footers=self.footers)
+        for piece in pieces(
+            self.groups[number], self.stored_size, place=place, footers=self.footers
+        ):
+            yield piece._replace(images=reduced(piece.images, self.size))
 
     def image_names(self, rows: np.ndarray) -> list[str]:
         """The `image_index` of rows of the split. Raises DamagedStoreError."""

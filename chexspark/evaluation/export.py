@@ -20,7 +20,12 @@ from pyspark.sql import SparkSession
 from chexspark.arguments import takes
 from chexspark.config import ExportConfig
 from chexspark.errors import RunFailedError
-from chexspark.evaluation.export_graph import PROBABILITIES, fitted_in_graph, raw_image_function
+from chexspark.evaluation.export_graph import (
+    PROBABILITIES,
+    fitted_in_graph,
+    raw_image_function,
+    reduced_in_graph,
+)
 from chexspark.evaluation.inference import Model, load_keras, sigmoid
 from chexspark.evaluation.operating_points import operating_points, points_as_json
 from chexspark.evaluation.runs import best_models, check_fit, one_preparation
@@ -31,6 +36,8 @@ from chexspark.ingestion.fitting import fitted
 from chexspark.models import LOGITS
 from chexspark.phantom import draw_anatomy, draw_phantom, generator
 from chexspark.preparation import Preparation
+from chexspark.reduction import reduced
+from chexspark.run.best import NETWORK_SIZE
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.settings import check_run
 from chexspark.session import start_session
@@ -91,7 +98,8 @@ def export(spark: SparkSession | None, config: ExportConfig) -> dict[str, Locati
     points = operating_points(run, model)
     metadata = {
         "findings": list(model.findings),
-        "image": dataclasses.asdict(how),
+        "image": dataclasses.asdict(how)
+        | ({NETWORK_SIZE: model.size} if model.size != how.size else {}),
         "operating_points": points_as_json(points, model.findings),
     }
     spark = start_session(spark, "export")
@@ -154,9 +162,11 @@ def write_formats(
     found_there = read_row_group(group, how.size).images[:IMAGES] if group else phantoms(how.size)
     images = found_there[..., None].copy()
     raw = raw_images(found_there)
-    expected = [np.asarray(keras_model(images, training=False))]
-    expected += [np.asarray(keras_model(as_ingested(r, how), training=False)) for r in raw]
-    whole = raw_image_function(keras_model, how)
+    prepared = [images, *(as_ingested(r, how) for r in raw)]
+    expected = [
+        np.asarray(keras_model(as_reduced(p, model.size), training=False)) for p in prepared
+    ]
+    whole = raw_image_function(keras_model, how, model.size)
     writers: dict[str, Callable[..., tuple[Path, Scores]]] = {
         SAVED_MODEL: functools.partial(write_saved_model, keras_model), ONNX: write_onnx,
     }  # fmt: skip
@@ -201,6 +211,21 @@ def as_ingested(raw: np.ndarray, how: Preparation) -> np.ndarray:
     if levels > GRAY_LEVELS:
         raise RunFailedError(
             f"images of {where.width} × {where.height} pixels are fitted otherwise than by ingest, by up to "
+            f"{levels} gray levels: nothing was exported"
+        )
+    return shown
+
+
+def as_reduced(images: np.ndarray, size: int) -> np.ndarray:
+    """What the exported graph makes for its network of stored images, uint8 (images, side, side, 1).
+
+    Raises RunFailedError where that is not what `reduced` makes of them.
+    """
+    shown = np.asarray(reduced_in_graph(images, size))
+    levels = int(np.abs(shown[..., 0].astype(int) - reduced(images[..., 0], size)).max())
+    if levels > GRAY_LEVELS:
+        raise RunFailedError(
+            f"images of {images.shape[1]} pixels are reduced to {size} otherwise than in training, by up to "
             f"{levels} gray levels: nothing was exported"
         )
     return shown

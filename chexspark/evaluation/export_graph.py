@@ -26,15 +26,16 @@ class Side(NamedTuple):
     across: Tensor  # how much of the square it fills
 
 
-def raw_image_function(model: Any, how: Preparation) -> Any:
-    """A TensorFlow function of uint8 (batch, height, width, 1), ``image``, with the Keras `model` in it.
+def raw_image_function(model: Any, how: Preparation, size: int) -> Any:
+    """A TensorFlow function of uint8 (batch, height, width, 1), ``image``, with the Keras `model` in it, which takes
+    images of `size`.
 
     Returns ``logits`` and ``probabilities``, float32 (batch, findings) each, by their names.
     """
     import tensorflow as tf
 
     def scores(image: Tensor) -> dict[str, Tensor]:
-        logits = model(fitted_in_graph(image, how), training=False)
+        logits = model(reduced_in_graph(fitted_in_graph(image, how), size), training=False)
         return {LOGITS: logits, PROBABILITIES: tf.sigmoid(logits)}
 
     return tf.function(scores, [tf.TensorSpec((None, None, None, 1), tf.uint8, name="image")])
@@ -59,6 +60,14 @@ def fitted_in_graph(images: Tensor, how: Preparation) -> Tensor:
     return tf.ensure_shape(
         tf.cast(stored, tf.uint8)[..., None], (images.shape[0], how.size, how.size, 1)
     )
+
+
+def reduced_in_graph(images: Tensor, size: int) -> Tensor:
+    """Images, uint8 (batch, side, side, 1), as uint8 (batch, size, size, 1), as `reduction.reduced`.
+
+    Pixels differ from those of cv2 by one gray level at most.
+    """
+    return images if images.shape[1] == size else fitted_in_graph(images, Preparation(size))
 
 
 def sides(height: Tensor, width: Tensor, how: Preparation) -> tuple[Side, Side]:

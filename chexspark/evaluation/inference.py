@@ -20,6 +20,7 @@ from scipy.special import expit
 from chexspark.evaluation.predictions import label_column, probability_column
 from chexspark.evaluation.task_device import task_device
 from chexspark.evaluation.views import number_of_views, views
+from chexspark.reduction import reduced
 from chexspark.session import task_slots
 from chexspark.storage import locate
 from chexspark.store.manifest import Manifest
@@ -47,7 +48,7 @@ class Model:
     digest: str  # SHA-256, which tells it from one before it
     findings: tuple[str, ...]  # in the order of its outputs
     network: str  # the name of one of `models.MODELS`, or of the user's own
-    size: int  # height and width of its images, pixels
+    size: int  # height and width of the images that it takes, pixels: those of larger ones are reduced
     code: Code | None = None  # of a network of the user's own
     same_code: bool = True  # as it was when the run was trained
 
@@ -131,9 +132,12 @@ def probabilities_of(images: np.ndarray, scorer: Scorer) -> np.ndarray:
         part = slice(start, start + scorer.batch_size)
         with tf.device(device):
             for view in views(images[part], scorer.tta):
-                pixels = tf.constant(np.ascontiguousarray(view[..., None]))
-                for model, place in zip(models, places, strict=True):
-                    total[part] += sigmoid(model(pixels).numpy()[:, place])
+                pixels = {
+                    size: tf.constant(np.ascontiguousarray(reduced(view, size)[..., None]))
+                    for size in {model.size for model in scorer.models}
+                }
+                for model, of, place in zip(models, scorer.models, places, strict=True):
+                    total[part] += sigmoid(model(pixels[of.size]).numpy()[:, place])
     return total / (len(models) * number_of_views(scorer.tta))
 
 

@@ -33,6 +33,7 @@ from chexspark.evaluation.task_device import task_device
 from chexspark.findings import UNKNOWN, is_mean
 from chexspark.models import LOGITS
 from chexspark.preparation import Placing, Preparation
+from chexspark.reduction import reduced
 from chexspark.run.folder import EXAMPLES, LOCALISATION, RunFolder
 from chexspark.spark_progress import watched
 from chexspark.spark_tasks import in_tasks
@@ -148,7 +149,7 @@ def load_mapper(model: Model, device: str) -> Callable[[np.ndarray], ImageMaps] 
 
     def mapper(images: np.ndarray) -> ImageMaps:
         with tf.device(device):
-            last, outputs = run(np.ascontiguousarray(images[..., None]))
+            last, outputs = run(np.ascontiguousarray(reduced(images, model.size)[..., None]))
         features = last.numpy().astype(np.float32)
         if top.normalisation is not None:
             features = normalised(features, top.normalisation)

@@ -22,7 +22,7 @@ from chexspark.models.model_files import DAMAGE, has_own_code, opened_arrays, sh
 from chexspark.preparation import Preparation
 from chexspark.run.best import best_digest, model_findings, model_preparation
 from chexspark.run.folder import RunFolder, model_and_digest, run_folder
-from chexspark.run.lineage import preparation_of, read_lineage
+from chexspark.run.lineage import network_size_of, preparation_of, read_lineage
 from chexspark.run.seen_patients import read_seen_patients
 from chexspark.run.settings import check_run, read_settings
 from chexspark.storage import Location
@@ -66,16 +66,21 @@ def best_model(run: RunFolder, networks: Iterable[str] = ()) -> Model:
             f"--run={run}: its lineage names the findings {listed(findings)}, and its best model "
             f"{listed(said)}: one of the two was changed; copy the run again"
         )
-    made, taken = preparation_of(lineage), model_preparation(run.best_model)
-    if taken not in (None, made):
+    made, size = preparation_of(lineage), network_size_of(lineage)
+    taken = model_preparation(run.best_model)
+    if taken not in (None, (made, size)):
+        told = [
+            f"{how.words()}, reduced to {of}" * (of != how.size) or how.words()
+            for how, of in ((made, size), taken)
+        ]
         raise UserError(
-            f"--run={run}: its lineage tells of images of {made.words()}, and its best model of "
-            f"{taken.words()}: one of the two was changed; copy the run again"
+            f"--run={run}: its lineage tells of images of {told[0]}, and its best model of "
+            f"{told[1]}: one of the two was changed; copy the run again"
         )
     name = network_of(run)
     if not is_custom(name):
         check_own_outputs(run, len(findings))
-        return Model(uri, digest, findings, name, made.size)
+        return Model(uri, digest, findings, name, size)
     code = find_networks(networks).get(name)
     if code is None:
         raise UserError(
@@ -84,7 +89,7 @@ def best_model(run: RunFolder, networks: Iterable[str] = ()) -> Model:
         )
     same = lineage.get("network_sha256") == code.digest
     check_own_code(run, name, same)
-    return Model(uri, digest, findings, name, made.size, code, same)
+    return Model(uri, digest, findings, name, size, code, same)
 
 
 def best_models(runs: Sequence[RunFolder], networks: Sequence[str]) -> tuple[Model, ...]:

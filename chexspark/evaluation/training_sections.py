@@ -15,7 +15,7 @@ from chexspark.evaluation.tables import records_of
 from chexspark.preparation import FITTED, STRETCH
 from chexspark.progress import duration
 from chexspark.run import history_charts
-from chexspark.run.lineage import Lineage
+from chexspark.run.lineage import Lineage, network_size_of
 
 SHARES = {"input_share": "input", "compute_share": "compute", "allreduce_share": "allreduce"}
 
@@ -48,7 +48,8 @@ def training_contents(trained: Trained | None, others: Sequence[Trained]) -> dic
     return {
         "trained": training_facts(trained),
         "trained_model": settings.get("model", "a network"),
-        "image_size": trained.lineage.get("image_size") if trained else None,
+        "image_size": network_size_of(trained.lineage) if trained else None,
+        "stored_size": trained.lineage["image_size"] if trained else None,
         "fit": FITTED[trained.lineage.get("fit", STRETCH)] if trained else None,
         "outputs": len(trained.lineage["findings"]) if trained else None,
         "recipe": recipe_lines(trained),
@@ -168,7 +169,7 @@ def scaling_rows(trained: Trained | None, others: Sequence[Trained]) -> list[Sca
         return []
 
     def kind(run: Trained) -> tuple[Any, Any]:
-        return run.settings.get("model"), run.lineage.get("image_size")
+        return run.settings.get("model"), network_size_of(run.lineage)
 
     same = {run.run: run for run in [trained, *others] if kind(run) == kind(trained)}
     ordered = sorted(same.values(), key=lambda run: run.ranks)

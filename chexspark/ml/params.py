@@ -28,6 +28,9 @@ RENAMED = {
     "validation": "validationIndicatorCol", "size": "imageSize", "fit": "imageFit",
 }  # fmt: skip
 PLACES = ("data", "run", "out", "dry_run", "at")  # that an Estimator finds by itself
+ITS_OWN: dict[type, tuple[str, ...]] = {
+    TrainConfig: ("size",)
+}  # left out: the images of a frame are made of the size that is trained on
 FINDINGS_OF = (
     "findings"  # in the metadata of a Model's column of probabilities: their names, in order
 )
@@ -96,7 +99,11 @@ class WorkSettings:
 def settings_of(config_class: type) -> dict[str, dataclasses.Field]:
     """The settings of a config that are Params, by name."""
     fields = dataclasses.fields(config_class)
-    return {field.name: field for field in fields if field.name not in PLACES}
+    return {
+        field.name: field
+        for field in fields
+        if field.name not in (*PLACES, *ITS_OWN.get(config_class, ()))
+    }
 
 
 FRAME, TRAINING = settings_of(FrameConfig), settings_of(TrainConfig)

@@ -5,7 +5,7 @@ a checkpoint knows of their epoch, so that ``RUN/best`` is always of the history
 
 ``model.keras`` is what Keras writes, a ZIP archive, with two members more, so that the file by itself says
 what it is about: ``findings.json``, a list of the names of its outputs, and ``image.json``, how its images
-are made: size, fit and bit_depth. Keras passes over them.
+are made: size, fit and bit_depth, and network_size where they are reduced to that. Keras passes over them.
 """
 
 import dataclasses
@@ -22,25 +22,32 @@ from chexspark.findings import names_fault
 from chexspark.preparation import Preparation
 from chexspark.run.folder import RunFolder
 from chexspark.run.history import Row
+from chexspark.run.lineage import check_network_size
 from chexspark.storage import Location
 from chexspark.text_files import RESTORE, is_whole, read_json, with_checksum
 
 DIGEST = "model_sha256"  # in best.json
 FINDINGS_MEMBER, IMAGE_MEMBER = "findings.json", "image.json"
+NETWORK_SIZE = "network_size"  # in image.json, where images are reduced before the network
 CONFIG = "config.json"  # of a .keras file
 POLICIES = "keras.mixed_precision"  # the module of its mixed types
 LONGEST_MEMBER = 1 << 20  # bytes that are read of a stranger's
 
 
 def save_best(
-    model: Any, run: RunFolder, figures: Row, findings: Sequence[str], preparation: Preparation
-) -> None:
+    model: Any, run: RunFolder, figures: Row, findings: Sequence[str], preparation: Preparation,
+    size: int | None = None,
+) -> None:  # fmt: skip
     """Write the whole Keras `model` aside, then the figures of its epoch (its row of the history).
 
     Whatever arithmetic it was trained in, the file's is float32, as it is evaluated.
 
-    `findings`: the names of the model's outputs, in their order; `preparation`: of its images.
+    `findings`: the names of the model's outputs, in their order; `preparation`: of its images; `size`: that they
+    are reduced to before the network, pixels, if they are.
     """
+    image: dict[str, Any] = dataclasses.asdict(preparation)
+    if size not in (None, preparation.size):
+        image[NETWORK_SIZE] = size
     run.waiting.make_directory()
     with tempfile.TemporaryDirectory(prefix="chexspark-") as folder:
         path = Path(folder) / "model.keras"
@@ -48,7 +55,7 @@ def save_best(
         make_float32(path)
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(FINDINGS_MEMBER, json.dumps(list(findings)))
-            archive.writestr(IMAGE_MEMBER, json.dumps(dataclasses.asdict(preparation)))
+            archive.writestr(IMAGE_MEMBER, json.dumps(image))
         content = path.read_bytes()
         run.waiting_model.write_bytes(content)
     said = with_checksum({**figures, DIGEST: hashlib.sha256(content).hexdigest()})
@@ -93,14 +100,20 @@ def model_findings(place: Location) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def model_preparation(place: Location) -> Preparation | None:
-    """How the images of a ``.keras`` file's model are made; None where the file does not say.
+def model_preparation(place: Location) -> tuple[Preparation, int] | None:
+    """How the images of a ``.keras`` file's model are made, and the size that its network takes; None where the file
+    does not say.
 
     Raises UserError for damage.
     """
     facts = read_member(place, IMAGE_MEMBER)
     try:
-        return None if facts is None else Preparation.of(facts)
+        if not isinstance(facts, dict):
+            return None if facts is None else (Preparation.of(facts), 0)
+        size = facts.pop(NETWORK_SIZE, facts.get("size"))
+        preparation = Preparation.of(facts)
+        check_network_size(size, preparation)
+        return preparation, size
     except ValueError as error:
         raise UserError(f"{place} is damaged: {IMAGE_MEMBER}: {error}; copy it again") from error
 

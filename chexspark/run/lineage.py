@@ -37,6 +37,9 @@ class Lineage(TypedDict):
     python: str
     packages: dict[str, str]  # name → version
     ranks: list[Placed]
+    network_size: NotRequired[
+        int
+    ]  # that images are reduced to before the network; without it, none is
     network: NotRequired[str]  # package.module:function of the user's own; never imported from here
     network_sha256: NotRequired[str]  # of its code
 
@@ -72,13 +75,25 @@ def read_lineage(run: RunFolder) -> Lineage:
     if fault := misfit(found, OTHERS):
         raise UserError(f"{run.lineage} is damaged: {fault}; copy the run again")
     try:
-        preparation_of(cast(Lineage, found))
+        preparation = preparation_of(cast(Lineage, found))
+        check_network_size(found.get("network_size", preparation.size), preparation)
     except ValueError as error:
         raise UserError(f"{run.lineage} is damaged: {error}; copy the run again") from error
     fault = names_fault(found["findings"]) if isinstance(found["findings"], list) else "is no list"
     if fault:
         raise UserError(f"{run.lineage} is damaged: findings {fault}; copy the run again")
     return cast(Lineage, found)
+
+
+def network_size_of(lineage: Lineage) -> int:
+    """Height and width of the images that the network takes, pixels."""
+    return lineage.get("network_size", lineage["image_size"])
+
+
+def check_network_size(size: object, preparation: Preparation) -> None:
+    """Raise ValueError for what is no size that images of a store can be reduced to."""
+    if type(size) is not int or not 1 <= size <= preparation.size:
+        raise ValueError(f"network_size is {size!r}, of images of {preparation.size} pixels")
 
 
 def preparation_of(lineage: Lineage) -> Preparation:

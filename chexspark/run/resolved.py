@@ -7,6 +7,7 @@ end, and the number of its steps.
 from dataclasses import dataclass
 
 from chexspark.config import TrainConfig
+from chexspark.store.manifest import Manifest
 from chexspark.user_code import Code
 
 
@@ -20,6 +21,10 @@ class ResolvedTraining:
     config: TrainConfig
     began_with: int
     code: Code | None = None  # of a network of the user's own
+
+    def image_size(self, manifest: Manifest) -> int:
+        """Height and width of the images that the network takes, pixels: those of the store, or reduced ones."""
+        return self.config.size or manifest.image_size
 
     @property
     def global_batch(self) -> int:

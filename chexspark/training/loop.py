@@ -54,6 +54,7 @@ class Training:
         config, store = settings.config, locate(settings.config.data)
         self.config, self.findings, self.facts, self.ring = config, manifest.findings, facts, ring
         self.preparation = manifest.preparation
+        self.image_size = settings.image_size(manifest)
         self.run = run_folder(config.run)
         self.teller = Teller(events, facts.rank, config.epochs)
         self.network, loaded = make_network(settings, manifest, facts, ring)
@@ -61,8 +62,10 @@ class Training:
         if loaded:
             self.teller.note(loaded)
         cache = Cache(config.cache_mb << 20)
-        self.feed = Feed(SplitReader(store, manifest, "train", cache), settings, facts)
-        self.val_reader = SplitReader(store, manifest, "val", cache)
+        self.feed = Feed(
+            SplitReader(store, manifest, "train", cache, self.image_size), settings, facts
+        )
+        self.val_reader = SplitReader(store, manifest, "val", cache, self.image_size)
         self.steps_per_epoch = settings.steps_per_epoch(self.feed.images)
         self.schedule = make_schedule(settings, self.steps_per_epoch)
         self.record = Record(Plateau(1.0, config.plateau_factor, config.plateau_patience))
@@ -124,7 +127,7 @@ class Training:
             if is_best and self.facts.rank == 0:
                 self.checkpoints.wait()  # which may still put the model before it into its place
                 model = self.network.to_save()
-                save_best(model, self.run, row, self.findings, self.preparation)
+                save_best(model, self.run, row, self.findings, self.preparation, self.image_size)
         if self.config.schedule == "plateau":
             self.record.plateau.after_epoch(found.loss)
         self.record.add(row, score)

@@ -36,7 +36,6 @@ from chexspark.store.manifest import Manifest, read_manifest
 from chexspark.tensorflow_import import import_tensorflow
 from chexspark.training.events import EventAddress, EventSender, Problem, Starting
 from chexspark.training.faults import NotJoinedError, failure_of
-from chexspark.user_code import Code
 
 CPU_CYCLE_MILLISECONDS = "5"  # Horovod's default of 1 cost a tenth of the rate on two cores
 CANNOT_GROW = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL)
@@ -87,7 +86,7 @@ def train_as_rank(settings: ResolvedTraining, events: EventSender) -> Placed:
     if facts.rank == 0:
         events.send(Starting("the list of its patients"))
         seen = write_seen_patients(run, store, manifest)
-        write_lineage(run, lineage_of(settings.config.data, manifest, seen, ranks, settings.code))
+        write_lineage(run, lineage_of(settings, manifest, seen, ranks))
     events.send(Starting("the model"))
     run_epochs(settings, manifest, facts, ring, events)
     horovod_ring.leave()
@@ -95,16 +94,11 @@ def train_as_rank(settings: ResolvedTraining, events: EventSender) -> Placed:
 
 
 def lineage_of(
-    store: str,
-    manifest: Manifest,
-    seen: tuple[str, str],
-    ranks: list[Placed],
-    code: Code | None = None,
+    settings: ResolvedTraining, manifest: Manifest, seen: tuple[str, str], ranks: list[Placed]
 ) -> Lineage:
-    """Where the run comes from; `seen`: salt and digest of the table of patients that it has seen; `code`: of a
-    network of the user's own."""
+    """Where the run comes from; `seen`: salt and digest of the table of patients that it has seen."""
     lineage: Lineage = {
-        "store": store,
+        "store": settings.config.data,
         "store_fingerprint": manifest.fingerprint,
         "split_hash": manifest.split_hash,
         "trained_patients": seen[1],
@@ -118,7 +112,9 @@ def lineage_of(
         "packages": {name: version(name) for name in PACKAGES},
         "ranks": ranks,
     }
-    if code:
+    if settings.image_size(manifest) != manifest.image_size:
+        lineage["network_size"] = settings.image_size(manifest)
+    if code := settings.code:
         lineage["network"], lineage["network_sha256"] = code.name, code.digest
     return lineage
 

@@ -46,7 +46,7 @@ def make_network(
 ) -> tuple[Network, str]:
     """The network and its steps, alike on all ranks; also a line that says what weights were loaded."""
     model, loaded = make_model(
-        settings.config, manifest.image_size, manifest.findings, settings.code
+        settings.config, settings.image_size(manifest), manifest.findings, settings.code
     )
     return Network(model, make_steps(settings, manifest, facts, ring, model)), loaded
 

@@ -73,7 +73,7 @@ class StepProbe:
 
     def read(self) -> tuple[StepInputs, float]:
         """A batch to train on, and the seconds that it takes to read one, nothing being done meanwhile."""
-        feed = Feed(SplitReader(self.store, self.manifest, "train"), self.settings, self.facts)
+        feed = Feed(self.reader("train"), self.settings, self.facts)
         self.all_are_here()
         began = time.perf_counter()
         batches = feed.batches(0)
@@ -82,10 +82,15 @@ class StepProbe:
         batches.close()
         return found[0], seconds / len(found)
 
+    def reader(self, split: str) -> SplitReader:
+        """Of a split, as the training reads it."""
+        size = self.settings.image_size(self.manifest)
+        return SplitReader(self.store, self.manifest, split, size=size)
+
     def make_steps(self) -> Steps:
         """The steps of the training."""
         model, _ = make_model(
-            self.settings.config, self.manifest.image_size, self.manifest.findings,
+            self.settings.config, self.settings.image_size(self.manifest), self.manifest.findings,
             self.settings.code,
         )  # fmt: skip
         return make_steps(self.settings, self.manifest, self.facts, self.ring, model)
@@ -121,7 +126,7 @@ class StepProbe:
 
     def score(self, steps: Steps) -> float:
         """Seconds to score a batch of the validation split."""
-        reader = SplitReader(self.store, self.manifest, "val")
+        reader = self.reader("val")
         plan = fixed_plan(reader.row_groups, steps.batch_size, self.facts)
         batch = next(tensors(reader.batches(plan[:1])))
         seconds, _ = self.time(lambda: steps.score(batch))
