@@ -33,6 +33,7 @@ def evaluate(
     model: str | Sequence[str] = ...,
     split: str = ...,
     tta: str | Sequence[str] = ...,
+    fit_weights: bool = ...,
     batch_size: int = ...,
     predictions: str | DataFrame | pd.DataFrame | None = ...,
     labels: str | None = ...,

@@ -412,6 +412,9 @@ class EvaluateConfig:
     tta: tuple[str, ...] = setting(
         AVERAGED, "input: a store and a run", (), listed=True, choices=VIEWS, formerly="flip"
     )
+    fit_weights: bool = setting(
+        "weigh the runs of an ensemble so that the cross-entropy of the validation split is lowest; by default all "
+        "weigh the same", "input: a store and a run", False)  # fmt: skip
     batch_size: int = setting(
         "images per step of inference", "input: a store and a run", 32, minimum=1
     )

@@ -157,7 +157,9 @@ def test_a_run_of_a_smaller_size_is_scored_shown_and_exported_alike(spark, tmp_p
         .toPandas()
         .set_index("image_index")
     )
-    images = np.stack([np.frombuffer(image[-64 * 64 :], np.uint8).reshape(64, 64) for image in stored["image"]])
+    images = np.stack(
+        [np.frombuffer(image[-64 * 64 :], np.uint8).reshape(64, 64) for image in stored["image"]]
+    )
     small = np.stack(
         [cv2.resize(image, (40, 40), interpolation=cv2.INTER_AREA) for image in images]
     )

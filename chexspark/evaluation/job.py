@@ -1,5 +1,6 @@
 """Runs and a store, or anybody's scores, in; predictions and metrics out. Runs on the driver."""
 
+import dataclasses
 import logging
 from collections.abc import Iterable
 from typing import NamedTuple, cast
@@ -13,6 +14,7 @@ from chexspark.arguments import takes
 from chexspark.config import EvaluateConfig
 from chexspark.errors import UserError, listed, spoken
 from chexspark.evaluation import tables
+from chexspark.evaluation.ensembles import blend, scores_of_each, weights_of
 from chexspark.evaluation.inference import Scorer
 from chexspark.evaluation.maps import Mapper, write_maps
 from chexspark.evaluation.measuring import (
@@ -84,6 +86,7 @@ def check_settings(config: EvaluateConfig) -> None:
     """Raise UserError for settings that do not go together."""
     if config.predictions is not None:
         given = ["--data"] * bool(config.data) + ["--tta"] * bool(config.tta)
+        given += ["--fit-weights"] * config.fit_weights
         if given:
             raise UserError(
                 f"--predictions is scored already: leave out {' and '.join(given)}, or leave out "
@@ -102,6 +105,8 @@ def check_settings(config: EvaluateConfig) -> None:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} goes with --predictions only: a store has its own")
     different_runs(config.run)
+    if config.fit_weights and len(config.run) < 2:
+        raise UserError("--fit-weights is for an ensemble: give --run two runs or more")
     if len(config.run) > 1 and not config.out:
         raise UserError(
             f"--out is missing: an ensemble of {len(config.run)} runs needs a folder of its own"
@@ -131,6 +136,8 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
     )
     val = split.other("val")
     fault = None if split.name == "val" else validation_fault(runs, val)
+    if config.fit_weights and fault:
+        raise UserError(f"--fit-weights cannot be: {fault}")
     check_studies(split, config)
     aggregate = aggregate_of(config)
     against = None
@@ -143,18 +150,28 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
         fault and f"no thresholds and no scaling: {fault}",
         "the best epoch was chosen on validation: its figures flatter the model"
         if split.name == "val" else None,
+        "the weights are fitted on validation, whose figures they flatter" if config.fit_weights else None,
     ])  # fmt: skip
     scorer = Scorer(models, findings, in_order(config.tta), config.batch_size)
     scoring = Scoring(tuple(str(run) for run in runs), scorer, out)
     out.place.make_directory(config.private)
     spark = start_session(spark, "evaluate")
     validation = None
-    if split.name != "val" and not fault:
+    if config.fit_weights:
+        each = scores_of_each(spark, val, scoring)
+        scoring = dataclasses.replace(scoring, weights=weights_of(each, findings))
+        log.info("weights: %s", weights_text(scoring))
+        table = blend(val, scoring, each)
+    elif split.name != "val" and not fault:
         table = earlier_scores(val, scoring)
         if table is None:
             table = score(spark, val, scoring, ", for thresholds and scaling")
+    if split.name != "val" and not fault:
         validation = Validation(rows_of(table, findings, aggregate), f"the val split of {store}")
-    table = score(spark, split, scoring)
+    if not config.fit_weights:
+        table = score(spark, split, scoring)
+    elif split.name != "val":
+        table = blend(split, scoring, scores_of_each(spark, split, scoring))
     rows = rows_of(table, findings, aggregate)
     if split.name == "val":
         validation = Validation(rows, f"the val split of {store}")
@@ -165,6 +182,12 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
     tell_figures(out, figures(measured.whole, split.name))
     write_maps(spark, split, Mapper(models[0], config.batch_size), table, measured.whole, out)
     return result(spark, out, split.name)
+
+
+def weights_text(scoring: Scoring) -> str:
+    """``run-a 0.620, run-b 0.380``."""
+    pairs = zip(scoring.runs, scoring.weights, strict=True)
+    return ", ".join(f"{run} {weight:.3f}" for run, weight in pairs)
 
 
 def evaluate_scores(spark: SparkSession | None, config: EvaluateConfig) -> Evaluation:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pyspark.sql import SparkSession
 from pyspark.sql.functions import lit
 
@@ -35,6 +36,7 @@ class Scoring:
     runs: tuple[str, ...]
     scorer: Scorer
     out: RunFolder
+    weights: tuple[float, ...] = ()  # of the models; none: all weigh the same
 
 
 def facts_of(split: StoreSplit, scoring: Scoring) -> SplitFacts:
@@ -43,6 +45,7 @@ def facts_of(split: StoreSplit, scoring: Scoring) -> SplitFacts:
     return {
         "findings": list(scorer.findings), "runs": list(scoring.runs),
         "models": [model.digest for model in scorer.models], "tta": list(scorer.tta),
+        "weights": list(scoring.weights),
         "store": str(split.store), "store_fingerprint": manifest.fingerprint,
         "split_hash": manifest.split_hash, "official_split": manifest.settings.get("split") == "official",
         "data": data_of(manifest),
@@ -95,9 +98,7 @@ def score(
         parts.delete_directory()
     seconds = time.monotonic() - started
     log.info("%s images in %s, %.1f images/s", f"{images:,}", duration(seconds), images / seconds)
-    for name in TABLES:
-        if name != PREDICTIONS:
-            out.table(name, split.name).delete_directory()  # what was said of other scores
+    forget(scoring, split)
     table = folder.read_table().to_pandas()
     bad = (~np.isfinite(scores_of(table, findings))).any(axis=1)
     if bad.any():
@@ -108,5 +109,25 @@ def score(
     tables.write_evaluation(out, split.name, {
         **facts, "images": images, "patients": int(table["patient_id"].nunique()),
         "seconds": round(seconds, 1), "metrics": False,
+    })  # fmt: skip
+    return table
+
+
+def forget(scoring: Scoring, split: StoreSplit) -> None:
+    """Delete what was said of other scores of a split."""
+    for name in TABLES:
+        if name != PREDICTIONS:
+            scoring.out.table(name, split.name).delete_directory()
+
+
+def write_predictions(split: StoreSplit, scoring: Scoring, table: pd.DataFrame) -> pd.DataFrame:
+    """Write predictions that were made of others, as `score` writes its own, and return them."""
+    folder = scoring.out.table(PREDICTIONS, split.name)
+    folder.delete_directory()
+    folder.write_table(pa.Table.from_pandas(table, preserve_index=False))
+    forget(scoring, split)
+    tables.write_evaluation(scoring.out, split.name, {
+        **facts_of(split, scoring), "images": len(table), "patients": int(table["patient_id"].nunique()),
+        "metrics": False,
     })  # fmt: skip
     return table

@@ -277,7 +277,11 @@ def lineage_rows(run: str, evaluated: Evaluated, trained: Trained | None) -> lis
             ("Scores", facts["scores"]),
             ("Labels", facts.get("labels") or "in the same table"),
         ]
-    rows += [("Run", one) for one in facts.get("runs", [])]
+    runs, weights = facts.get("runs", []), facts.get("weights") or []
+    rows += [("Run", one) for one in runs]
+    if weights:
+        told = ", ".join(f"{weight:.3f}" for weight in weights)
+        rows.append(("Weights of the runs, fitted on validation", told))
     rows += [("Model SHA-256", one) for one in facts.get("models", [])]
     store = {"Store scored": facts.get("store"), "Store fingerprint": facts.get("store_fingerprint"),
              "Split hash": facts.get("split_hash")}  # fmt: skip

@@ -80,6 +80,7 @@ class SplitFacts(TypedDict, total=False):
     runs: list[str]
     models: list[str]  # SHA-256 of each run's best model
     tta: list[str]  # what was scored beside each image; earlier versions have `flip`
+    weights: list[float]  # of the runs' models in an ensemble; none: all weigh the same
     store: str
     store_fingerprint: str
     split_hash: str
@@ -214,6 +215,7 @@ def read_evaluation(out: RunFolder) -> dict[str, SplitFacts]:
         facts.setdefault("synthetic", False)
         mirrored = facts.pop("flip", False) is True  # of earlier versions
         facts.setdefault("tta", ["flip"] if mirrored else [])
+        facts.setdefault("weights", [])
         if wrong := misfit(facts, SPLIT_FACTS):
             raise UserError(f"{out.evaluation} is damaged: {wrong}; {AGAIN}")
         fault = (
