@@ -560,7 +560,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceConfig:
-    """NIH's download in, every figure of two recipes over several seeds out."""
+    """NIH's download in, every figure of some recipes over several seeds out."""
 
     nih: str = setting(
         "the folder of NIH ChestX-ray14 as it is downloaded: images, labels and both lists", "input", path=True
@@ -573,6 +573,9 @@ class ReproduceConfig:
     quick: bool = setting(
         "try everything on a part of the images, small, for two epochs, from random weights", "experiment", False
     )  # fmt: skip
+    recipes: tuple[str, ...] = setting(
+        "which recipes are trained; official-ensemble is four networks", "experiment", ("chexnet", "official-best"),
+        listed=True, choices=("chexnet", "official-best", "official-ensemble"))  # fmt: skip
     seeds: int | None = setting(
         "trainings of each recipe; by default 3, of a try-out 2", "experiment", None, minimum=1)  # fmt: skip
     num_proc: int | None = setting(

@@ -7,6 +7,13 @@ In: the name of one of chexspark's own, or a path. Out: its settings, and what e
       image_size: 224
       weights: imagenet  # or run: one of an earlier training
       findings: [Mass, Edema]
+
+An ensemble is a recipe of several trainings, ``members``, each with settings of its own, or over another recipe's; one of
+them is called ``RECIPE/MEMBER``:
+
+    members:
+      densenet121: {recipe: official-best}
+      convnext: {recipe: official-best, model: convnext_tiny}
 """
 
 import dataclasses
@@ -22,7 +29,7 @@ from chexspark.storage import Location, locate
 from chexspark.text_files import read_yaml
 
 RECIPES = Path(__file__).with_name("recipes")
-EXPECTS = "expects"
+EXPECTS, MEMBERS = "expects", "members"
 WEIGHTS = ("imagenet", "run")
 NOT_HERE = ("data", "run", "recipe")  # settings that a recipe does not have
 
@@ -39,6 +46,47 @@ class Expected:
 def recipe_names() -> list[str]:
     """The recipes that come with chexspark, one experiment each."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def members_of(uri: str) -> list[str]:
+    """The trainings of an ensemble, ``RECIPE/MEMBER`` each; of another recipe itself. Raises UserError as `read_recipe`."""
+    values = read_yaml(find_recipe(uri), f"--recipe={uri}")
+    members = values.get(MEMBERS)
+    if members is None:
+        return [uri]
+    if not isinstance(members, dict) or len(members) < 2 or set(values) != {MEMBERS}:
+        raise UserError(
+            f"--recipe={uri}: an ensemble has {MEMBERS}, two or more, and nothing beside them"
+        )
+    return [f"{uri}/{name}" for name in members]
+
+
+def values_of(uri: str) -> dict[str, Any]:
+    """What a recipe's file says, of a member over what the recipe that it names says. Raises UserError."""
+    whole, _, member = uri.rpartition("/")
+    if whole and (whole in recipe_names() or locate(whole).is_file()):
+        names = members_of(whole)
+        if uri not in names:
+            raise UserError(
+                f"--recipe={uri}: {whole} has no member {member!r}{closest(uri, names)} ({', '.join(names)})"
+            )
+        values = read_yaml(find_recipe(whole), f"--recipe={whole}")[MEMBERS][member]
+        if not isinstance(values, dict):
+            raise UserError(f"--recipe={uri} must hold lines of name: value")
+        below = values.pop("recipe", None)
+        if below is None:
+            return values
+        under = read_yaml(find_recipe(str(below)), f"--recipe={below}")
+        if MEMBERS in under:
+            raise UserError(f"--recipe={uri}: its recipe, {below}, is an ensemble itself")
+        return under | values
+    names = members_of(uri)
+    if names != [uri]:
+        raise UserError(
+            f"--recipe={uri} is an ensemble, of a training each: {', '.join(names)} "
+            "(chexspark reproduce trains them all)"
+        )
+    return read_yaml(find_recipe(uri), f"--recipe={uri}")
 
 
 def find_recipe(given: str) -> Location:
@@ -62,7 +110,7 @@ def read_recipe(uri: str) -> dict[str, Any]:
 
     Raises UserError for one that is not there, or a setting that is none.
     """
-    values = read_yaml(find_recipe(uri), f"--recipe={uri}")
+    values = values_of(uri)
     expected_of(uri, values.pop(EXPECTS, None))
     fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in NOT_HERE}
     for name in values:
@@ -80,7 +128,7 @@ def read_recipe(uri: str) -> dict[str, Any]:
 
 def read_expected(uri: str) -> Expected:
     """What a recipe expects. Raises UserError as `read_recipe` does."""
-    return expected_of(uri, read_yaml(find_recipe(uri), f"--recipe={uri}").get(EXPECTS))
+    return expected_of(uri, values_of(uri).get(EXPECTS))
 
 
 def expected_of(uri: str, values: Any) -> Expected:

@@ -17,7 +17,7 @@ from chexspark.config import (
 from chexspark.errors import UserError
 from chexspark.findings import FINDINGS
 from chexspark.models import MODELS
-from chexspark.recipe_files import Expected, read_expected, read_recipe, recipe_names
+from chexspark.recipe_files import Expected, members_of, read_expected, read_recipe, recipe_names
 from chexspark.settings import build
 
 NEEDED = ["--data", "d", "--run", "r"]
@@ -144,7 +144,41 @@ def test_notebook_functions_show_their_settings():
 def test_every_recipe_is_valid():
     assert recipe_names() == sorted(path.stem for path in RECIPES)
     for name in recipe_names():
-        build(TrainConfig, {"data": "d", "run": "r"} | read_recipe(name))
+        for training in members_of(name):
+            build(TrainConfig, {"data": "d", "run": "r"} | read_recipe(training))
+
+
+def test_an_ensemble_is_trained_member_by_member(tmp_path):
+    name = "official-ensemble"
+    with pytest.raises(
+        UserError, match=f"{name} is an ensemble, of a training each: {name}/densenet121-224, "
+    ):
+        read_recipe(name)
+    best = read_recipe("official-best")
+    assert read_recipe(f"{name}/densenet121-320") == best
+    other = read_recipe(f"{name}/convnext_tiny-384")
+    assert other == best | {"model": "convnext_tiny", "learning_rate": 5e-5, "weight_decay": 1e-5}
+    assert read_expected(f"{name}/densenet121-224").image_size == 224
+    assert read_expected(f"{name}/densenet121-320") == read_expected("official-best")
+    with pytest.raises(
+        UserError,
+        match="has no member 'densenet121-22'; did you mean official-ensemble/densenet121-224",
+    ):
+        read_recipe(f"{name}/densenet121-22")
+    place = tmp_path / "mine.yaml"
+    for text, told in (
+        ("members: {a: {epochs: 3}}", "an ensemble has members, two or more, and nothing beside them"),
+        ("members: {a: {epochs: 3}, b: {}}\nepochs: 4", "an ensemble has members, two or more, and nothing"),
+        ("members: {a: 3, b: {}}", "a must hold lines"),
+        ("members: {a: {recipe: official-ensemble}, b: {}}", "its recipe, official-ensemble, is an ensemble itself"),
+        ("members: {a: {recipe: MINE/b}, b: {}}", "there is no such file"),
+        ("members: {a: {epoch: 3}, b: {}}", "unknown setting 'epoch'"),
+    ):  # fmt: skip
+        place.write_text(text.replace("MINE", str(place)))
+        with pytest.raises(UserError, match=told):
+            read_recipe(f"{place}/a")
+    place.write_text("members: {a: {epochs: 3}, b: {}}")
+    assert read_recipe(f"{place}/a") == {"epochs": 3}
 
 
 def test_a_recipe_goes_by_its_name_or_by_a_path(tmp_path, monkeypatch):
@@ -178,9 +212,10 @@ RECIPES = sorted((Path(__file__).parent.parent / "chexspark" / "recipes").glob("
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_says_where_it_comes_from_and_what_to_expect(path):
-    values = read_recipe(str(path))
-    assert values["model"] in MODELS
-    assert values["batch_size"] % values.get("accumulate", 1) == 0
+    for training in members_of(str(path)):
+        values = read_recipe(training)
+        assert values["model"] in MODELS
+        assert values["batch_size"] % values.get("accumulate", 1) == 0
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("Source:" in line for line in head) and any("Expected:" in line for line in head)
 
@@ -188,7 +223,7 @@ def test_a_recipe_is_valid_and_says_where_it_comes_from_and_what_to_expect(path)
 def test_the_recipes_are_those_of_the_papers():
     assert {path.stem for path in RECIPES} == {
         "aidoc-poc", "chexnet", "chexpert", "dell-gpu", "large-batch", "large-batch-lamb", "large-image",
-        "official-best", "surfsara-cyclic",
+        "official-best", "official-ensemble", "surfsara-cyclic",
     }  # fmt: skip
 
 

@@ -5,14 +5,18 @@ import json
 import pandas as pd
 import pytest
 
+from chexspark.config import ReproduceConfig
 from chexspark.errors import UserError
 from chexspark.experiment.nih_release import BOXES, LABELS, TEST, TRAIN_VAL, find_release, part_of
-from chexspark.experiment.reproduce import RECIPES, reproduce
+from chexspark.experiment.reproduce import reproduce, sizes_of
 from chexspark.experiment.reproduce_page import reproduce_page
 from chexspark.experiment.stages import Stages
 from chexspark.findings import FINDINGS
 from chexspark.phantom import write_release
+from chexspark.recipe_files import members_of
 from chexspark.storage import locate
+
+RECIPES = ReproduceConfig.recipes
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +124,19 @@ def found(**more):
         images_per_second=9.0,
         train_seconds=60.0,
     )
+    settings = {"batch_size": 16, "precision": "float32", "scale_learning_rate": "none"}
     recipe = {
-        "size": 224, "settings": {"batch_size": 16, "precision": "float32", "scale_learning_rate": "none"},
-        "random_start": False, "ranks": 2,
+        "weights": [], "random_start": False, "ranks": 2,
         "hosts": 1, "devices": ["CPU"], "seeds": [seed, seed | {"seed": 1, "auroc": 0.79}], "mean": 0.795,
         "deviation": 0.007, "ensemble": figures(0.8123), "rank_hours": 0.1,
     }  # fmt: skip
     return {
         "quick": False, "images": {"train": 10, "val": 2, "test": 3}, "patients": {"train": 9, "val": 2, "test": 3},
         "official": True, "synthetic": False, "store_fingerprint": "f00", "refused": {}, "seconds": {"ingest": 61.0},
-        "recipes": {name: recipe for name in RECIPES}, "versions": {"python": "3.11"},
+        "recipes": {name: recipe | {
+            "members": {name: {"size": 224, "settings": settings}},
+            "seeds": [each | {"recipe": name} for each in recipe["seeds"]],
+        } for name in RECIPES}, "versions": {"python": "3.11"},
     } | more  # fmt: skip
 
 
@@ -141,6 +148,29 @@ def test_the_page_has_every_figure_and_only_published_ones_of_the_same_images():
     other = reproduce_page(found(official=False, quick=True))
     assert "Published" not in other and "Its figures mean nothing" in other
     assert "not all images of NIH" in reproduce_page(found(official=False))
+
+
+def test_the_page_tells_of_an_ensemble_s_members_and_weights():
+    one = found()["recipes"]["chexnet"]
+    settings = one["members"]["chexnet"]
+    both = one | {
+        "members": {"e/a": settings, "e/b": settings | {"size": 320}},
+        "weights": [0.25, 0.75],
+    }
+    page = reproduce_page(found(recipes={"e": both}))
+    assert "weights 0.25, 0.75" in page and "e/b: 32 images of 320×320 per step" in page
+    assert "e/a took 32 images" in page and "e, 2 trainings as an ensemble" in page
+
+
+def test_one_store_serves_the_sizes_of_all_recipes():
+    assert sizes_of(RECIPES, False) == {"chexnet": 224, "official-best": 320}
+    assert sizes_of(RECIPES, True) == {"chexnet": 44, "official-best": 64}
+    assert sizes_of(members_of("official-ensemble"), False) == {
+        "official-ensemble/densenet121-224": 224, "official-ensemble/densenet121-320": 320,
+        "official-ensemble/convnext_tiny-384": 384, "official-ensemble/efficientnetv2_s-384": 384,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="does not say what size"):
+        sizes_of(["large-batch"], False)
 
 
 @pytest.mark.parametrize("weights", [None, "imagenet"])

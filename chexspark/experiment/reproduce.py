@@ -1,13 +1,13 @@
 """NIH's folder in, a page and a JSON file with every figure out. Runs on the driver.
 
-Both recipes are trained over several seeds on NIH's official lists, evaluated and reported, each alone and all seeds of a
-recipe as an ensemble. What is there already is kept: the same command goes on where an earlier one ended.
+The recipes are trained over several seeds on NIH's official lists, evaluated and reported, each alone and all trainings
+of a recipe as an ensemble. What is there already is kept: the same command goes on where an earlier one ended.
 """
 
 import json
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,14 +20,16 @@ from chexspark.errors import UserError
 from chexspark.evaluation.job import evaluate
 from chexspark.evaluation.published_aurocs import OFFICIAL_IMAGES
 from chexspark.evaluation.report import report
+from chexspark.evaluation.tables import read_evaluation
 from chexspark.experiment.figures import check_training, figures_of, is_scored, none_if_nan
 from chexspark.experiment.nih_release import Release, find_release, part_of
 from chexspark.experiment.reproduce_page import reproduce_page
 from chexspark.experiment.stages import Stages
 from chexspark.ingestion.job import ingest
 from chexspark.lock import Lock
+from chexspark.models import MINIMUM_SIZE
 from chexspark.models.imagenet import RANDOM
-from chexspark.recipe_files import read_expected
+from chexspark.recipe_files import members_of, read_expected
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.history import best_epoch, read_history
 from chexspark.run.lineage import read_lineage
@@ -38,19 +40,30 @@ from chexspark.store.manifest import Manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
-RECIPES = ("chexnet", "official-best")
 QUICK_EPOCHS, QUICK_SIZE = 2, 64  # of a try-out
 SEEDS, QUICK_SEEDS = 3, 2
-NOT_TOLD = ("data", "run", "weights", "seed")  # of settings: paths, and what seeds differ in
+NOT_TOLD = (
+    "data",
+    "run",
+    "weights",
+    "seed",
+    "size",
+)  # of settings: paths, and what seeds differ in
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A recipe trained with one seed."""
+    """A recipe, or a member of one, trained with one seed."""
 
     recipe: str
     seed: int
     run: RunFolder
+    size: int  # of the images that its network takes, pixels
+
+    @property
+    def stage(self) -> str:
+        """What its training is called."""
+        return f"{self.recipe}, seed {self.seed}"
 
 
 @takes(ReproduceConfig)
@@ -62,8 +75,10 @@ def reproduce(spark: SparkSession | None, config: ReproduceConfig) -> dict[str, 
     out, release = locate(config.out), find_release(config.nih)
     if config.quick:
         out = out / "quick"  # the whole experiment may follow in the same folder
-    for name in RECIPES:
-        check_training(settings_of(config, name, 0, "store", "run"))
+    members = {recipe: members_of(recipe) for recipe in dict.fromkeys(config.recipes)}
+    sizes = sizes_of([name for names in members.values() for name in names], config.quick)
+    for name in sizes:
+        check_training(settings_of(config, name, 0, "store", "run", sizes))
     out.make_directory(config.private)
     with Lock(out, "--out", "reproduction"):
         stages = Stages(out / "stages.json")
@@ -71,24 +86,21 @@ def reproduce(spark: SparkSession | None, config: ReproduceConfig) -> dict[str, 
             (out / "part").make_directory()
             release = part_of(release, out / "part")
         spark = start_session(spark, "reproduce")
-        sizes = {name: size_of(name, config) for name in RECIPES}
-        stores = {
-            size: ingested(spark, stages, release, out, size, config)
-            for size in sorted(set(sizes.values()))
-        }
+        store = ingested(spark, stages, release, out, max(sizes.values()), config)
         trained = [
-            train_and_score(spark, config, stages, out, stores[sizes[name]], name, seed)
+            train_and_score(spark, config, stages, out, store, name, seed, sizes)
             for seed in range(seeds_of(config))
-            for name in RECIPES
+            for name in sizes
         ]
-        together = {name: [each for each in trained if each.recipe == name] for name in RECIPES}
-        ensembles = {
-            name: score_together(spark, config, stages, out, stores[sizes[name]], name, runs)
-            for name, runs in together.items()
+        together = {
+            recipe: [each for each in trained if each.recipe in names]
+            for recipe, names in members.items()
         }
-        found = summary(
-            config, read_manifest(stores[max(stores)]), together, ensembles, sizes, stages.seconds
-        )
+        ensembles = {
+            recipe: score_together(spark, config, stages, out, store, recipe, runs)
+            for recipe, runs in together.items()
+        }
+        found = summary(config, read_manifest(store), together, ensembles, stages.seconds)
         (out / "reproduction.json").write_text(json.dumps(found, indent=1) + "\n")
         (out / "reproduction.html").write_text(reproduce_page(found))
     log.info("written: %s, %s", out / "reproduction.html", out / "reproduction.json")
@@ -96,9 +108,9 @@ def reproduce(spark: SparkSession | None, config: ReproduceConfig) -> dict[str, 
 
 
 def settings_of(
-    config: ReproduceConfig, name: str, seed: int, store: str, run: str
+    config: ReproduceConfig, name: str, seed: int, store: str, run: str, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The settings of a training, beside its recipe's."""
+    """The settings of a training, beside its recipe's. `sizes`: as `sizes_of` returns them."""
     given: dict[str, Any] = {
         "recipe": name,
         "data": store,
@@ -106,6 +118,8 @@ def settings_of(
         "seed": seed,
         "private": config.private,
     }
+    if sizes[name] < max(sizes.values()):  # which the store has
+        given["size"] = sizes[name]
     if config.num_proc:
         given["num_proc"] = config.num_proc
     if config.weights or config.quick:
@@ -113,12 +127,21 @@ def settings_of(
     return given | ({"epochs": QUICK_EPOCHS} if config.quick else {})
 
 
-def size_of(name: str, config: ReproduceConfig) -> int:
-    """The size of the images that a recipe is trained on, pixels. Raises UserError for one that does not say it."""
-    size = QUICK_SIZE if config.quick else read_expected(name).image_size
-    if size is None:
-        raise UserError(f"--recipe={name} does not say what size its images have")
-    return size
+def sizes_of(names: Sequence[str], quick: bool) -> dict[str, int]:
+    """The size of the images that the network of each recipe takes, pixels; small ones in a try-out.
+
+    Raises UserError for one that does not say it.
+    """
+    sizes = {}
+    for name in names:
+        size = read_expected(name).image_size
+        if size is None:
+            raise UserError(f"--recipe={name} does not say what size its images have")
+        sizes[name] = size
+    if not quick:
+        return sizes
+    largest = max(sizes.values())
+    return {name: max(MINIMUM_SIZE, QUICK_SIZE * size // largest) for name, size in sizes.items()}
 
 
 def seeds_of(config: ReproduceConfig) -> int:
@@ -148,61 +171,54 @@ def ingested(
 
 
 def train_and_score(
-    spark: SparkSession,
-    config: ReproduceConfig,
-    stages: Stages,
-    out: Location,
-    store: Location,
-    name: str,
-    seed: int,
-) -> Trained:
+    spark: SparkSession, config: ReproduceConfig, stages: Stages, out: Location, store: Location,
+    name: str, seed: int, sizes: Mapping[str, int],
+) -> Trained:  # fmt: skip
     """A recipe trained with a seed, evaluated on the test list and reported, as far as that is not done."""
-    run = run_folder(str(out / "runs" / f"{name}-seed-{seed}"))
-    given = settings_of(config, name, seed, str(store), str(run))
-    stages.run(f"train {name}, seed {seed}", lambda: train(spark, **given))
+    run = run_folder(str(out / "runs" / f"{folder_name(name)}-seed-{seed}"))
+    trained = Trained(name, seed, run, sizes[name])
+    given = settings_of(config, name, seed, str(store), str(run), sizes)
+    stages.run(f"train {trained.stage}", lambda: train(spark, **given))
     if not (is_scored(run, [run]) and run.report.is_file()):
         stages.run(
-            f"evaluate {name}, seed {seed}",
+            f"evaluate {trained.stage}",
             lambda: evaluate(spark, data=str(store), run=(str(run),), private=config.private),
         )
         report(run=(str(run),))
-    return Trained(name, seed, run)
+    return trained
+
+
+def folder_name(recipe: str) -> str:
+    """What a folder of a recipe, or a member of one, is called."""
+    return recipe.replace("/", "-")
 
 
 def score_together(
-    spark: SparkSession,
-    config: ReproduceConfig,
-    stages: Stages,
-    out: Location,
-    store: Location,
-    name: str,
-    trained: Sequence[Trained],
-) -> RunFolder | None:
-    """All seeds of a recipe as an ensemble; None for a single one."""
+    spark: SparkSession, config: ReproduceConfig, stages: Stages, out: Location, store: Location,
+    recipe: str, trained: Sequence[Trained],
+) -> RunFolder | None:  # fmt: skip
+    """All trainings of a recipe as an ensemble, weighed where its members differ; None for a single one."""
     if len(trained) < 2:
         return None
-    together, runs = run_folder(str(out / "ensembles" / name)), [each.run for each in trained]
+    together, runs = run_folder(str(out / "ensembles" / recipe)), [each.run for each in trained]
     if not (is_scored(together, runs) and together.report.is_file()):
         stages.run(
-            f"evaluate {name}, all seeds",
+            f"evaluate {recipe}, all together",
             lambda: evaluate(
-                spark,
-                data=str(store),
-                run=tuple(map(str, runs)),
-                out=str(together),
-                private=config.private,
+                spark, data=str(store), run=tuple(map(str, runs)), out=str(together), private=config.private,
+                fit_weights=len({each.recipe for each in trained}) > 1,
             ),
-        )
+        )  # fmt: skip
         report(run=(str(together), str(runs[0])))
     return together
 
 
 def summary(
     config: ReproduceConfig, manifest: Manifest, trained: dict[str, list[Trained]],
-    ensembles: dict[str, RunFolder | None], sizes: dict[str, int], seconds: dict[str, float],
+    ensembles: dict[str, RunFolder | None], seconds: dict[str, float],
 ) -> dict[str, Any]:  # fmt: skip
     """What the JSON file holds: no name of a host, a path or a patient."""
-    first = read_lineage(trained[RECIPES[0]][0].run)
+    first = read_lineage(next(iter(trained.values()))[0].run)
     test = manifest.splits["test"]
     return {
         "quick": config.quick,
@@ -213,8 +229,7 @@ def summary(
         "store_fingerprint": manifest.fingerprint,
         "refused": manifest.quarantined,
         "recipes": {
-            name: {"size": sizes[name]} | recipe_figures(runs, ensembles[name], seconds)
-            for name, runs in trained.items()
+            name: recipe_figures(runs, ensembles[name], seconds) for name, runs in trained.items()
         },
         "seconds": seconds,
         "versions": {
@@ -231,19 +246,30 @@ def recipe_figures(
     """Of one recipe: each seed's figures, their mean and spread, and the ensemble's."""
     seeds = [seed_figures(each, seconds) for each in runs]
     aurocs = [each["auroc"] for each in seeds if each["auroc"] is not None]
-    _, settings = read_settings(runs[0].run)
+    members = {each.recipe: member_facts(each) for each in runs}
     ranks = read_lineage(runs[0].run)["ranks"]
     return {
-        "settings": {key: value for key, value in settings.items() if key not in NOT_TOLD},
-        "random_start": settings.get("weights") in (None, RANDOM),
+        "members": members,
+        "random_start": any(member["random_start"] for member in members.values()),
         "ranks": len(ranks), "hosts": len({rank["host"] for rank in ranks}),
         "devices": sorted({rank["device"] for rank in ranks}),
         "seeds": seeds,
         "mean": statistics.mean(aurocs) if aurocs else None,
         "deviation": statistics.stdev(aurocs) if len(aurocs) > 1 else None,
         "ensemble": None if ensemble is None else figures_of(ensemble),
+        "weights": [] if ensemble is None else read_evaluation(ensemble)["test"].get("weights", []),
         "rank_hours": sum(each["train_seconds"] for each in seeds) * len(ranks) / 3600,
     }  # fmt: skip
+
+
+def member_facts(trained: Trained) -> dict[str, Any]:
+    """How one of a recipe's trainings was made, whatever its seed."""
+    _, settings = read_settings(trained.run)
+    return {
+        "size": trained.size,
+        "settings": {key: value for key, value in settings.items() if key not in NOT_TOLD},
+        "random_start": settings.get("weights") in (None, RANDOM),
+    }
 
 
 def seed_figures(trained: Trained, seconds: dict[str, float]) -> dict[str, Any]:
@@ -251,10 +277,10 @@ def seed_figures(trained: Trained, seconds: dict[str, float]) -> dict[str, Any]:
     history = read_history(trained.run)
     best = best_epoch(history)
     return {
-        "seed": trained.seed, "epochs": len(history), "best_epoch": int(best["epoch"]) + 1,
+        "recipe": trained.recipe, "seed": trained.seed, "epochs": len(history), "best_epoch": int(best["epoch"]) + 1,
         "val_auroc": none_if_nan(best["val_auroc"]),
         "images_per_second": float(history["images_per_second"].iloc[1:].median())
         if len(history) > 1 else float(history["images_per_second"].iloc[0]),
-        "train_seconds": seconds[f"train {trained.recipe}, seed {trained.seed}"],
+        "train_seconds": seconds[f"train {trained.stage}"],
         **figures_of(trained.run),
     }  # fmt: skip

@@ -40,8 +40,9 @@ def reproduce_page(found: Mapping[str, Any]) -> str:
 
 def headline_of(name: str, recipe: Mapping[str, Any]) -> tuple[str, float | None]:
     """The figure that a recipe stands for: its ensemble's, or its seeds' mean."""
+    kind = "seeds" if len(recipe["members"]) == 1 else "trainings"
     if recipe["ensemble"]:
-        return f"{name}, {len(recipe['seeds'])} seeds as an ensemble", recipe["ensemble"]["auroc"]
+        return f"{name}, {len(recipe['seeds'])} {kind} as an ensemble", recipe["ensemble"]["auroc"]
     return name, recipe["mean"]
 
 
