@@ -121,7 +121,10 @@ def say(notes: Iterable[str | None]) -> None:
 
 
 def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluation:
-    """Score a split of a store with the best models of runs; metrics, comparison and maps."""
+    """Score a split of a store with the best models of runs; metrics, comparison and maps.
+
+    Raises UserError for what the user can mend.
+    """
     store, runs = locate(config.data or ""), different_runs(config.run)
     out = run_folder(config.out) if config.out else runs[0]
     manifest = read_manifest(store)
