@@ -294,7 +294,10 @@ def run_job(*flags):
     [
         (["--data", "{folder}"], "is not a chexspark store"),
         (["--data", "{store}", "--num-proc", "999"], "--num-proc is 999, but Spark has"),
-        (["--data", "{store}", "--num-proc", "1", "--run", "/proc/run"], "--run /proc/run cannot be written"),
+        pytest.param(
+            ["--data", "{store}", "--num-proc", "1", "--run", "/proc/run"], "--run /proc/run cannot be written",
+            marks=pytest.mark.slow,
+        ),
     ],
 )  # fmt: skip
 def test_a_fault_is_one_line_and_exit_code_2(store, tmp_path, flags, message):

@@ -26,7 +26,7 @@ def test_each_notebook_is_tested():
 @pytest.mark.notebook
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "estimator")) for n in SMALLER]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "chexnet")) for n in SMALLER]
 )
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -238,6 +238,7 @@ def patients(s3):
     return split_of, names
 
 
+@pytest.mark.slow
 def test_a_folder_that_grows_night_by_night(images, spark, tmp_path, wait_for):
     """By README's command, each night the same; while one is at work, and after one that was killed within its writing."""
     local = ingest(spark, images=str(images / "images"), labels=str(images / "Data_Entry_2017.csv"),
