@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import small_network
 from scipy.stats import ttest_rel
 
 from chexspark.config import AblateConfig
@@ -13,17 +14,6 @@ from chexspark.experiment.ablation import ablate, effect, paired, settings_of
 from chexspark.experiment.ablation_page import ablation_page, ablation_text, verdict
 from chexspark.experiment.levers import read_levers
 from chexspark.storage import locate
-
-SMALL = """
-import tf_keras as keras
-from chexspark.models.input_output import TORCH, gray_input
-
-def build(size, findings):
-    inputs, features = gray_input(size, TORCH)
-    features = keras.layers.Conv2D(8, 3, 2, activation="relu")(features)
-    features = keras.layers.GlobalAveragePooling2D()(features)
-    return keras.Model(inputs, keras.layers.Dense(findings, name="logits")(features))
-"""
 
 
 def levers_in(tmp_path, text):
@@ -155,10 +145,9 @@ def test_a_whole_ablation_is_measured_once_and_its_figures_are_those_of_its_runs
     monkeypatch.setattr("chexspark.experiment.ablation.IMAGES", 150)
     monkeypatch.setattr("chexspark.experiment.ablation.SIZE", 32)
     place, out = tmp_path / "levers.yaml", tmp_path / "out"
-    (tmp_path / "small_network.py").write_text(SMALL)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    network = small_network.written(tmp_path, monkeypatch)
     place.write_text(
-        "base: {model: small_network:build, epochs: 1, batch_size: 16, threads: 1}\n"
+        f"base: {{model: {network}, epochs: 1, batch_size: 16, threads: 1}}\n"
         "levers:\n  mirror: {flip: true}\n  tta: {tta: 'flip,crops'}\n"
     )
     given = {"out": str(out), "levers": str(place), "seeds": 2, "num_proc": 1}

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import small_network
 
 from chexspark import evaluate, explain, export, ingest, predict, train
 from chexspark.cluster.job import check_inputs
@@ -24,17 +25,6 @@ from chexspark.reduction import reduced
 from chexspark.run.best import model_preparation, save_best
 from chexspark.run.folder import run_folder
 from chexspark.settings import build
-
-SMALL = """
-import tf_keras as keras
-from chexspark.models.input_output import TORCH, gray_input
-
-def build(size, findings):
-    inputs, features = gray_input(size, TORCH)
-    features = keras.layers.Conv2D(8, 3, 2, activation="relu")(features)
-    features = keras.layers.GlobalAveragePooling2D()(features)
-    return keras.Model(inputs, keras.layers.Dense(findings, name="logits")(features))
-"""
 
 
 def test_a_pixel_is_the_mean_of_the_area_that_it_covers():
@@ -128,13 +118,12 @@ def test_lineage_and_model_must_tell_of_one_size(untrained_run):
 
 @pytest.mark.slow
 def test_a_run_of_a_smaller_size_is_scored_shown_and_exported_alike(spark, tmp_path, monkeypatch):
-    (tmp_path / "small_net.py").write_text(SMALL)
-    monkeypatch.syspath_prepend(str(tmp_path))
     folder, store = tmp_path / "nih", tmp_path / "store"
     write_release(out=str(folder), images=80, size=96, seed=2)
     ingest(spark, images=str(folder / "images"), labels=str(folder / "Data_Entry_2017.csv"),
            boxes=str(folder / "BBox_List_2017.csv"), split_lists=str(folder), split="official", out=str(store), size=64)  # fmt: skip
-    runs, network = [str(tmp_path / "small"), str(tmp_path / "whole")], "small_net:build"
+    runs = [str(tmp_path / "small"), str(tmp_path / "whole")]
+    network = small_network.written(tmp_path, monkeypatch)
     common = {
         "data": str(store),
         "model": network,

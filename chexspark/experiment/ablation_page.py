@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
-from jinja2 import ChoiceLoader, Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from chexspark.drawing import ACCENT, ALARM, FAINT, STYLE, spoken, svg_of
-from chexspark.progress import duration
+from chexspark.experiment.pages import auroc_text, render
 
 NOTHING = "no difference seen"
 
@@ -33,11 +32,6 @@ def signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.4f}".replace("-", "−")
 
 
-def auroc_text(value: float | None) -> str:
-    """An AUROC, for people."""
-    return "–" if value is None else f"{value:.4f}"
-
-
 def ablation_text(found: Mapping[str, Any]) -> str:
     """A line per lever."""
     width = max(4, *(len(name) for name in found["levers"])) + 2
@@ -55,20 +49,11 @@ def ablation_text(found: Mapping[str, Any]) -> str:
 
 def ablation_page(found: Mapping[str, Any]) -> str:
     """The page. `found`: as `ablation.summary` returns it."""
-    pages = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("chexspark.experiment", "."), PackageLoader("chexspark.evaluation", ".")]
-        ),
-        autoescape=True, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    pages.filters |= {
-        "duration": duration, "spoken": spoken, "auroc": auroc_text, "signed": signed, "verdict": verdict,
-        "changes": changes_text,
-    }  # fmt: skip
     levers = found["levers"].values()
     findings = list(next(iter(levers))["findings"])
-    return pages.get_template("ablation.html.jinja").render(
-        found=found, findings=findings, picture=picture(found),
+    filters = {"signed": signed, "verdict": verdict, "changes": changes_text}
+    return render(
+        "ablation.html.jinja", filters, found=found, findings=findings, picture=picture(found),
         helping=sum(verdict(lever) == "higher" for lever in levers),
         nothing=[name for name, lever in found["levers"].items() if verdict(lever) == NOTHING],
     )  # fmt: skip

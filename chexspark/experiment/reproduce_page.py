@@ -7,28 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
-from jinja2 import ChoiceLoader, Environment, PackageLoader
 from matplotlib.figure import Figure
 
-from chexspark.drawing import ACCENT, FAINT, SECOND, STYLE, spoken, svg_of
+from chexspark.drawing import ACCENT, FAINT, SECOND, STYLE, svg_of
 from chexspark.evaluation.published_aurocs import PUBLISHED
+from chexspark.experiment.pages import render
 from chexspark.findings import FINDINGS
-from chexspark.progress import duration
 
 
 def reproduce_page(found: Mapping[str, Any]) -> str:
     """The page. `found`: as `reproduce.summary` returns it."""
-    pages = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("chexspark.experiment", "."), PackageLoader("chexspark.evaluation", ".")]
-        ),
-        autoescape=True, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    pages.filters |= {"duration": duration, "spoken": spoken, "auroc": auroc_text}
     same = [source for source in PUBLISHED if source.official] if found["official"] else []
     headlines = [headline_of(name, recipe) for name, recipe in found["recipes"].items()]
     best = max(headlines, key=lambda pair: pair[1] or 0.0)
-    return pages.get_template("reproduce.html.jinja").render(
+    return render(
+        "reproduce.html.jinja",
+        {},
         found=found,
         best=best,
         findings=FINDINGS,
@@ -44,11 +38,6 @@ def headline_of(name: str, recipe: Mapping[str, Any]) -> tuple[str, float | None
     if recipe["ensemble"]:
         return f"{name}, {len(recipe['seeds'])} {kind} as an ensemble", recipe["ensemble"]["auroc"]
     return name, recipe["mean"]
-
-
-def auroc_text(value: float | None) -> str:
-    """An AUROC, for people."""
-    return "–" if value is None else f"{value:.4f}"
 
 
 def picture(found: Mapping[str, Any], published: list) -> str:
