@@ -107,7 +107,7 @@ def test_a_model_says_its_findings_and_keras_loads_it(tmp_path):
     save_best(model, run, {"epoch": 0}, NAMES, HOW)
     promote(run)
     assert model_findings(run.best_model) == tuple(NAMES)
-    assert model_preparation(run.best_model) == HOW
+    assert model_preparation(run.best_model) == (HOW, HOW.size)
     loaded = keras.models.load_model(run.best_model.path, safe_mode=True)
     for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)

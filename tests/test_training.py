@@ -258,7 +258,7 @@ def test_a_run_is_on_the_findings_of_its_store(own_store, tmp_path, findings):
     names = ["Lung_Opacity", "Mass", "Line_Tube", "Gr__e", "Hernia"][: len(findings)]
     assert columns == [f"val_auroc_{name}" for name in names]
     assert model_findings(run.best_model) == findings
-    assert model_preparation(run.best_model) == manifest.preparation
+    assert model_preparation(run.best_model) == (manifest.preparation, manifest.image_size)
     assert training.network.steps.model.output_shape == (None, len(findings))
     row = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
     assert row["val_auroc"] == pytest.approx(

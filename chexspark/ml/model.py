@@ -144,7 +144,8 @@ class ChestXrayModel(Model, SettingParams, MLReadable, MLWritable):
         }
 
     def getKerasModel(self) -> Any:
-        """The network with its weights, as a Keras model of logits. Loads TensorFlow into this process."""
+        """The network with its weights, as a Keras model of logits, of images as its run shows them to it: those of a
+        run of ``--size`` are reduced before. Loads TensorFlow into this process."""
         check_run(self.run)
         return load_keras(self.best_model(), "/CPU:0")
 

@@ -108,8 +108,10 @@ def model_preparation(place: Location) -> tuple[Preparation, int] | None:
     """
     facts = read_member(place, IMAGE_MEMBER)
     try:
+        if facts is None:
+            return None
         if not isinstance(facts, dict):
-            return None if facts is None else (Preparation.of(facts), 0)
+            raise ValueError("it is no object")
         size = facts.pop(NETWORK_SIZE, facts.get("size"))
         preparation = Preparation.of(facts)
         check_network_size(size, preparation)
