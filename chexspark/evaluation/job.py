@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 from typing import NamedTuple, cast
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -183,7 +184,9 @@ def evaluate_runs(spark: SparkSession | None, config: EvaluateConfig) -> Evaluat
     if against is not None:
         write_comparison(scored, against, config.bootstrap, out)
     tell_figures(out, figures(measured.whole, split.name))
-    write_maps(spark, split, Mapper(models[0], config.batch_size), table, measured.whole, out)
+    heaviest = int(np.argmax(scoring.weights)) if scoring.weights else 0
+    mapper = Mapper(models[heaviest], config.batch_size)
+    write_maps(spark, split, mapper, table, measured.whole, out)
     return result(spark, out, split.name)
 
 

@@ -49,7 +49,7 @@ def picture(found: Mapping[str, Any], published: list) -> str:
         for place, (_, recipe) in enumerate(recipes):
             known = [seed["auroc"] for seed in recipe["seeds"] if seed["auroc"] is not None]
             axes.plot(known, [place] * len(known), "o", ms=5, color=ACCENT, alpha=0.7,
-                      label="a seed" if place == 0 else None)  # fmt: skip
+                      label="a training" if place == 0 else None)  # fmt: skip
             together = recipe["ensemble"]
             if together and together["auroc"] is not None:
                 if together["low"] is not None:
@@ -61,7 +61,7 @@ def picture(found: Mapping[str, Any], published: list) -> str:
                         alpha=0.5,
                     )
                 axes.plot(together["auroc"], place + 0.22, "D", ms=6, color=SECOND,
-                          label="all seeds together, 95 % interval" if place == 0 else None)  # fmt: skip
+                          label="all together, 95 % interval" if place == 0 else None)  # fmt: skip
         for number, source in enumerate(published):
             axes.axvline(source.mean, color=FAINT, lw=1, ls=":", zorder=0,
                          label="published, same images" if number == 0 else None)  # fmt: skip
@@ -69,4 +69,4 @@ def picture(found: Mapping[str, Any], published: list) -> str:
         axes.set_ylim(len(recipes) - 0.4, -0.5)
         axes.set_xlabel("mean AUROC, test")
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-        return svg_of(figure, "mean AUROC of each recipe's seeds and of their ensemble")
+        return svg_of(figure, "mean AUROC of each recipe's trainings and of their ensemble")
