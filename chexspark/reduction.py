@@ -1,6 +1,5 @@
 """Stored images made smaller for a network that was trained at less than their size. Pure numpy; runs anywhere."""
 
-import cv2
 import numpy as np
 
 
@@ -15,6 +14,8 @@ def reduced(images: np.ndarray, size: int) -> np.ndarray:
         return images
     if side < size:
         raise ValueError(f"images of {side} pixels are smaller than {size}")
+    import cv2  # loaded where images are reduced: a rank that takes them as they are starts without it
+
     made = np.empty((len(images), size, size), np.uint8)
     for image, place in zip(images, made, strict=True):
         cv2.resize(
