@@ -150,6 +150,12 @@ def test_the_page_has_every_figure_and_only_published_ones_of_the_same_images():
     assert "not all images of NIH" in reproduce_page(found(official=False))
 
 
+def test_a_training_whose_rate_is_not_known_has_a_dash():
+    one = found()["recipes"]["chexnet"]
+    seeds = [each | {"images_per_second": None} for each in one["seeds"]]
+    assert "9.0</td>" not in reproduce_page(found(recipes={"chexnet": one | {"seeds": seeds}}))
+
+
 def test_the_page_tells_of_an_ensemble_s_members_and_weights():
     one = found()["recipes"]["chexnet"]
     settings = one["members"]["chexnet"]

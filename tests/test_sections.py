@@ -119,6 +119,9 @@ def test_a_training_in_figures():
     assert (found["epochs"], found["best_epoch"], found["val_auroc"]) == (2, 2, 0.5)
     assert (found["ranks"], found["hosts"], found["devices"]) == (3, 2, "CPU")
     assert (found["time"], found["rate"]) == ("2:02", 4)
+    # An epoch that was resumed after its last step has no rate.
+    rates = {(NAN, 4.0): 4, (5.0, NAN): 5, (5.0, NAN, 7.0): 7, (NAN,): None}
+    assert {each: trained(rates=each).rate for each in rates} == rates
     assert found["shares"] == [("input", 0.25)], "a share that no epoch tells is not shown"
     assert training_sections.training_facts(None) is None
 
@@ -127,6 +130,7 @@ def test_scaling_compares_runs_of_the_same_kind():
     four = trained("/four", (30.0,), ranks=4)
     two = trained("/two", (20.0,), ranks=2)
     others = [two, four, trained("/net", ranks=8, model="resnet50"), trained("/big", size=64)]
+    others.append(trained("/unknown", (NAN,), ranks=1))
     rows = training_sections.scaling_rows(four, others)
     assert [(r["run"], r["ranks"], r["rate"], r["efficiency"]) for r in rows] == [
         ("/two", 2, 20.0, 1.0), ("/four", 4, 30.0, 0.75),

@@ -82,7 +82,9 @@ def rows_of(table: pd.DataFrame, notes: Mapping[str, Any]) -> list[ScalingRow]:
     """A row per number of ranks. `table`: as `curves` returns it; `notes`: the study's."""
     predicted = {each["ranks"]: each["images_per_second"] for each in notes.get("forecast", [])}
     rows: list[ScalingRow] = []
-    for ranks, part in table[table["epoch"] > 0].groupby("ranks"):
+    # An epoch that was resumed after its last step has no rate.
+    rated = table[(table["epoch"] > 0) & table["images_per_second"].notna()]
+    for ranks, part in rated.groupby("ranks"):
         ranks, rate = int(ranks), float(part["images_per_second"].median())
         first = rows[0] if rows else None
         took = [notes.get(each.name) for each in trainings([ranks])]

@@ -54,7 +54,7 @@ def figure(value: float | None, digits: int = 3, signed: bool = False) -> str:
     """A number for a cell; a dash where there is none."""
     if value is None or pd.isna(value):
         return "–"
-    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return f"{value:+,.{digits}f}" if signed else f"{value:,.{digits}f}"
 
 
 def for_markdown(name: str) -> str:

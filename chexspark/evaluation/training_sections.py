@@ -15,6 +15,7 @@ from chexspark.evaluation.tables import records_of
 from chexspark.preparation import FITTED, STRETCH
 from chexspark.progress import duration
 from chexspark.run import history_charts
+from chexspark.run.history import typical_rate
 from chexspark.run.lineage import Lineage, network_size_of
 
 SHARES = {"input_share": "input", "compute_share": "compute", "allreduce_share": "allreduce"}
@@ -35,10 +36,9 @@ class Trained:
         return len(self.lineage.get("ranks", [])) or 1
 
     @property
-    def rate(self) -> float:
-        """Images per second of the median epoch but the first, which compiles."""
-        later = self.history["images_per_second"].iloc[1:]
-        return float((later if len(later) else self.history["images_per_second"]).median())
+    def rate(self) -> float | None:
+        """Images per second of the median epoch, as of `typical_rate`."""
+        return typical_rate(self.history)
 
 
 def training_contents(trained: Trained | None, others: Sequence[Trained]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class TrainingFacts(TypedDict):
     hosts: int
     devices: str
     time: str
-    rate: float  # images per second
+    rate: float | None  # images per second
     shares: list[tuple[str, float]]  # of the step time
     rows: list[dict[str, Any]]  # of the history
 
@@ -164,7 +164,7 @@ class ScalingRow(TypedDict):
 
 
 def scaling_rows(trained: Trained | None, others: Sequence[Trained]) -> list[ScalingRow]:
-    """Ranks, rate and efficiency of runs of the same model and image size, fewest ranks first."""
+    """Ranks, rate and efficiency of runs of the same model and image size whose rate is known, fewest ranks first."""
     if trained is None or not others:
         return []
 
@@ -172,12 +172,13 @@ def scaling_rows(trained: Trained | None, others: Sequence[Trained]) -> list[Sca
         return run.settings.get("model"), network_size_of(run.lineage)
 
     same = {run.run: run for run in [trained, *others] if kind(run) == kind(trained)}
-    ordered = sorted(same.values(), key=lambda run: run.ranks)
-    first = ordered[0].rate / ordered[0].ranks
+    rated = [(run, run.rate) for run in sorted(same.values(), key=lambda run: run.ranks)]
+    known = [(run, rate) for run, rate in rated if rate is not None]
     return [
-        {"run": run.run, "ranks": run.ranks, "rate": run.rate,
-         "batch": run.settings.get("batch_size"), "efficiency": run.rate / run.ranks / first}
-        for run in ordered
+        {"run": run.run, "ranks": run.ranks, "rate": rate,
+         "batch": run.settings.get("batch_size"),
+         "efficiency": rate / run.ranks / (known[0][1] / known[0][0].ranks)}
+        for run, rate in known
     ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from chexspark.models import MINIMUM_SIZE
 from chexspark.models.imagenet import RANDOM
 from chexspark.recipe_files import members_of, read_expected
 from chexspark.run.folder import RunFolder, run_folder
-from chexspark.run.history import best_epoch, read_history
+from chexspark.run.history import best_epoch, read_history, typical_rate
 from chexspark.run.lineage import read_lineage
 from chexspark.run.settings import read_settings
 from chexspark.session import start_session
@@ -279,8 +279,7 @@ def seed_figures(trained: Trained, seconds: dict[str, float]) -> dict[str, Any]:
     return {
         "recipe": trained.recipe, "seed": trained.seed, "epochs": len(history), "best_epoch": int(best["epoch"]) + 1,
         "val_auroc": none_if_nan(best["val_auroc"]),
-        "images_per_second": float(history["images_per_second"].iloc[1:].median())
-        if len(history) > 1 else float(history["images_per_second"].iloc[0]),
+        "images_per_second": typical_rate(history),
         "train_seconds": seconds[f"train {trained.stage}"],
         **figures_of(trained.run),
     }  # fmt: skip

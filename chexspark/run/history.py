@@ -104,6 +104,17 @@ def checked(table: pa.Table) -> pa.Table:
     return table
 
 
+def typical_rate(history: pd.DataFrame) -> float | None:
+    """Images per second of the median epoch but the first, which compiles; of the first, where no other is known.
+
+    An epoch that was resumed after its last step has none. None: no epoch has one.
+    """
+    rates = history["images_per_second"]
+    later = rates.iloc[1:].dropna()
+    known = later if len(later) else rates.dropna()
+    return float(known.median()) if len(known) else None
+
+
 def best_epoch(history: pd.DataFrame) -> pd.Series:
     """The row of the best epoch, whose model is ``RUN/best``. Raises UserError where there is none."""
     if not history["best"].any():
