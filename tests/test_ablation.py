@@ -135,6 +135,12 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
     place.write_text("base: {model: nobody:build}\nlevers: {a: {flip: true}}\n")
     with pytest.raises(UserError, match="nobody"):
         ablate(None, out=str(tmp_path / "out"), levers=str(place))
+    place.write_text("base: {batch_size: 16}\nlevers: {a: {accumulate: 3}}\n")
+    with pytest.raises(UserError, match="--accumulate 3 does not divide it"):
+        ablate(None, out=str(tmp_path / "out"), levers=str(place))
+    place.write_text("base: {batch_size: 16}\nlevers: {a: {size: 100}}\n")
+    with pytest.raises(UserError, match="--size 100 is more than the 64 pixels"):
+        ablate(None, out=str(tmp_path / "out"), levers=str(place))
     assert not (tmp_path / "out").exists()
 
 

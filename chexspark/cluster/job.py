@@ -317,6 +317,24 @@ def check_custom(config: TrainConfig, cost: NetworkCost) -> None:
         )
 
 
+def check_sizes(config: TrainConfig, stored: int) -> None:
+    """Raise UserError for sizes of images and batches that do not go together. `stored`: of the store's images, pixels."""
+    if stored < MINIMUM_SIZE:
+        raise UserError(
+            f"--data={config.data}: networks take images of {MINIMUM_SIZE} pixels or more"
+        )
+    if config.size and config.size > stored:
+        raise UserError(
+            f"--size={config.size} is more than the {stored} pixels of the images in --data={config.data}: "
+            f"give at most that, or ingest with --size={config.size}"
+        )
+    if config.batch_size % config.accumulate:
+        raise UserError(
+            f"--batch-size={config.batch_size} cannot be worked through in equal parts: "
+            f"--accumulate={config.accumulate} does not divide it"
+        )
+
+
 def check_inputs(
     config: TrainConfig,
 ) -> tuple[TrainConfig, Manifest, ResolvedTraining | None, Code | None]:
@@ -329,21 +347,10 @@ def check_inputs(
     store, run = locate(config.data), run_folder(config.run)
     manifest = read_manifest(store)
     check_files(store, manifest, ("train", "val"))
-    if manifest.image_size < MINIMUM_SIZE:
-        raise UserError(f"--data={store}: networks take images of {MINIMUM_SIZE} pixels or more")
-    if config.size and config.size > manifest.image_size:
-        raise UserError(
-            f"--size={config.size} is more than the {manifest.image_size} pixels of the images in --data={store}: "
-            f"give at most that, or ingest with --size={config.size}"
-        )
+    check_sizes(config, manifest.image_size)
     if config.size == manifest.image_size:
         config = dataclasses.replace(config, size=None)
     size = config.size or manifest.image_size
-    if config.batch_size % config.accumulate:
-        raise UserError(
-            f"--batch-size={config.batch_size} cannot be worked through in equal parts: "
-            f"--accumulate={config.accumulate} does not divide it"
-        )
     earlier = earlier_settings(run)
     if not earlier:
         check_start(config)

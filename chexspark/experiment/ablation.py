@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 from scipy.stats import t as student
 
 from chexspark.arguments import takes
-from chexspark.cluster.job import train
+from chexspark.cluster.job import check_sizes, train
 from chexspark.config import AblateConfig
 from chexspark.errors import UserError
 from chexspark.evaluation.job import evaluate
@@ -49,9 +49,11 @@ def ablate(spark: SparkSession | None, config: AblateConfig) -> Finding:
     """
     out, levers = locate(config.out), read_levers(config.levers)
     store = locate(config.data) if config.data else out / "store"
+    manifest = read_manifest(store) if config.data else None
     for lever in (None, *levers.levers):
-        check_training(settings_of(config, levers, lever, 0, store, out))
-    if config.data and not read_manifest(store).splits[config.split].images:
+        given = check_training(settings_of(config, levers, lever, 0, store, out))
+        check_sizes(given, manifest.image_size if manifest else SIZE)
+    if manifest and not manifest.splits[config.split].images:
         raise UserError(f"--split={config.split} of {store} has no images")
     out.make_directory(config.private)
     with Lock(out, "--out", "ablation"):
