@@ -10,7 +10,7 @@ from scipy.stats import ttest_rel
 
 from chexspark.config import AblateConfig
 from chexspark.errors import UserError
-from chexspark.experiment.ablation import ablate, effect, paired, settings_of
+from chexspark.experiment.ablation import ablate, effect, paired, settings_of, without_paths
 from chexspark.experiment.ablation_page import ablation_page, ablation_text, verdict
 from chexspark.experiment.levers import read_levers
 from chexspark.storage import locate
@@ -125,6 +125,13 @@ def test_page_and_table_tell_help_harm_and_nothing():
     assert "<b>1 of 3</b>" in page and "0.2 would seem to" in page and page.count("<svg") == 1
     assert "chosen on the test split" in page and "10 % of the labels" in page
     assert "chosen on the test split" not in ablation_page(figures | {"split": "val"})
+
+
+def test_no_path_is_shown():
+    given = {"recipe": "/home/me/r.yaml", "weights": "/home/me/w.h5", "epochs": 3}
+    assert without_paths(given) == {"recipe": "a file", "weights": "a file", "epochs": 3}
+    known = {"recipe": "official-ensemble/densenet121-224", "weights": "imagenet"}
+    assert without_paths(known) == known
 
 
 def test_mistakes_are_told_before_anything_is_written(tmp_path):

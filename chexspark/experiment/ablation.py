@@ -27,7 +27,9 @@ from chexspark.experiment.levers import BASE, Lever, Levers, read_levers
 from chexspark.experiment.stages import Stages
 from chexspark.ingestion.job import ingest
 from chexspark.lock import Lock
+from chexspark.models.imagenet import IMAGENET, RANDOM
 from chexspark.phantom import write_release
+from chexspark.recipe_files import recipe_names
 from chexspark.run.folder import RunFolder, run_folder
 from chexspark.run.lineage import read_lineage
 from chexspark.session import start_session
@@ -177,16 +179,27 @@ def summary(
         "images": {name: split.images for name, split in manifest.splits.items()},
         "seeds": config.seeds, "ranks": len(first["ranks"]),
         "base": {
-            "settings": {name: value for name, value in levers.base.items() if name != "weights"},
+            "settings": without_paths(levers.base),
             "aurocs": [each["auroc"] for each in base], "mean": mean_of([each["auroc"] for each in base]),
         },
         "levers": {
-            lever.name: {"changes": lever.settings or {"tta": ",".join(lever.tta)}} | effect(figures[lever.name], base)
+            lever.name: {"changes": without_paths(lever.settings) or {"tta": ",".join(lever.tta)}} | effect(figures[lever.name], base)
             for lever in levers.levers
         },
         "seconds": sum(seconds.values()),
         "versions": {"chexspark": first["chexspark"], "python": first["python"], **first["packages"]},
     }  # fmt: skip
+
+
+def without_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they may be shown to others: a file is called one, and not by its path."""
+    known = {"weights": (IMAGENET, RANDOM), "recipe": recipe_names()}
+    return {
+        name: "a file"
+        if name in known and str(value).partition("/")[0] not in known[name]
+        else value
+        for name, value in settings.items()
+    }
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
