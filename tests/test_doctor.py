@@ -293,7 +293,9 @@ def run_job(*flags):
     "flags, message",
     [
         (["--data", "{folder}"], "is not a chexspark store"),
-        (["--data", "{store}", "--num-proc", "999"], "--num-proc is 999, but Spark has"),
+        pytest.param(
+            ["--data", "{store}", "--num-proc", "999"], "--num-proc is 999, but Spark has", marks=pytest.mark.slow
+        ),
         pytest.param(
             ["--data", "{store}", "--num-proc", "1", "--run", "/proc/run"], "--run /proc/run cannot be written",
             marks=pytest.mark.slow,
