@@ -574,7 +574,7 @@ class ReproduceConfig:
         "try everything on a part of the images, small, for two epochs, from random weights", "experiment", False
     )  # fmt: skip
     recipes: tuple[str, ...] = setting(
-        "which recipes are trained; official-ensemble is four networks", "experiment", ("chexnet", "official-best"),
+        "which recipes are trained, all at once, since they share a store; official-ensemble is four networks", "experiment", ("chexnet", "official-best"),
         listed=True, choices=("chexnet", "official-best", "official-ensemble"))  # fmt: skip
     seeds: int | None = setting(
         "trainings of each recipe; by default 3, of a try-out 2", "experiment", None, minimum=1)  # fmt: skip

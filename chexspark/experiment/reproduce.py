@@ -42,13 +42,8 @@ log = logging.getLogger(__name__)
 
 QUICK_EPOCHS, QUICK_SIZE = 2, 64  # of a try-out
 SEEDS, QUICK_SEEDS = 3, 2
-NOT_TOLD = (
-    "data",
-    "run",
-    "weights",
-    "seed",
-    "size",
-)  # of settings: paths, and what seeds differ in
+# Of settings: paths, and what seeds differ in.
+NOT_TOLD = ("data", "run", "weights", "seed", "size")
 
 
 @dataclass(frozen=True)
