@@ -221,7 +221,7 @@ class TrainConfig:
     label_smoothing: float = setting("0.1: train towards 0.05 and 0.95", "recipe", 0.0,
                                      minimum=0, maximum=0.5)  # fmt: skip
     ema: float | None = setting(
-        "validate and keep a moving average of the weights, with this decay per step", "recipe",
+        "validate and keep a moving average of the weights, with this decay per step, and a lower one in the first steps", "recipe",
         None, above=0, maximum=0.99999)  # fmt: skip
     best_by: str = setting(
         "what of the validation split makes an epoch the best: the highest mean AUROC, or the lowest "

@@ -103,10 +103,16 @@ def test_the_moving_average_follows_the_weights(one):
     for count in range(1, STEPS + 1):
         trail.append(first_steps(count, one))
     expected = trail[0]
-    for weights in trail[1:]:
-        expected = [0.5 * e + 0.5 * w for e, w in zip(expected, weights, strict=True)]
+    # Less than 0.5 as long as few steps are taken: (1 + n) / (10 + n) after step n.
+    for decay, weights in zip((2 / 11, 3 / 12, 4 / 13), trail[1:], strict=True):
+        expected = [decay * e + (1 - decay) * w for e, w in zip(expected, weights, strict=True)]
     for ours, plain in zip(averages, expected, strict=True):
         np.testing.assert_allclose(ours, plain, atol=1e-6)
+    *_, (low, *_) = three_steps(ALONE, one, ema=0.2)
+    first = trail[0][0]
+    for decay, weights in zip((2 / 11, 0.2, 0.2), trail[1:], strict=True):
+        first = decay * first + (1 - decay) * weights[0]
+    np.testing.assert_allclose(low, first, atol=1e-6)
 
 
 def first_steps(count, ring):

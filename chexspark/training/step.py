@@ -190,7 +190,10 @@ class Steps:
         if self.settings.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self.settings.clip_norm)
         self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
-        decay = self.settings.ema or 0.0  # without it nothing is tracked
+        # Lower in the first steps, as of `tf.train.ExponentialMovingAverage` with its `num_updates`: an average that
+        # begins at the first weights would otherwise keep them for a thousand steps at 0.999.
+        taken = tf.cast(self.optimizer.iterations, tf.float32)
+        decay = tf.minimum(self.settings.ema or 0.0, (1 + taken) / (10 + taken))
         for average, variable in zip(self.averages, self.tracked, strict=True):
             average.assign_sub((1 - decay) * (average - variable))
         if self.settings.scale_loss:
